@@ -1,0 +1,381 @@
+"""The one door to array libraries: which namespace, device and dtype, and the few shims.
+
+This is the only module of the package that names a framework. Nothing here imports one that the
+caller has not imported already: an array of a library can only exist once the library is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from visreg_core._typing import Array, Device, DType, Namespace
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+_COMPAT_MODULE = {
+    "numpy": "array_api_compat.numpy",
+    "torch": "array_api_compat.torch",
+    "cupy": "array_api_compat.cupy",
+    "jax": "jax.numpy",
+    "array_api_strict": "array_api_strict",
+}
+
+
+# --- which library, which device, which dtype ---------------------------------------------------
+
+
+def library(x: object) -> str:
+    """Name of the library that `x` is an array of; TypeError if it is not an array we know."""
+    if isinstance(x, np.ndarray | np.generic):
+        return "numpy"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return "torch"
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(x, jax.Array):
+        return "jax"
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return "cupy"
+    if type(x).__module__.split(".")[0] == "array_api_strict":
+        return "array_api_strict"
+    raise TypeError(
+        f"expected an array of {', '.join(_COMPAT_MODULE)}; found {type(x).__module__}."
+        f"{type(x).__qualname__}"
+    )
+
+
+def is_array(x: object) -> bool:
+    """Whether `x` is an array (or tracer) of a library this package knows."""
+    try:
+        library(x)
+    except TypeError:
+        return False
+    return True
+
+
+def namespace(*arrays: Array | None) -> Namespace:
+    """Array-API namespace shared by `arrays` (None is skipped).
+
+    Raises TypeError where two libraries meet and ValueError where two devices do, naming both.
+    """
+    given = [x for x in arrays if x is not None]
+    libraries = [library(x) for x in given]
+    for other in libraries[1:]:
+        if other != libraries[0]:
+            raise TypeError(
+                "expected all arrays from one library; found "
+                f"{libraries[0]} and {other}: convert one of them explicitly"
+            )
+    devices = [str(d) for d in map(device, given) if d is not None]
+    for other in devices[1:]:
+        if other != devices[0]:
+            raise ValueError(
+                f"expected all arrays on one device; found {devices[0]} and {other}: "
+                "move one of them explicitly"
+            )
+    return importlib.import_module(_COMPAT_MODULE[libraries[0]])
+
+
+def as_namespace(xp: Any) -> Namespace:
+    """The namespace this package uses for a library named by any of its namespaces.
+
+    `numpy`, `torch`, `jax.numpy`, `jax`, `cupy`, `array_api_strict` and array-api-compat's
+    wrappers are all understood; None is NumPy.
+    """
+    full = "numpy" if xp is None else getattr(xp, "__name__", type(xp).__name__)
+    parts = full.split(".")
+    root = parts[1] if parts[0] == "array_api_compat" and len(parts) > 1 else parts[0]
+    if root not in _COMPAT_MODULE:
+        raise TypeError(
+            f"expected xp to be a namespace of {', '.join(_COMPAT_MODULE)}; found {full}"
+        )
+    return importlib.import_module(_COMPAT_MODULE[root])
+
+
+def name(xp: Namespace) -> str:
+    """Library's name of a namespace returned by `namespace` or `as_namespace`."""
+    parts = xp.__name__.split(".")
+    return parts[1] if parts[0] == "array_api_compat" else parts[0]
+
+
+def device(x: Array) -> Device:
+    """Device of `x`; None where it has no single one (a traced or sharded JAX array)."""
+    if isinstance(x, np.generic):
+        return None
+    if library(x) == "jax":
+        jax = sys.modules["jax"]
+        if isinstance(x, jax.core.Tracer):
+            return None
+        devices = x.devices()
+        return next(iter(devices)) if len(devices) == 1 else None
+    return x.device
+
+
+def on_device(x: Array) -> dict[str, Any]:
+    """Keyword argument that creates an array beside `x`; empty where the library decides."""
+    where = device(x)
+    return {} if where is None else {"device": where}
+
+
+def dtype_name(x_or_dtype: Any) -> str:
+    """ "float32", "bfloat16", … for an array or a dtype of any library."""
+    dtype = getattr(x_or_dtype, "dtype", x_or_dtype)
+    if isinstance(dtype, type) and issubclass(dtype, np.generic):
+        dtype = np.dtype(dtype)
+    # str(torch.float32) is 'torch.float32', str(np.dtype("float32")) is 'float32'
+    return str(dtype).rsplit(".", 1)[-1]
+
+
+def compute_dtype(xp: Namespace, x: Array) -> DType:
+    """float64 for float64 input, float32 for everything narrower."""
+    return xp.float64 if dtype_name(x) == "float64" else xp.float32
+
+
+def default_float(xp: Namespace) -> DType:
+    """The library's own default floating dtype (NumPy float64, Torch float32, …)."""
+    if name(xp) == "torch":
+        return xp.get_default_dtype()
+    if name(xp) == "jax":
+        return xp.zeros(0).dtype
+    return xp.float64
+
+
+def cast(xp: Namespace, x: Array, dtype: DType) -> Array:
+    """`x` in `dtype`, without a copy where it has it already."""
+    return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
+# --- crossing to the host ------------------------------------------------------------------------
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Host NumPy array with the values of `x` (detached; a view where the library allows)."""
+    which = library(x)
+    if which == "torch":
+        x = x.detach().cpu()
+        return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()
+    if which == "cupy":
+        return x.get()
+    return np.asarray(x)
+
+
+def from_numpy(
+    xp: Namespace, a: np.ndarray, *, device: Device = None, dtype: DType = None
+) -> Array:
+    """Host array as an array of `xp`."""
+    if device is None:
+        return xp.asarray(a, dtype=dtype)
+    return xp.asarray(a, dtype=dtype, device=device)
+
+
+# --- automatic differentiation and tracing -------------------------------------------------------
+
+
+def stop_gradient(x: Array) -> Array:
+    """`x` as a constant for the library's automatic differentiation."""
+    which = library(x)
+    if which == "torch":
+        return x.detach()
+    if which == "jax":
+        return sys.modules["jax"].lax.stop_gradient(x)
+    return x
+
+
+def requires_grad(x: Array) -> bool:
+    """Whether `x` is a torch tensor that autograd follows (other libraries cannot tell)."""
+    return library(x) == "torch" and x.requires_grad
+
+
+def is_compiling(xp: Namespace) -> bool:
+    """Whether torch is tracing a graph, in which host code would break it."""
+    return name(xp) == "torch" and sys.modules["torch"].compiler.is_compiling()
+
+
+# --- shims: what the standard lacks --------------------------------------------------------------
+
+
+def ndtri(xp: Namespace, p: Array) -> Array:
+    """Gaussian quantile Φ⁻¹(p), elementwise, on the device of `p`."""
+    which = name(xp)
+    if which == "torch":
+        return xp.special.ndtri(p)
+    if which == "jax":
+        return importlib.import_module("jax.scipy.special").ndtri(p)
+    if which == "cupy":
+        return importlib.import_module("cupyx.scipy.special").ndtri(p)
+    special = importlib.import_module("scipy.special")
+    return from_numpy(xp, special.ndtri(np.asarray(p)), dtype=p.dtype)
+
+
+def put_last(xp: Namespace, index: Array, values: Array) -> Array:
+    """out[..., index[..., i]] = values[..., i] for a permutation `index` of the last axis."""
+    which = name(xp)
+    if which == "numpy":
+        out = np.empty_like(values)
+        np.put_along_axis(out, index, values, axis=-1)
+        return out
+    if which == "torch":
+        return xp.empty_like(values).scatter(-1, index, values)
+    if which == "jax":
+        return xp.put_along_axis(xp.empty_like(values), index, values, axis=-1, inplace=False)
+    if which == "cupy":
+        out = xp.empty_like(values)
+        xp.put_along_axis(out, index, values, axis=-1)
+        return out
+    return xp.take_along_axis(values, xp.argsort(index, axis=-1), axis=-1)
+
+
+def add_last(xp: Namespace, size: int, index: Array, values: Array) -> Array:
+    """out[..., j] = Σ of values[..., i] over i with index[..., i] = j, for j < size."""
+    which = name(xp)
+    shape = (*values.shape[:-1], size)
+    if which == "torch":
+        zeros = xp.zeros(shape, dtype=values.dtype, device=values.device)
+        return zeros.scatter_add(-1, index, values)
+    if which == "jax":
+        flat_index = xp.reshape(index, (-1, index.shape[-1]))
+        rows = xp.arange(flat_index.shape[0])[:, None]
+        zeros = xp.zeros((flat_index.shape[0], size), dtype=values.dtype)
+        out = zeros.at[rows, flat_index].add(xp.reshape(values, flat_index.shape))
+        return xp.reshape(out, shape)
+    host = xp if which == "cupy" else np
+    flat_index = host.asarray(index).reshape(-1, index.shape[-1])
+    rows = host.arange(flat_index.shape[0])[:, None] * size
+    total = flat_index.shape[0] * size
+    sums = host.bincount(
+        (flat_index + rows).reshape(-1), host.asarray(values).reshape(-1), minlength=total
+    )
+    return xp.astype(xp.asarray(sums.reshape(shape)), values.dtype)
+
+
+def sum_rows(xp: Namespace, x: Array) -> Array:
+    """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
+
+    NumPy and XLA's CPU backend add the rows of a non-contiguous axis one after the other, so that
+    float32 loses half its digits by N = 1e6: sum blocks first. Torch and CuPy do it by themselves.
+    """
+    n = x.shape[-2]
+    if name(xp) in ("torch", "cupy") or n < 128:
+        return xp.sum(x, axis=-2, keepdims=True, dtype=x.dtype)
+    block = 1 << (n.bit_length() // 2)
+    whole = n - n % block
+    blocks = xp.reshape(
+        x[..., :whole, :], (*x.shape[:-2], whole // block, block, x.shape[-1])
+    )
+    total = xp.sum(xp.sum(blocks, axis=-2, dtype=x.dtype), axis=-2, keepdims=True, dtype=x.dtype)
+    if whole == n:
+        return total
+    return total + xp.sum(x[..., whole:, :], axis=-2, keepdims=True, dtype=x.dtype)
+
+
+def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
+    """a @ b returned in `dtype`, products of the operands' dtype accumulated as wide as can be."""
+    if name(xp) == "jax":
+        return xp.matmul(a, b, preferred_element_type=dtype)
+    return cast(xp, a @ b, dtype)
+
+
+# --- control flow over chunks --------------------------------------------------------------------
+
+
+def accumulate(
+    xp: Namespace,
+    body: Callable[[Array], Sequence[Array]],
+    columns: Array,
+    chunk: int,
+) -> tuple[list[Array], list[Array]]:
+    """Run `body` on successive chunks of the last axis of `columns`.
+
+    `body` returns ``(stacked, summed)``, two lists of arrays: the first are concatenated along
+    their last axis over the chunks, the second added up. On JAX whole chunks run in a scan, so
+    that the compiled program holds one chunk's arrays at a time.
+    """
+    size = columns.shape[-1]
+    starts = list(range(0, size, chunk))
+    if name(xp) == "jax" and size // chunk > 1:
+        lax = sys.modules["jax"].lax
+        whole = size // chunk
+
+        def step(carry: Any, start: Array) -> tuple[Any, Any]:
+            part = lax.dynamic_slice_in_dim(columns, start, chunk, axis=-1)
+            stacked, summed = body(part)
+            return [c + s for c, s in zip(carry, summed, strict=True)], stacked
+
+        shapes = sys.modules["jax"].eval_shape(body, columns[..., :chunk])
+        zeros = [xp.zeros(s.shape, s.dtype) for s in shapes[1]]
+        summed, stacked = lax.scan(step, zeros, xp.arange(whole) * chunk)
+        # (chunks, ..., chunk) -> (..., chunks * chunk)
+        stacked = [
+            xp.reshape(xp.moveaxis(s, 0, -2), (*s.shape[1:-1], whole * s.shape[-1]))
+            for s in stacked
+        ]
+        starts = starts[whole:]
+    else:
+        stacked, summed = body(columns[..., : min(chunk, size)])
+        starts = starts[1:]
+    pieces = [[s] for s in stacked]
+    for start in starts:
+        more, added = body(columns[..., start : min(start + chunk, size)])
+        for piece, m in zip(pieces, more, strict=True):
+            piece.append(m)
+        summed = [s + a for s, a in zip(summed, added, strict=True)]
+    joined = [p[0] if len(p) == 1 else xp.concat(p, axis=-1) for p in pieces]
+    return joined, list(summed)
+
+
+# Bytes of projections that a chunk may hold: on the host enough to feed one matrix product, on
+# devices enough to fill them.
+_CHUNK_BYTES = {"numpy": 1 << 22}
+_CHUNK_BYTES_DEVICE = 1 << 26
+
+
+def default_chunk(xp: Namespace, row_bytes: int) -> int:
+    """How many slices to project at once when one takes `row_bytes` bytes."""
+    budget = _CHUNK_BYTES.get(name(xp), _CHUNK_BYTES_DEVICE)
+    return max(1, budget // max(row_bytes, 1))
+
+
+# Rows of a chunk worked on by one thread at a time: small enough for a core's own cache.
+_TILE_BYTES = 1 << 18
+
+
+def map_rows(
+    xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array
+) -> tuple[Array, ...]:
+    """`body(*arrays)` for a body that treats every index of the leading axis by itself.
+
+    On NumPy the rows are worked on in cache-sized tiles, spread over threads (NumPy's loops release the
+    interpreter lock); elsewhere `body` sees everything at once.
+    """
+    if name(xp) != "numpy":
+        return body(*arrays)
+    rows = arrays[0].shape[0]
+    row_bytes = max(1, max(a.nbytes for a in arrays) // max(rows, 1))
+    tile = max(1, min(_TILE_BYTES // row_bytes, -(-rows // _threads())))
+    if rows <= tile:
+        return body(*arrays)
+
+    def run(start: int) -> tuple[Array, ...]:
+        return body(*(a[start : start + tile] for a in arrays))
+
+    starts = range(0, rows, tile)
+    if _threads() == 1:
+        parts = [run(s) for s in starts]
+    else:
+        with ThreadPoolExecutor(_threads()) as pool:
+            parts = list(pool.map(run, starts))
+    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+
+
+def _threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
