@@ -1,0 +1,108 @@
+"""Backends, devices and dtypes of the tests.
+
+``backend`` runs a test on every selected backend (JAX with 64-bit types on); ``where`` on every
+selected (backend, dtype), with JAX's 64-bit types on for float64 only, so that what holds in
+float32 holds without them. ``pytest --backend torch`` restricts the list; optional backends
+(cupy, torch-cuda) run only when named.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from tests.backends import OPTIONAL, REQUIRED, Backend
+
+FLOATS = ("float64", "float32")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=[b.value for b in Backend],
+        help="run on this backend only; may be repeated (default: all required backends)",
+    )
+
+
+def pytest_configure(config):
+    for backend in OPTIONAL:
+        config.addinivalue_line("markers", f"{backend.name.lower()}: needs {backend.value}")
+    config.addinivalue_line("markers", "dtypes(*names): dtypes of the `where` fixture")
+    config.addinivalue_line("markers", "backends(*names): backends a test is meant for")
+
+
+def selected(config):
+    chosen = config.getoption("--backend")
+    return [b for b in Backend if b.value in chosen] if chosen else list(REQUIRED)
+
+
+class Where(NamedTuple):
+    """A backend and the dtype of its arrays."""
+
+    backend: Backend
+    dtype: str
+
+    def __str__(self):
+        return f"{self.backend}-{self.dtype}"
+
+    def asarray(self, a, dtype=None):
+        """``a`` as this backend's array; floats in this dtype, other kinds as they are."""
+        a = np.asarray(a)
+        return self.backend.asarray(a, dtype or (self.dtype if a.dtype.kind == "f" else None))
+
+    def to_numpy(self, x):
+        return self.backend.to_numpy(x)
+
+
+def _marks(backend):
+    return [getattr(pytest.mark, backend.name.lower())] if backend in OPTIONAL else []
+
+
+def pytest_generate_tests(metafunc):
+    wanted = metafunc.definition.get_closest_marker("backends")
+    backends = [
+        b for b in selected(metafunc.config) if wanted is None or b.value in wanted.args
+    ]
+    if "backend" in metafunc.fixturenames:
+        params = [pytest.param(b, marks=_marks(b), id=str(b)) for b in backends]
+        metafunc.parametrize("backend", params, indirect=True)
+    if "where" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("dtypes")
+        dtypes = marker.args if marker else FLOATS
+        params = [
+            pytest.param(Where(b, d), marks=_marks(b), id=f"{b}-{d}")
+            for b in backends
+            for d in dtypes
+            if b.supports(d)
+        ]
+        metafunc.parametrize("where", params, indirect=True)
+
+
+@pytest.fixture
+def backend(request):
+    with request.param.precision("float64"):
+        yield request.param
+
+
+@pytest.fixture
+def where(request):
+    with request.param.backend.precision(request.param.dtype):
+        yield request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20261123)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _strictest_array_api():
+    """array-api-strict at its strictest: no boolean indexing, no data-dependent shapes."""
+    import array_api_strict
+
+    array_api_strict.set_array_api_strict_flags(
+        boolean_indexing=False, data_dependent_shapes=False
+    )
+    yield
+    array_api_strict.reset_array_api_strict_flags()
