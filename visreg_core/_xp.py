@@ -28,6 +28,12 @@ _COMPAT_MODULE = {
 }
 
 
+def _module(full_name: str) -> Any:
+    """An imported module; looked up first, because torch cannot trace an import."""
+    found = sys.modules.get(full_name)
+    return importlib.import_module(full_name) if found is None else found
+
+
 # --- which library, which device, which dtype ---------------------------------------------------
 
 
@@ -81,7 +87,7 @@ def namespace(*arrays: Array | None) -> Namespace:
                 f"expected all arrays on one device; found {devices[0]} and {other}: "
                 "move one of them explicitly"
             )
-    return importlib.import_module(_COMPAT_MODULE[libraries[0]])
+    return _module(_COMPAT_MODULE[libraries[0]])
 
 
 def as_namespace(xp: Any) -> Namespace:
@@ -97,7 +103,7 @@ def as_namespace(xp: Any) -> Namespace:
         raise TypeError(
             f"expected xp to be a namespace of {', '.join(_COMPAT_MODULE)}; found {full}"
         )
-    return importlib.import_module(_COMPAT_MODULE[root])
+    return _module(_COMPAT_MODULE[root])
 
 
 def name(xp: Namespace) -> str:
@@ -127,9 +133,10 @@ def on_device(x: Array) -> dict[str, Any]:
 
 def dtype_name(x_or_dtype: Any) -> str:
     """ "float32", "bfloat16", … for an array or a dtype of any library."""
-    dtype = getattr(x_or_dtype, "dtype", x_or_dtype)
-    if isinstance(dtype, type) and issubclass(dtype, np.generic):
+    dtype = x_or_dtype
+    if isinstance(dtype, type):
         dtype = np.dtype(dtype)
+    dtype = getattr(dtype, "dtype", dtype)
     # str(torch.float32) is 'torch.float32', str(np.dtype("float32")) is 'float32'
     return str(dtype).rsplit(".", 1)[-1]
 
@@ -208,10 +215,10 @@ def ndtri(xp: Namespace, p: Array) -> Array:
     if which == "torch":
         return xp.special.ndtri(p)
     if which == "jax":
-        return importlib.import_module("jax.scipy.special").ndtri(p)
+        return _module("jax.scipy.special").ndtri(p)
     if which == "cupy":
-        return importlib.import_module("cupyx.scipy.special").ndtri(p)
-    special = importlib.import_module("scipy.special")
+        return _module("cupyx.scipy.special").ndtri(p)
+    special = _module("scipy.special")
     return from_numpy(xp, special.ndtri(np.asarray(p)), dtype=p.dtype)
 
 

@@ -1,0 +1,247 @@
+"""Random directions that are the same on every array library, at any world size, after any resume.
+
+A counter-based generator (Threefry-2x32 with 20 rounds; Salmon, Moraes, Dror & Shaw 2011, "Parallel
+random numbers: as easy as 1, 2, 3") maps a key and a counter to two 32-bit words, so that every
+element can be computed alone. Layout of the stream:
+
+======== ===================================== =======================================
+word     holds                                 range
+======== ===================================== =======================================
+key 0    ``seed``                              0 … 2³² − 1
+key 1    ``step``                              0 … 2³² − 1
+counter0 slice k (or sample, walker, row, …)   0 … 2³² − 1
+counter1 domain · 2²⁸ + ⌊d / 2⌋                domain 0 … 15, dimension d < 2²⁹
+======== ===================================== =======================================
+
+The two words of one counter make, by Box-Muller, the normals of dimensions 2m and 2m + 1. Each use
+of the stream has a domain of its own (``DOMAIN_*``), so that no two draw the same words.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, Device, DType, Namespace, Scalar
+
+DOMAIN_SLICES = 0
+DOMAIN_WALKS = 1
+DOMAIN_ROWS = 2
+
+SAMPLERS = ("gaussian", "orthogonal")
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_WORD = 1 << 32
+
+
+def threefry2x32(
+    key0: Array, key1: Array, counter0: Array, counter1: Array
+) -> tuple[Array, Array]:
+    """Threefry-2x32, 20 rounds, on arrays of int32 words (two's complement), elementwise.
+
+    Parameters
+    ----------
+    key0, key1, counter0, counter1 : array of int32
+        Words; shapes broadcast. At least one of them must have an axis (scalars of NumPy warn when
+        they wrap).
+
+    Returns
+    -------
+    word0, word1 : array of int32
+        The same bits on every library.
+
+    Notes
+    -----
+    Signed arithmetic that wraps, with a mask after each right shift, is what every library has:
+    unsigned 32-bit integers are not in torch, 64-bit ones not in JAX by default.
+
+    Source: Salmon et al. 2011, Table 2 (rotations) and §4.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zero = np.zeros(1, dtype=np.int32)
+    >>> [hex(int(w[0]) % 2**32) for w in threefry2x32(zero, zero, zero, zero)]
+    ['0x6b200159', '0x99ba4efe']
+    """
+    keys = (key0, key1, key0 ^ key1 ^ _PARITY)
+    x0, x1 = counter0 + key0, counter1 + key1
+    for injection in range(5):
+        for r in _ROTATIONS[injection % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << r) | ((x1 >> (32 - r)) & ((1 << r) - 1))
+            x1 = x1 ^ x0
+        x0 = x0 + keys[(injection + 1) % 3]
+        x1 = x1 + keys[(injection + 2) % 3] + (injection + 1)
+    return x0, x1
+
+
+def uniforms(
+    xp: Namespace,
+    seed: Scalar,
+    step: Scalar,
+    counter0: Array,
+    counter1: Array,
+    *,
+    dtype: DType,
+) -> tuple[Array, Array]:
+    """Two uniforms in (0, 1) per counter, multiples of 2⁻²³ plus 2⁻²⁴: exact in float32."""
+    key0, key1 = _key(xp, "seed", seed, counter0), _key(xp, "step", step, counter0)
+    words = threefry2x32(key0, key1, counter0, counter1)
+    u0, u1 = (xp.astype((w >> 9) & 0x7FFFFF, dtype) for w in words)
+    return (u0 + 0.5) * 2.0**-23, (u1 + 0.5) * 2.0**-23
+
+
+def random_slices(
+    dim: int,
+    n_slices: int,
+    *,
+    seed: Scalar = 0,
+    step: Scalar = 0,
+    start: int = 0,
+    sampler: str = "gaussian",
+    xp: Namespace = None,
+    dtype: DType = None,
+    device: Device = None,
+) -> Array:
+    """Unit directions on the sphere in `dim` dimensions: slices ``start … start + n_slices - 1``.
+
+    Column k depends on (seed, step, k) alone: any process can draw any range by itself, the union
+    over processes is what one process would draw, and a resumed run draws what the uninterrupted
+    one would have drawn.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension D of the embeddings, 1 … 2²⁹.
+    n_slices : int
+        Number K of directions.
+    seed, step : int or integer array of no axes
+        0 … 2³² − 1. Pass the training step as `step` for fresh directions at each. Under
+        ``jax.jit`` and ``torch.compile`` they may be traced.
+    start : int
+        Index of the first slice.
+    sampler : {"gaussian", "orthogonal"}
+        "gaussian": independent uniform directions. "orthogonal": successive blocks of `dim`
+        orthonormal columns, each block Haar distributed (lower variance at equal K).
+    xp : namespace, optional
+        ``numpy`` (default), ``torch``, ``jax.numpy``, ``cupy``, ``array_api_strict`` or a wrapper
+        of one by array-api-compat.
+    dtype : dtype, optional
+        Floating dtype of the library; its default one if not given. Directions are computed and
+        normalised in float32 or wider and cast last.
+    device : device, optional
+        Device of the library.
+
+    Returns
+    -------
+    array of shape (dim, n_slices)
+        Unit columns. The random words are bit-identical on all libraries, the directions agree to
+        a few units in the last place ("orthogonal": times the condition number of a block).
+
+    Raises
+    ------
+    ValueError
+        Where a count is not positive, a range is exceeded, or the sampler is unknown.
+
+    Notes
+    -----
+    Source: VISReg Algorithm 1 (normalised Gaussian columns). "orthogonal" is the QR factorisation
+    of a Gaussian block with the signs that make R's diagonal positive (Mezzadri 2007). A range
+    that ends inside a block factors only the columns up to its end, so that ranges agree to
+    rounding there; "gaussian" ranges agree bit by bit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = random_slices(8, 5, seed=1, step=3)
+    >>> w.shape
+    (8, 5)
+    >>> bool(np.all(w[:, 2:4] == random_slices(8, 2, seed=1, step=3, start=2)))
+    True
+    """
+    _checks.positive_int("dim", dim)
+    _checks.positive_int("n_slices", n_slices)
+    _checks.positive_int("start", start, minimum=0)
+    _checks.choice("sampler", sampler, SAMPLERS)
+    if dim > 1 << 29:
+        raise ValueError(f"expected dim <= 2**29; found {dim}")
+    if start + n_slices > _WORD:
+        raise ValueError(f"expected start + n_slices <= 2**32; found {start + n_slices}")
+    xp = _xp.as_namespace(xp)
+    dtype = _xp.default_float(xp) if dtype is None else dtype
+    work = xp.float64 if _xp.dtype_name(dtype) == "float64" else xp.float32
+    where = {} if device is None else {"device": device}
+
+    def gaussian_columns(first: int, count: int) -> Array:
+        return _gaussian(xp, dim, first, count, seed, step, dtype=work, where=where)
+
+    if sampler == "gaussian":
+        w = gaussian_columns(start, n_slices)
+        w = w / xp.linalg.vector_norm(w, axis=0, keepdims=True)
+    else:
+        blocks = []
+        for first in range(start - start % dim, start + n_slices, dim):
+            last = min(first + dim, start + n_slices)
+            q = orthonormal_columns(xp, gaussian_columns(first, last - first))
+            blocks.append(q[:, max(start - first, 0) :])
+        w = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
+    return _xp.cast(xp, w, dtype)
+
+
+def orthonormal_columns(xp: Namespace, y: Array) -> Array:
+    """Q of the QR factorisation whose R has a positive diagonal: y (..., N, D) with N >= D."""
+    q, r = xp.linalg.qr(y)
+    diagonal = xp.linalg.diagonal(r)[..., None, :]
+    return xp.where(diagonal < 0, -q, q)
+
+
+def _gaussian(
+    xp: Namespace,
+    dim: int,
+    first: int,
+    count: int,
+    seed: Scalar,
+    step: Scalar,
+    *,
+    dtype: DType,
+    where: dict[str, Device],
+) -> Array:
+    """Standard normals (dim, count): column j is slice first + j."""
+    pairs = (dim + 1) // 2
+    k = _int32_range(xp, first, count, where)[None, :]
+    m = _int32_range(xp, DOMAIN_SLICES << 28, pairs, where)[:, None]
+    u0, u1 = uniforms(xp, seed, step, k, m, dtype=dtype)
+    radius = xp.sqrt(-2.0 * xp.log(u0))
+    angle = (2.0 * math.pi) * u1
+    normals = xp.stack([radius * xp.cos(angle), radius * xp.sin(angle)], axis=1)
+    return xp.reshape(normals, (2 * pairs, count))[:dim, :]
+
+
+def _int32_range(xp: Namespace, first: int, count: int, where: dict[str, Device]) -> Array:
+    """first, first + 1, … as wrapped int32 words."""
+    return xp.arange(count, dtype=xp.int32, **where) + _signed(first)
+
+
+def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
+    """A key word as an int32 array that broadcasts with the counters."""
+    if isinstance(value, np.integer):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < _WORD:
+            raise ValueError(f"expected {argument} in 0 ... 2**32 - 1; found {value}")
+        return xp.zeros_like(beside) + _signed(value)
+    if tuple(getattr(value, "shape", (0,))) != () or "int" not in _xp.dtype_name(value):
+        raise TypeError(
+            f"expected {argument} to be an integer or an integer array of no axes; "
+            f"found {type(value).__name__}"
+        )
+    return xp.reshape(xp.astype(value, xp.int32), (1, 1))
+
+
+def _signed(word: int) -> int:
+    """The int32 with the bits of a 32-bit word."""
+    return word - _WORD if word >= _WORD // 2 else word
