@@ -1,0 +1,50 @@
+# make demo     report on and compare two real embeddings; needs Python >= 3.11 and nothing else
+# make test     the whole test suite         ARGS="--backend torch -k slices" is passed to pytest
+# make check    linter and type checker
+# make docs     HTML documentation, warnings are errors
+# make bench    benchmarks, written to docs/benchmarks/*.json
+# make clean    remove everything that these made
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+RUN := $(VENV)/bin/python -m
+
+.PHONY: demo test check docs bench clean
+
+demo: $(VENV)/.installed-report
+	$(VENV)/bin/python docs/examples/make_digits_embeddings.py demo
+	$(VENV)/bin/visreg report demo/projection.npy --html report.html
+	$(VENV)/bin/visreg compare demo/pixels.npy demo/projection.npy
+
+test: $(VENV)/.installed-test
+	$(RUN) pytest $(ARGS)
+
+check: $(VENV)/.installed-lint
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+docs: $(VENV)/.installed-docs
+	$(RUN) sphinx -b html -W --keep-going docs docs/_build/html
+
+bench: $(VENV)/.installed-test
+	$(RUN) benchmarks
+
+clean:
+	rm -rf $(VENV) demo report.html docs/_build docs/generated
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each extra: installing again is needed only after pyproject.toml or a pin changed.
+# The demonstration takes whatever versions the user's pip finds for his Python; the rest are pinned.
+$(VENV)/.installed-report: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --editable '.[report]'
+	touch $@
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[$*]'
+	touch $@
