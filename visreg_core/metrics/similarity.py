@@ -1,0 +1,242 @@
+"""Similarity of two sets of embeddings of the same items: linear CKA and mutual neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, Namespace
+from visreg_core.metrics._inputs import paired, same_ids
+
+_CKA = ("biased", "unbiased")
+_METRICS = ("cosine", "euclidean")
+
+# Elements of a block of pairwise distances.
+_BLOCK = 1 << 22
+
+
+def linear_cka(
+    x: Array,
+    y: Array,
+    *,
+    convention: str = "biased",
+    ids_x: Sequence[Any] | None = None,
+    ids_y: Sequence[Any] | None = None,
+) -> float:
+    """Linear centred kernel alignment of two sets of embeddings.
+
+    ‖YᵀX‖_F² / (‖XᵀX‖_F ‖YᵀY‖_F) of the centred matrices (Kornblith et al. 2019). It does not
+    change under rotation, isotropic scaling or translation of either set.
+
+    Parameters
+    ----------
+    x, y : array (N, Dx), (N, Dy)
+        Row i the same item in both; any one namespace.
+    convention : str
+        "biased": the formula above, which tends to 1 as D/N grows, even for independent sets.
+        "unbiased": with the unbiased estimator of HSIC (Song et al. 2012, eq. 5; Nguyen et al.
+        2021) in all three places, near 0 for independent sets of any width; needs N ≥ 4.
+    ids_x, ids_y : sequence, optional
+        Ids of the items, compared row by row.
+
+    Returns
+    -------
+    float
+        In [0, 1] for "biased"; NaN where one set is constant (and, for "unbiased", where an
+        estimated variance is not positive).
+
+    Notes
+    -----
+    Nothing of size N × N is kept: N ≥ D works with D × D products, N < D with blocks of Gram
+    matrices. `linear_cka_from_covariances` is the form for streams.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core.metrics import linear_cka
+    >>> x = np.asarray([[0.0, 1.0], [2.0, 0.0], [1.0, 5.0]])
+    >>> round(linear_cka(x, 3.0 * x[:, ::-1] - 7.0), 12)
+    1.0
+    """
+    _checks.choice("convention", convention, _CKA)
+    xp, x, y = paired(x, y, min_rows=2 if convention == "biased" else 4)
+    same_ids(ids_x, ids_y, x.shape[0])
+    x, y = _centred_unit(xp, x), _centred_unit(xp, y)
+    inner = _hsic_sums if convention == "biased" else _hsic_unbiased
+    return _ratio(inner(xp, x, y), inner(xp, x, x), inner(xp, y, y))
+
+
+def linear_cka_from_covariances(cov_xx: Any, cov_yy: Any, cov_xy: Any) -> float:
+    """Linear CKA ("biased") from the blocks of the joint covariance.
+
+    Parameters
+    ----------
+    cov_xx, cov_yy, cov_xy : array_like (Dx, Dx), (Dy, Dy), (Dx, Dy)
+        Covariances, or sums of centred products: any common factor cancels. Works on the host in
+        float64.
+
+    Returns
+    -------
+    float
+        ‖C_xy‖_F² / (‖C_xx‖_F ‖C_yy‖_F); NaN where one set is constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core.metrics import linear_cka_from_covariances
+    >>> c = np.asarray([[2.0, 0.5], [0.5, 1.0]])
+    >>> round(linear_cka_from_covariances(c, c, c), 12)
+    1.0
+    """
+    xx, yy, xy = (np.asarray(c, dtype=np.float64) for c in (cov_xx, cov_yy, cov_xy))
+    dx, dy = xx.shape[0], yy.shape[0]
+    if xx.shape != (dx, dx) or yy.shape != (dy, dy) or xy.shape != (dx, dy):
+        raise ValueError(
+            "expected covariances of shapes (Dx, Dx), (Dy, Dy), (Dx, Dy); "
+            f"found {xx.shape}, {yy.shape}, {xy.shape}"
+        )
+    # Scaled first: squares of covariances may overflow.
+    a, b = float(np.max(np.abs(xx))), float(np.max(np.abs(yy)))
+    if a == 0 or b == 0:
+        return math.nan
+    cross = np.sum((xy / math.sqrt(a) / math.sqrt(b)) ** 2)
+    return float(cross / (np.linalg.norm(xx / a) * np.linalg.norm(yy / b)))
+
+
+def mutual_knn(
+    x: Array,
+    y: Array,
+    k: int = 10,
+    *,
+    metric: str = "cosine",
+    ids_x: Sequence[Any] | None = None,
+    ids_y: Sequence[Any] | None = None,
+) -> float:
+    """Mean share of the k nearest neighbours that an item has in common in both sets.
+
+    (1/N) Σ_i |N_k(x_i) ∩ N_k(y_i)| / k, the item itself left out (Huh et al. 2024). Independent
+    sets give k/(N − 1) on average.
+
+    Parameters
+    ----------
+    x, y : array (N, Dx), (N, Dy)
+        Row i the same item in both; any one namespace.
+    k : int
+        Neighbours, 1 ≤ k ≤ N − 1. Equal distances go by index.
+    metric : str
+        "cosine" or "euclidean". A zero vector has cosine distance 1 to everything.
+    ids_x, ids_y : sequence, optional
+        Ids of the items, compared row by row.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    Notes
+    -----
+    O(N²D) time, by blocks of rows: nothing of size N × N is kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core.metrics import mutual_knn
+    >>> x = np.asarray([[0.0], [1.0], [3.0], [7.0]])
+    >>> mutual_knn(x, -x, k=1, metric="euclidean")
+    1.0
+    """
+    _checks.choice("metric", metric, _METRICS)
+    _checks.positive_int("k", k)
+    xp, x, y = paired(x, y)
+    n = x.shape[0]
+    same_ids(ids_x, ids_y, n)
+    if k > n - 1:
+        raise ValueError(f"expected k <= N - 1 = {n - 1} neighbours; found k = {k}")
+    x, y = _for_metric(xp, x, metric), _for_metric(xp, y, metric)
+    step = max(1, _BLOCK // n)
+    common = 0
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        a = _nearest(xp, x, start, stop, k)
+        b = _nearest(xp, y, start, stop, k)
+        # An index occurs once in a row, so that equal entries count the intersection.
+        both = xp.astype(a[:, :, None] == b[:, None, :], xp.int32)
+        common += int(xp.sum(xp.sum(xp.sum(both, axis=2), axis=1)))
+    return common / (n * k)
+
+
+# --- centred kernel alignment ---------------------------------------------------------------------
+
+
+def _centred_unit(xp: Namespace, x: Array) -> Array:
+    """Centred `x`, divided by its largest element (CKA knows no scale, squares of squares do)."""
+    x = x - x[:1, :]  # a constant column becomes exactly 0, whatever its mean rounds to
+    x = x - _xp.sum_rows(xp, x) / x.shape[0]
+    largest = float(xp.max(xp.abs(x)))
+    return x if largest == 0 else x * 2.0 ** -math.frexp(largest)[1]
+
+
+def _hsic_sums(xp: Namespace, x: Array, y: Array) -> float:
+    """‖XᵀY‖_F² = Σ_ij (XXᵀ)_ij (YYᵀ)_ij, by whichever side is smaller."""
+    n, dx, dy = x.shape[0], x.shape[1], y.shape[1]
+    if dx * dy <= n * (dx + dy):
+        products = xp.matrix_transpose(x) @ y
+        return float(xp.sum(products * products))
+    step = max(1, _BLOCK // n)
+    total = 0.0
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        products = (x[rows, :] @ xp.matrix_transpose(x)) * (y[rows, :] @ xp.matrix_transpose(y))
+        total += float(xp.sum(products))
+    return total
+
+
+def _hsic_unbiased(xp: Namespace, x: Array, y: Array) -> float:
+    """HSIC₁ of Song et al. 2012 for linear kernels, from sums over rows.
+
+    With K̃ = XXᵀ without its diagonal, and L̃ likewise,
+    HSIC₁ = [tr K̃L̃ + (1ᵀK̃1)(1ᵀL̃1)/((n−1)(n−2)) − 2/(n−2) 1ᵀK̃L̃1] / (n(n−3)).
+    On centred x the row sums of XXᵀ vanish and K̃1 = −diag(XXᵀ).
+    """
+    n = x.shape[0]
+    k, m = xp.sum(x * x, axis=1), xp.sum(y * y, axis=1)
+    diagonals = float(xp.sum(k * m))
+    traces = float(xp.sum(k)) * float(xp.sum(m))
+    trace = _hsic_sums(xp, x, y) - diagonals
+    return (trace + traces / ((n - 1) * (n - 2)) - 2.0 * diagonals / (n - 2)) / (n * (n - 3))
+
+
+def _ratio(xy: float, xx: float, yy: float) -> float:
+    if xx <= 0 or yy <= 0:
+        return math.nan
+    return xy / math.sqrt(xx) / math.sqrt(yy)
+
+
+# --- neighbours -----------------------------------------------------------------------------------
+
+
+def _for_metric(xp: Namespace, x: Array, metric: str) -> tuple[Array, Array]:
+    """Rows and offsets b such that b_j − ⟨x_i, x_j⟩ sorts the neighbours j of every i."""
+    if metric == "cosine":
+        largest = xp.max(xp.abs(x), axis=1, keepdims=True)
+        x = x / xp.where(largest > 0, largest, 1.0)
+        norm = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))
+        x = x / xp.where(norm > 0, norm, 1.0)
+        return x, xp.zeros_like(x[:, 0])
+    # |x_i − x_j|² / 2 up to a constant of i; centred, because large means would cancel.
+    x = _centred_unit(xp, x)
+    return x, xp.sum(x * x, axis=1) / 2
+
+
+def _nearest(xp: Namespace, prepared: tuple[Array, Array], start: int, stop: int, k: int) -> Array:
+    """Indices of the k nearest neighbours of rows start … stop − 1, themselves left out."""
+    x, offset = prepared
+    distance = offset[None, :] - x[start:stop, :] @ xp.matrix_transpose(x)
+    index = xp.arange(x.shape[0], **_xp.on_device(x))
+    own = index[None, :] == index[start:stop, None]
+    distance = xp.where(own, math.inf, distance)
+    return xp.argsort(distance, axis=1, stable=True)[:, :k]
