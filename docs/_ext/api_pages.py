@@ -1,7 +1,8 @@
 """Writes one page a public module, and fails the build where a public name is on none of them.
 
-A name is documented on the page of the module that defines it, under the shortest path that
-exports it: what ``visreg_core.__all__`` lists is ``visreg_core.NAME``, wherever its file is.
+A name is documented once, under the shortest path that exports it (what ``visreg_core.__all__``
+lists is ``visreg_core.NAME``), on the page of the module that defines it, or of the one that exports
+it where the defining module is private.
 """
 
 import importlib
@@ -23,27 +24,30 @@ def public_modules():
     return found
 
 
-def exported_names(modules):
-    """{(defining module, name): shortest public path} over the ``__all__`` of all modules."""
-    paths = {}
+def documented_names(modules):
+    """{page's module: [public path of each name on it]} over the ``__all__`` of all modules."""
+    by_name = {module.__name__: module for module in modules}
+    pages, placed = {}, set()
     for module in sorted(modules, key=lambda m: m.__name__.count(".")):
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
-            if not inspect.ismodule(thing):
-                home = getattr(thing, "__module__", module.__name__)
-                paths.setdefault((home, name), f"{module.__name__}.{name}")
-    return paths
+            home = getattr(thing, "__module__", module.__name__)
+            if inspect.ismodule(thing) or (home, name) in placed:
+                continue
+            placed.add((home, name))
+            path = f"{module.__name__}.{name}"
+            pages.setdefault(home if home in by_name else module.__name__, []).append(path)
+    return pages
 
 
-def page(module, paths):
+def page(name, paths):
     """reStructuredText of one module's page."""
-    title = f"``{module.__name__}``"
-    lines = [title, "=" * len(title), "", f".. automodule:: {module.__name__}", ""]
+    title = f"``{name}``"
+    lines = [title, "=" * len(title), "", f".. automodule:: {name}", ""]
     for path in paths:
-        thing = getattr(module, path.rsplit(".", 1)[1])
-        kind = "class" if inspect.isclass(thing) else "function"
-        if not callable(thing):
-            kind = "data"
+        module, attribute = path.rsplit(".", 1)
+        thing = getattr(importlib.import_module(module), attribute)
+        kind = "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
         lines += [f".. auto{kind}:: {path}", ""]
     return "\n".join(lines)
 
@@ -51,24 +55,25 @@ def page(module, paths):
 def write_pages(app):
     folder = Path(app.srcdir) / "generated" / "api"
     folder.mkdir(parents=True, exist_ok=True)
-    modules = public_modules()
-    paths = exported_names(modules)
-    written = set()
-    for module in modules:
-        own = [key for key in paths if key[0] == module.__name__]
-        if own:
-            text = page(module, [paths[key] for key in own])
-            target = folder / f"{module.__name__}.rst"
-            if not target.exists() or target.read_text() != text:
-                target.write_text(text)
-            written.add(target)
-    for stale in set(folder.glob("*.rst")) - written:
+    pages = documented_names(public_modules())
+    for stale in {p for p in folder.glob("*.rst") if p.stem not in pages}:
         stale.unlink()
-    homeless = sorted(p for (home, _), p in paths.items() if folder / f"{home}.rst" not in written)
-    if homeless:
-        raise ExtensionError(f"public names defined in no public module: {', '.join(homeless)}")
+    for name, paths in pages.items():
+        target = folder / f"{name}.rst"
+        text = page(name, paths)
+        if not target.exists() or target.read_text() != text:  # else Sphinx would read it again
+            target.write_text(text)
+
+
+def check_coverage(app, env):
+    """Every public name must have become an object of the documentation."""
+    documented = set(env.domaindata["py"]["objects"])
+    public = {path for paths in documented_names(public_modules()).values() for path in paths}
+    if missing := sorted(public - documented):
+        raise ExtensionError(f"public names without documentation: {', '.join(missing)}")
 
 
 def setup(app):
     app.connect("builder-inited", write_pages)
+    app.connect("env-check-consistency", check_coverage)
     return {"parallel_read_safe": True}

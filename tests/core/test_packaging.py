@@ -1,0 +1,161 @@
+"""What an installation contains, and what importing it costs and touches."""
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import visreg_core
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "visreg_core"
+FRAMEWORKS = {"torch", "jax", "cupy", "tensorflow"}
+HEAVY = FRAMEWORKS | {"scipy", "sklearn", "matplotlib", "networkx", "rich", "jinja2", "pyarrow"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def modules():
+    names = [info.name for info in pkgutil.walk_packages([str(PACKAGE)], "visreg_core.")]
+    return [name for name in names if not name.endswith("__main__")]
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def loaded_after(statement):
+    done = run_python(f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_import_loads_no_framework_and_nothing_heavy():
+    assert loaded_after("import visreg_core") & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", modules())
+def test_no_module_loads_a_framework(name):
+    assert loaded_after(f"import {name}") & FRAMEWORKS == set()
+
+
+def test_import_is_cheap_beside_numpy():
+    """At most 0.1 s above NumPy itself: the best of five, because the machine has other work."""
+    code = (
+        "import time, numpy\nt = time.perf_counter()\nimport visreg_core\n"
+        "print(time.perf_counter() - t)"
+    )
+    seconds = [float(run_python(code).stdout) for _ in range(5)]
+    assert min(seconds) <= 0.1
+
+
+def test_import_has_no_side_effects():
+    done = run_python(
+        "import logging, os, warnings, random\n"
+        "import numpy as np\n"
+        "def state():\n"
+        "    return (dict(os.environ), list(logging.root.handlers), list(warnings.filters),\n"
+        "            random.getstate(), repr(np.random.get_state()), np.geterr())\n"
+        "before = state()\n"
+        "import visreg_core\n"
+        "assert state() == before"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
+def test_only_one_file_names_a_framework(path):
+    tree = ast.parse(path.read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.add(node.module.split(".")[0])
+    assert imported & FRAMEWORKS == set() or path.name == "_xp.py"
+
+
+@pytest.mark.parametrize("package", ["visreg_core", "visreg_core.metrics"])
+def test_all_is_sorted_and_is_what_is_public(package):
+    module = importlib.import_module(package)
+    assert list(module.__all__) == sorted(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
+    public = {
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(thing)
+        and getattr(thing, "__module__", "").startswith("visreg_core")
+    }
+    assert public <= set(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, name
+
+
+def test_version_is_one_number():
+    version = visreg_core.__version__
+    assert importlib.metadata.version("visreg-core") == version
+    assert f"## {version} (" in (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.M)
+
+
+def test_command_is_installed():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="visreg")
+    assert entry.load() is importlib.import_module("visreg_core.cli").main
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    """Built without isolation: nothing is fetched."""
+    build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"visreg_core"}
+    assert "visreg_core/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    sources = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py")}
+    assert sources <= set(names)
+
+
+def test_editable_install_exposes_the_package_alone():
+    """From another folder ``visreg_core`` imports, and the repository's other folders do not."""
+    names = "['visreg_core', 'tests', 'docs', 'adapters', 'benchmarks']"
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['visreg_core']"
+
+
+def test_every_import_of_the_package_is_a_declared_dependency():
+    """Import name to distribution, over all extras that a user can install."""
+    distribution = {"sklearn": "scikit-learn", "ml_dtypes": "ml-dtypes", "cupyx": "cupy-cuda13x"}
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"]]
+    for extra in ("torch", "jax", "cupy", "report", "io"):
+        wanted += project["optional-dependencies"][extra]
+    declared = {re.match(r"[A-Za-z0-9_-]+", w)[0].lower().replace("_", "-") for w in wanted}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in {n.split(".")[0] for n in names} - {"visreg_core"}:
+                if name not in sys.stdlib_module_names:
+                    needed = distribution.get(name, name).lower().replace("_", "-")
+                    assert needed in declared, f"{path.name} imports {name}"
