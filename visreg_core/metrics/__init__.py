@@ -22,9 +22,11 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
     "PowerLaw",
+    "alignment",
     "alpha_req",
     "alpha_req_from_singular_values",
     "condition_number",
@@ -43,4 +45,5 @@ __all__ = [
     "singular_values_from_gram",
     "stable_rank",
     "stable_rank_from_singular_values",
+    "uniformity",
 ]

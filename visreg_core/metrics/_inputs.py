@@ -38,6 +38,20 @@ def paired(x: Array, y: Array, *, min_rows: int = 2) -> tuple[Namespace, Array, 
     return xp, x, y
 
 
+def centred(xp: Namespace, x: Array) -> Array:
+    """`x` minus its column means; exactly 0 for a constant column, whatever its mean rounds to."""
+    x = x - x[:1, :]
+    return x - _xp.sum_rows(xp, x) / x.shape[0]
+
+
+def unit_rows(xp: Namespace, x: Array) -> Array:
+    """Rows of `x` divided by their Euclidean norms, at any scale; zero rows stay zero."""
+    largest = xp.max(xp.abs(x), axis=1, keepdims=True)
+    x = x / xp.where(largest > 0, largest, 1.0)
+    norm = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))
+    return x / xp.where(norm > 0, norm, 1.0)
+
+
 def same_ids(ids_x: Sequence[Any] | None, ids_y: Sequence[Any] | None, n: int) -> None:
     """ValueError unless both lists of item ids are absent, or equal and of length `n`."""
     if ids_x is None and ids_y is None:

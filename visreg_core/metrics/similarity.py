@@ -10,7 +10,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace
-from visreg_core.metrics._inputs import paired, same_ids
+from visreg_core.metrics._inputs import centred, paired, same_ids, unit_rows
 
 _CKA = ("biased", "unbiased")
 _METRICS = ("cosine", "euclidean")
@@ -174,8 +174,7 @@ def mutual_knn(
 
 def _centred_unit(xp: Namespace, x: Array) -> Array:
     """Centred `x`, divided by its largest element (CKA knows no scale, squares of squares do)."""
-    x = x - x[:1, :]  # a constant column becomes exactly 0, whatever its mean rounds to
-    x = x - _xp.sum_rows(xp, x) / x.shape[0]
+    x = centred(xp, x)
     largest = float(xp.max(xp.abs(x)))
     return x if largest == 0 else x * 2.0 ** -math.frexp(largest)[1]
 
@@ -222,11 +221,7 @@ def _ratio(xy: float, xx: float, yy: float) -> float:
 def _for_metric(xp: Namespace, x: Array, metric: str) -> tuple[Array, Array]:
     """Rows and offsets b such that b_j − ⟨x_i, x_j⟩ sorts the neighbours j of every i."""
     if metric == "cosine":
-        largest = xp.max(xp.abs(x), axis=1, keepdims=True)
-        x = x / xp.where(largest > 0, largest, 1.0)
-        norm = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))
-        x = x / xp.where(norm > 0, norm, 1.0)
-        return x, xp.zeros_like(x[:, 0])
+        return unit_rows(xp, x), xp.zeros_like(x[:, 0])
     # |x_i − x_j|² / 2 up to a constant of i; centred, because large means would cancel.
     x = _centred_unit(xp, x)
     return x, xp.sum(x * x, axis=1) / 2

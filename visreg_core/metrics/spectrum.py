@@ -17,7 +17,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array
-from visreg_core.metrics._inputs import matrix, spectrum
+from visreg_core.metrics._inputs import centred, matrix, spectrum
 
 
 class PowerLaw(NamedTuple):
@@ -92,9 +92,7 @@ def singular_values(x: Array, *, center: bool = False) -> np.ndarray:
     xp, x = matrix("x", x)
     n, d = x.shape
     if center:
-        # First by a row, so that a constant column becomes exactly 0, whatever its mean rounds to.
-        x = x - x[:1, :]
-        x = x - _xp.sum_rows(xp, x) / n
+        x = centred(xp, x)
     s = np.array(_xp.to_numpy(xp.linalg.svdvals(x)), dtype=np.float64)
     if center and n <= d:
         s[-1] = 0.0

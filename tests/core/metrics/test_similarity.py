@@ -126,7 +126,8 @@ def test_blocks_of_gram_matrices_add_up(rng, monkeypatch):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_mutual_knn_is_scikit_learns(where, rng, metric, k=7):
+def test_mutual_knn_is_scikit_learns(where, rng, metric):
+    k = 7
     x, y = two_sets(rng, 40, 5, 7)
     x = x + 100.0
 

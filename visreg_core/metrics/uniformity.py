@@ -1,0 +1,154 @@
+"""Alignment of positive pairs and uniformity on the sphere (Wang and Isola 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, Namespace
+from visreg_core.metrics._inputs import centred, matrix, paired, same_ids, unit_rows
+
+_PAIRS = ("distinct", "all")
+
+# Rows of a tile of pairwise distances.
+_TILE = 2048
+
+
+def alignment(
+    x: Array,
+    y: Array,
+    alpha: float = 2.0,
+    *,
+    normalize: bool = True,
+    ids_x: Sequence[Any] | None = None,
+    ids_y: Sequence[Any] | None = None,
+) -> float:
+    """Mean distance of positive pairs, (1/N) Σ_i ‖x_i − y_i‖^α.
+
+    Parameters
+    ----------
+    x, y : array (N, D)
+        Two views of the same items, row by row; any one namespace.
+    alpha : float
+        Exponent, positive; 2 as published.
+    normalize : bool
+        Divide rows by their norms first, as published; zero rows stay zero.
+    ids_x, ids_y : sequence, optional
+        Ids of the items, compared row by row.
+
+    Returns
+    -------
+    float
+        0 for identical views; at most 2^α for normalised ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core.metrics import alignment
+    >>> x = np.asarray([[1.0, 0.0], [0.0, 2.0]])
+    >>> round(alignment(x, np.asarray([[3.0, 0.0], [5.0, 0.0]])), 12)
+    1.0
+    """
+    _positive("alpha", alpha)
+    xp, x, y = paired(x, y)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"expected x and y of one shape; found {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    same_ids(ids_x, ids_y, x.shape[0])
+    if normalize:
+        x, y = unit_rows(xp, x), unit_rows(xp, y)
+    difference = x - y
+    unit = float(xp.max(xp.abs(difference)))  # squares of 1e-30 or 1e30 leave float32
+    if unit == 0:
+        return 0.0
+    distance = xp.sqrt(xp.sum((difference / unit) ** 2, axis=1))
+    return unit**alpha * float(xp.mean(distance**alpha))
+
+
+def uniformity(
+    x: Array, t: float = 2.0, *, normalize: bool = True, convention: str = "distinct"
+) -> float:
+    """Logarithm of the mean Gaussian potential of pairs, log mean exp(−t ‖x_i − x_j‖²).
+
+    Parameters
+    ----------
+    x : array (N, D)
+        Embeddings, any namespace, N ≥ 2.
+    t : float
+        Inverse width, positive; 2 as published.
+    normalize : bool
+        Divide rows by their norms first, as published; zero rows stay zero. Otherwise columns
+        are centred, which changes no distance but keeps its digits.
+    convention : str
+        "distinct": mean over the N(N − 1)/2 pairs i < j, as in the published code. "all": over
+        all N² ordered pairs, an item with itself included, which adds about 1/N to the mean.
+
+    Returns
+    -------
+    float
+        Between −4t (for normalised rows) and 0, which is collapse; lower is more uniform. On a
+        sphere of many dimensions the least possible value tends to −2t.
+
+    Notes
+    -----
+    A log-sum-exp over tiles of the distance matrix: nothing of size N × N is kept and nothing
+    underflows. Squared distances come from inner products, and are good to the rounding unit of
+    the dtype times the largest squared norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core.metrics import uniformity
+    >>> uniformity(np.asarray([[1.0, 0.0], [-1.0, 0.0]]))
+    -8.0
+    """
+    _positive("t", t)
+    _checks.choice("convention", convention, _PAIRS)
+    xp, x = matrix("x", x)
+    x = unit_rows(xp, x) if normalize else centred(xp, x)
+    log_sum = _log_sum_exp(xp, (-t * d2 for d2 in _squared_distances(xp, x)))
+    n = x.shape[0]
+    if convention == "distinct":
+        return log_sum - math.log(n * (n - 1) // 2)
+    twice, own = log_sum + math.log(2), math.log(n)
+    top = max(twice, own)
+    return top + math.log(math.exp(twice - top) + math.exp(own - top)) - 2 * math.log(n)
+
+
+def _squared_distances(xp: Namespace, x: Array) -> Iterator[Array]:
+    """Tiles of ‖x_i − x_j‖² over i < j; ∞ where a tile has other pairs."""
+    n = x.shape[0]
+    half = xp.sum(x * x, axis=1) / 2
+    index = xp.arange(n, **_xp.on_device(x))
+    for top in range(0, n, _TILE):
+        rows = slice(top, min(top + _TILE, n))
+        for left in range(top, n, _TILE):
+            columns = slice(left, min(left + _TILE, n))
+            inner = x[rows, :] @ xp.matrix_transpose(x[columns, :])
+            d2 = 2 * (half[rows, None] + half[None, columns] - inner)
+            d2 = xp.where(d2 > 0, d2, 0.0)
+            if left == top:
+                d2 = xp.where(index[rows, None] < index[None, columns], d2, math.inf)
+            yield d2
+
+
+def _log_sum_exp(xp: Namespace, parts: Iterator[Array]) -> float:
+    """Logarithm of Σ exp over the elements of all parts; they are added up in float64."""
+    top, total = -math.inf, 0.0
+    for part in parts:
+        largest = float(xp.max(part))
+        if largest == -math.inf:
+            continue
+        if largest > top:
+            total *= math.exp(top - largest)
+            top = largest
+        total += float(xp.sum(xp.exp(part - top)))
+    return top + math.log(total)
+
+
+def _positive(argument: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"expected {argument} to be a positive number; found {value!r}")
