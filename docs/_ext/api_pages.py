@@ -43,7 +43,8 @@ def documented_names(modules):
 def page(name, paths):
     """reStructuredText of one module's page."""
     title = f"``{name}``"
-    lines = [title, "=" * len(title), "", f".. automodule:: {name}", ""]
+    # Not in the index: a module and the function it is named for may share a path.
+    lines = [title, "=" * len(title), "", f".. automodule:: {name}", "   :no-index:", ""]
     for path in paths:
         module, attribute = path.rsplit(".", 1)
         thing = getattr(importlib.import_module(module), attribute)

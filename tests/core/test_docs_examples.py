@@ -28,7 +28,7 @@ def docstrings_with_examples():
                 yield pytest.param(test, id=test.name)
 
 
-@pytest.mark.parametrize("test", docstrings_with_examples())
+@pytest.mark.parametrize("test", list(docstrings_with_examples()))
 def test_docstring(test):
     report = []
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)

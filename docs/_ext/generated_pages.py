@@ -1,0 +1,101 @@
+"""Writes the parts of the manual that are facts about the code: support tables, help texts, times."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # for the declarations in tests/
+
+COMMANDS = ("report", "compare", "check")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def markdown_table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def mark(holds):
+    return "✓" if holds else "–"
+
+
+def backends_page():
+    """What the tests are parametrised by: libraries and dtypes, losses and their options."""
+    from tests.backends import OPTIONAL, REQUIRED
+    from tests.cases import CASES, FUNCTIONS
+
+    backends = [*REQUIRED, *OPTIONAL]
+    dtypes = markdown_table(
+        ["library", "tests", *DTYPES],
+        [
+            [f"`{b}`", "always" if b.required else "marked", *(mark(b.supports(d)) for d in DTYPES)]
+            for b in backends
+        ],
+    )
+    functions = markdown_table(
+        ["loss", "differentiated", "leading axes", "`row_mask`", "cases"],
+        [
+            [
+                f"`{name}({', '.join(loss.arrays)})`",
+                ", ".join(f"`{a}`" for a in loss.wrt),
+                mark(loss.leading),
+                mark(loss.row_mask),
+                sum(case.loss is loss for case in CASES),
+            ]
+            for name, loss in FUNCTIONS.items()
+        ],
+    )
+    return (
+        f"{dtypes}\n\nEvery loss below is tested on every library, by value and by gradient, in each "
+        "of its cases: a case is a set of options with a float64 transcription of its formula.\n\n"
+        f"{functions}\n"
+    )
+
+
+def commands_page():
+    """The commands' own help."""
+    environment = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1"}
+    parts = []
+    for command in COMMANDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "visreg_core", command, "--help"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        parts.append(f"## `visreg {command}`\n\n```text\n{done.stdout.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def benchmarks_page():
+    """Every stored run: a file ``{"title", "about", "machine", "columns", "rows"}``."""
+    parts = []
+    for path in sorted((ROOT / "docs" / "benchmarks").glob("*.json")):
+        run = json.loads(path.read_text())
+        parts.append(
+            f"## {run['title']}\n\n{run['about']}\n\n"
+            + markdown_table(run["columns"], run["rows"])
+            + "\n\n"
+            + ", ".join(f"{key} {value}" for key, value in run["machine"].items())
+            + "\n"
+        )
+    return "\n".join(parts) or "No run is stored. `make bench` makes one.\n"
+
+
+def write_pages(app):
+    folder = Path(app.srcdir) / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in {
+        "backends": backends_page,
+        "benchmarks": benchmarks_page,
+        "commands": commands_page,
+    }.items():
+        target, text = folder / f"{name}.md", page()
+        if not target.exists() or target.read_text() != text:
+            target.write_text(text)
+
+
+def setup(app):
+    app.connect("builder-inited", write_pages)
+    return {"parallel_read_safe": True}
