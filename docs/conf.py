@@ -20,8 +20,8 @@ extensions = [
     "api_pages",
     "generated_pages",
 ]
+default_role = "py:obj"  # `name` in a docstring is a link where it can be
 exclude_patterns = ["_build", "_ext", "examples", "generated/*.md"]
-nitpicky = False
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -53,5 +53,6 @@ html_theme_options = {
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {"index": []}
+# Only the reference has pages below it to navigate to.
+html_sidebars = {page.stem: [] for page in Path(__file__).parent.glob("*.md") if page.stem != "api"}
 html_show_sourcelink = False

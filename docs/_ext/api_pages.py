@@ -1,8 +1,8 @@
 """Writes one page a public module, and fails the build where a public name is on none of them.
 
 A name is documented once, under the shortest path that exports it (what ``visreg_core.__all__``
-lists is ``visreg_core.NAME``), on the page of the module that defines it, or of the one that exports
-it where the defining module is private.
+lists is ``visreg_core.NAME``), on the page of the module that defines it, or of the one that
+exports it where the defining module is private.
 """
 
 import importlib
@@ -32,7 +32,7 @@ def documented_names(modules):
         for name in getattr(module, "__all__", ()):
             thing = getattr(module, name)
             home = getattr(thing, "__module__", module.__name__)
-            if inspect.ismodule(thing) or (home, name) in placed:
+            if name.startswith("_") or inspect.ismodule(thing) or (home, name) in placed:
                 continue
             placed.add((home, name))
             path = f"{module.__name__}.{name}"

@@ -1,4 +1,4 @@
-"""Writes the parts of the manual that are facts about the code: support tables, help texts, times."""
+"""Writes the parts of the manual that are facts about the code: support, help texts, times."""
 
 import json
 import os
@@ -27,11 +27,11 @@ def backends_page():
     from tests.backends import OPTIONAL, REQUIRED
     from tests.cases import CASES, FUNCTIONS
 
-    backends = [*REQUIRED, *OPTIONAL]
     dtypes = markdown_table(
-        ["library", "tests", *DTYPES],
+        ["library", "tested", *DTYPES],
         [
-            [f"`{b}`", "always" if b.required else "marked", *(mark(b.supports(d)) for d in DTYPES)]
+            [f"`{b}`", when, *(mark(b.supports(d)) for d in DTYPES)]
+            for when, backends in (("always", REQUIRED), ("on request", OPTIONAL))
             for b in backends
         ],
     )
@@ -49,8 +49,8 @@ def backends_page():
         ],
     )
     return (
-        f"{dtypes}\n\nEvery loss below is tested on every library, by value and by gradient, in each "
-        "of its cases: a case is a set of options with a float64 transcription of its formula.\n\n"
+        f"{dtypes}\n\nEvery loss is tested on every library, by value and by gradient, in each of its "
+        "cases: a case is a set of options with a float64 transcription of its formula.\n\n"
         f"{functions}\n"
     )
 
