@@ -183,6 +183,53 @@ def from_numpy(
     return xp.asarray(a, dtype=dtype, device=device)
 
 
+# --- for programs: a library chosen by name, a file written by torch -----------------------------
+
+
+def open_backend(which: str, device_name: str | None = None) -> tuple[Namespace, Device]:
+    """Import a library by its name; returns its namespace and the device (None: its default).
+
+    For commands, not for libraries: JAX's 64-bit types are switched on, so that float64 stays.
+    ValueError for an unknown name or device, ModuleNotFoundError where it is not installed.
+    """
+    if which not in _COMPAT_MODULE:
+        raise ValueError(f"expected a backend of {', '.join(_COMPAT_MODULE)}; found {which!r}")
+    importlib.import_module(which)
+    xp = importlib.import_module(_COMPAT_MODULE[which])
+    if which == "jax":
+        sys.modules["jax"].config.update("jax_enable_x64", True)
+    if device_name is None:
+        return xp, None
+    try:
+        if which == "torch":
+            found = xp.device(device_name)
+        elif which == "jax":
+            platform, _, index = device_name.partition(":")
+            found = sys.modules["jax"].devices(platform)[int(index or 0)]
+        elif which == "cupy":
+            found = xp.cuda.Device(int(device_name.removeprefix("cuda").removeprefix(":") or 0))
+        elif device_name == "cpu":
+            found = None
+        else:
+            raise ValueError("there is only cpu")
+        xp.zeros(1, device=found)
+    except Exception as error:  # each library has its own for a device it does not have
+        said = str(error).strip().split("\n")[0]
+        raise ValueError(f"expected a device of {which}; found {device_name!r}: {said}") from error
+    return xp, found
+
+
+def load_torch_file(path: str) -> Any:
+    """What torch.save wrote to `path`: tensors on the host, mapped, and nothing unpickled."""
+    torch = importlib.import_module("torch")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def bits(x: Array) -> Array:
+    """The bits of a 16-bit torch tensor as int16, over the same memory."""
+    return x.detach().view(sys.modules["torch"].int16)
+
+
 # --- automatic differentiation and tracing -------------------------------------------------------
 
 
