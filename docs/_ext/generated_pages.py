@@ -49,8 +49,8 @@ def backends_page():
         ],
     )
     return (
-        f"{dtypes}\n\nEvery loss is tested on every library, by value and by gradient, in each of its "
-        "cases: a case is a set of options with a float64 transcription of its formula.\n\n"
+        f"{dtypes}\n\nEvery loss is tested on every library, by value and by gradient, in each of "
+        "its cases: a case is a set of options with a float64 transcription of its formula.\n\n"
         f"{functions}\n"
     )
 
