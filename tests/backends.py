@@ -82,6 +82,8 @@ class Backend(enum.Enum):
             return self.xp.tensor(a, dtype=self.dtype(dtype), device=self.device or "cpu")
         if self is Backend.STRICT:
             return self.xp.asarray(np.array(a, dtype=dtype))
+        if self is Backend.JAX and dtype in ("int64", "uint64") and not _jax_has_64_bits():
+            dtype = dtype.replace("64", "32")
         return self.xp.asarray(a, dtype=self.dtype(dtype))
 
     def to_numpy(self, x):
@@ -113,6 +115,12 @@ class Backend(enum.Enum):
     @staticmethod
     def dtype_name(x):
         return str(x.dtype).removeprefix("torch.").removeprefix("array_api_strict.")
+
+
+def _jax_has_64_bits():
+    import jax
+
+    return jax.config.jax_enable_x64
 
 
 REQUIRED = (Backend.NUMPY, Backend.TORCH, Backend.JAX, Backend.STRICT)

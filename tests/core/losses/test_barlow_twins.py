@@ -1,0 +1,80 @@
+"""Barlow Twins at published constants and its two conventions for a constant column."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from visreg_core import barlow_twins_loss, value_and_grad
+
+
+def published(a, b, eps):
+    """Batch norm without affine, then the cross-correlation, as eager torch."""
+    d = a.shape[1]
+    norm = torch.nn.BatchNorm1d(d, affine=False, eps=eps).double()
+    c = norm(a).T @ norm(b) / a.shape[0]
+    on = (torch.diagonal(c) - 1).pow(2).sum()
+    off = c.pow(2).sum() - torch.diagonal(c).pow(2).sum()
+    return on + 0.0051 * off, on, off
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+@pytest.mark.parametrize(("n", "d"), [(64, 12), (12, 40)])
+def test_published_constants(where, n, d, eps, rng):
+    a = rng.normal(size=(n, d)) * rng.uniform(0.5, 2, size=d) + 0.3
+    b = a + 0.5 * rng.normal(size=(n, d))
+    ta, tb = (torch.from_numpy(v).requires_grad_() for v in (a, b))
+    expected = published(ta, tb, eps)
+    function = value_and_grad(barlow_twins_loss)
+    result, gradients = function(where.asarray(a), where.asarray(b), eps=eps)
+    tolerance = 1e-11 if where.dtype == "float64" else 2e-5
+    for got, wanted in zip(result, expected, strict=True):
+        assert_allclose(where.to_numpy(got), wanted.item(), rtol=tolerance)
+    for got, wanted in zip(gradients, torch.autograd.grad(expected[0], (ta, tb)), strict=True):
+        wanted = wanted.numpy()
+        error = np.linalg.norm(where.to_numpy(got) - wanted) / np.linalg.norm(wanted)
+        assert error <= tolerance
+
+
+def test_a_constant_column_standardises_to_zero(where, rng):
+    """eps = 0: its correlations are 0 exactly, its diagonal term 1, its gradient 0."""
+    a, b = rng.normal(size=(2, 10, 3))
+    a[:, 1] = 0.1  # not a binary fraction: its mean rounds
+    a32 = a.astype(where.dtype)
+    result, (ga, gb) = value_and_grad(barlow_twins_loss)(where.asarray(a32), where.asarray(b))
+    rest = [0, 2]
+    (sub, _) = value_and_grad(barlow_twins_loss)(where.asarray(a[:, rest]), where.asarray(b[:, rest]))
+    assert float(result.on_diagonal) == pytest.approx(float(sub.on_diagonal) + 1, rel=1e-5)
+    assert np.all(where.to_numpy(ga)[:, 1] == 0)
+    # b's column still correlates with a's others.
+    assert np.all(np.isfinite(where.to_numpy(gb))) and np.any(where.to_numpy(gb)[:, 1] != 0)
+
+
+def test_scale_and_shift_invariance(where, rng):
+    """eps = 0: standardisation removes any scale, at 1e-8 and 1e8 as at 1."""
+    a, b = rng.normal(size=(2, 12, 4))
+    expected = barlow_twins_loss(a, b)
+    scales = np.array([1e-8, 1e-3, 1e4, 1e8])
+    got = barlow_twins_loss(where.asarray(a * scales), where.asarray(b / scales))
+    for g, e in zip(got, expected, strict=True):
+        assert_allclose(where.to_numpy(g), e, rtol=1e-11 if where.dtype == "float64" else 2e-5)
+
+
+@pytest.mark.parametrize("v", [2, 3, 4])
+def test_views_are_the_mean_over_pairs(where, v, rng):
+    views = rng.normal(size=(v, 8, 3))
+    pairs = [barlow_twins_loss(views[i], views[j]) for i in range(v) for j in range(i + 1, v)]
+    got = barlow_twins_loss(where.asarray(views))
+    for field in got._fields:
+        expected = np.mean([getattr(p, field) for p in pairs])
+        tolerance = 1e-12 if where.dtype == "float64" else 2e-5
+        assert_allclose(where.to_numpy(getattr(got, field)), expected, rtol=tolerance)
+
+
+def test_identical_views_correlate_perfectly(rng):
+    a = rng.normal(size=(20, 4))
+    result = barlow_twins_loss(a, a)
+    assert float(result.on_diagonal) == pytest.approx(0, abs=1e-28)
+    c = np.corrcoef(a, rowvar=False)
+    assert float(result.off_diagonal) == pytest.approx(np.sum(c**2) - 4, rel=1e-12)
+    assert float(result.total) == pytest.approx(0.0051 * (np.sum(c**2) - 4), rel=1e-12)

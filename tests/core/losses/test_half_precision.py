@@ -1,0 +1,110 @@
+"""float16 and bfloat16: only the projection product may round.
+
+The errors are those against the float64 loss of the same rounded inputs; ``measure`` is what the
+backends table of the documentation reports.
+"""
+
+import numpy as np
+import pytest
+
+from tests.backends import Backend
+from tests.cases import CASES, PRIMARY, each
+
+HALVES = ("bfloat16", "float16")
+SHAPE = (64, 16, 48)
+# Relative L2 error of the gradient. A gradient is returned in the input's dtype, which alone
+# rounds by 2**-9 (bfloat16) or 2**-12 (float16) relative; losses that project add the rounding of
+# the product, amplified where projections nearly equal their targets.
+GRADIENT_BOUND = {"bfloat16": 4e-3, "float16": 5e-4}
+PROJECTED_GRADIENT_BOUND = {"bfloat16": 3e-2, "float16": 4e-3}
+VALUE_BOUND = 2e-6
+PROJECTED_VALUE_BOUND = {"bfloat16": 4e-3, "float16": 5e-4}
+
+
+def rounded(a, dtype):
+    if a.dtype.kind != "f":
+        return a
+    return Backend.TORCH.to_numpy(Backend.TORCH.asarray(a, dtype)).astype(np.float64)
+
+
+def measure(case, backend, dtype, rng):
+    """``(relative error of the fields, relative L2 error of the gradient)``."""
+    arrays = {n: rounded(a, dtype) for n, a in case.draw(rng, *SHAPE).items()}
+    expected, expected_gradients = case.value_and_grad(arrays)
+    magnitudes = case.fields(expected)
+    with backend.precision(dtype):
+        given = {n: backend.asarray(a, dtype if a.dtype.kind == "f" else None)
+                 for n, a in arrays.items()}  # fmt: skip
+        result, gradients = case.value_and_grad(given)
+        fields = case.fields(result)
+        for name, value in fields.items():
+            assert backend.dtype_name(value) == "float32", f"{name} is {value.dtype}"
+        for gradient in gradients:
+            assert backend.dtype_name(gradient) == dtype
+        value_error = max(
+            abs(float(backend.to_numpy(v)) - magnitudes[n]) / abs(magnitudes[n])
+            for n, v in fields.items()
+        )
+        gradient_error = max(
+            np.linalg.norm(backend.to_numpy(g) - e) / np.linalg.norm(e)
+            for g, e in zip(gradients, expected_gradients, strict=True)
+        )
+    return value_error, gradient_error
+
+
+@each(CASES)
+@pytest.mark.dtypes(*HALVES)
+def test_half_precision_errors_are_bounded(case, where, rng, record_property):
+    value_error, gradient_error = measure(case, where.backend, where.dtype, rng)
+    record_property("gradient_error", gradient_error)
+    projected = case.loss.sliced
+    assert value_error <= (PROJECTED_VALUE_BOUND[where.dtype] if projected else VALUE_BOUND)
+    bound = PROJECTED_GRADIENT_BOUND if projected else GRADIENT_BOUND
+    assert gradient_error <= bound[where.dtype]
+
+
+@each([c for c in PRIMARY if c.loss.sliced])
+@pytest.mark.dtypes(*HALVES)
+def test_a_wider_projection_rounds_nothing_but_the_gradient(case, where, rng):
+    """``projection_dtype=float32`` leaves only the rounding of the returned gradient."""
+    arrays = {n: rounded(a, where.dtype) for n, a in case.draw(rng, *SHAPE).items()}
+    expected, expected_gradients = case.value_and_grad(arrays)
+    given = {n: where.asarray(a) for n, a in arrays.items()}
+    wide = where.backend.dtype("float32")
+    result, gradients = case.value_and_grad(given, projection_dtype=wide)
+    for name, value in case.fields(result).items():
+        wanted = float(case.fields(expected)[name])
+        assert abs(float(where.to_numpy(value)) - wanted) <= 5e-6 * abs(wanted)
+    for g, e in zip(gradients, expected_gradients, strict=True):
+        error = np.linalg.norm(where.to_numpy(g) - e) / np.linalg.norm(e)
+        assert error <= GRADIENT_BOUND[where.dtype]
+
+
+@each([c for c in PRIMARY if c.loss.sliced])
+@pytest.mark.dtypes("float32")
+@pytest.mark.backends("torch", "jax")
+def test_a_narrower_projection_is_taken(case, where, rng):
+    """``projection_dtype=bfloat16`` on float32 input: close, and not the same number."""
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    narrow = where.backend.dtype("bfloat16")
+    full = case.scalar(case.call(given))
+    half = case.scalar(case.call(given, projection_dtype=narrow))
+    assert where.backend.dtype_name(half) == "float32"
+    assert float(half) != float(full)
+    assert float(half) == pytest.approx(float(full), rel=0.02)
+
+
+@each(PRIMARY)
+@pytest.mark.dtypes(*HALVES)
+@pytest.mark.backends("torch", "jax")
+def test_sums_over_many_rows_are_wide(case, where, rng):
+    """A sum over 4096 rows in a 16-bit accumulator would stall; the value says it did not."""
+    if case.loss.name == "spectralnet_loss":
+        shape = (256, 2, 4)
+    else:
+        shape = (4096, 2, 4)
+    arrays = {n: rounded(a, where.dtype) for n, a in case.draw(rng, *shape).items()}
+    expected = case.fields(case.call(arrays))
+    given = {n: where.asarray(a) for n, a in arrays.items()}
+    for name, value in case.fields(case.call(given)).items():
+        assert float(where.to_numpy(value)) == pytest.approx(float(expected[name]), rel=1e-2)

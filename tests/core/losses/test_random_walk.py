@@ -1,0 +1,190 @@
+"""Random-walk affinity, transition matrix and walk sampling."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from numpy.testing import assert_allclose
+
+from tests.core import reference
+from visreg_core import random_slices, random_walk_affinity, sample_random_walk, transition_matrix
+
+
+def tolerance(where):
+    return 1e-11 if where.dtype == "float64" else 2e-3
+
+
+@pytest.mark.parametrize("scale", ["local", "global"])
+@pytest.mark.parametrize("symmetrize", [False, True])
+@pytest.mark.parametrize(("neighbors", "percentile"), [(10, 20), (4, 50), (12, 35), (1, 20)])
+def test_affinity_is_the_formula(where, scale, symmetrize, neighbors, percentile, rng):
+    a, b = (rng.normal(size=(2, 12, 4))).astype(np.float32).astype(np.float64)
+    options = {"scale": scale, "symmetrize": symmetrize}
+    expected = reference.random_walk_affinity(a, b, neighbors, percentile, **options)
+    got = random_walk_affinity(
+        where.asarray(a), where.asarray(b), neighbors, percentile, **options
+    )
+    assert where.backend.owns(got)
+    assert where.backend.dtype_name(got) == where.dtype
+    assert_allclose(where.to_numpy(got), expected, rtol=0, atol=tolerance(where))
+
+
+def test_defaults(where, rng):
+    a, b = rng.normal(size=(2, 14, 5))
+    got = random_walk_affinity(where.asarray(a), where.asarray(b))
+    expected = reference.random_walk_affinity(a, b, 10, 20)
+    assert_allclose(where.to_numpy(got), expected, rtol=0, atol=tolerance(where))
+
+
+def test_rows_keep_their_neighbors_and_mass(where, rng):
+    a, b = rng.normal(size=(2, 20, 3))
+    w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 6))
+    assert np.all(np.count_nonzero(w, axis=1) <= 6)
+    assert_allclose(w.max(axis=1), 1, rtol=1e-6)
+    assert np.all(w >= 0)
+
+
+def test_ties_go_by_index(where):
+    """Identical rows: every distance is equal, the first n_neighbors are kept with weight 1."""
+    a = where.asarray(np.ones((6, 2)))
+    w = where.to_numpy(random_walk_affinity(a, a, 3))
+    expected = np.zeros((6, 6))
+    expected[:, :3] = 1
+    assert_allclose(w, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_cosine_distance_ignores_scale(where, scale, rng):
+    a, b = rng.normal(size=(2, 12, 4))
+    expected = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 5))
+    scaled = random_walk_affinity(where.asarray(scale * a), where.asarray(b / scale), 5)
+    assert_allclose(where.to_numpy(scaled), expected, rtol=0, atol=tolerance(where))
+
+
+def test_zero_rows_are_finite(where, rng):
+    a, b = rng.normal(size=(2, 8, 3))
+    a[2] = 0
+    b[5] = 0
+    w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 4))
+    assert np.all(np.isfinite(w))
+    assert np.all(w.sum(axis=1) > 0)
+
+
+def test_transition_matrix_is_row_stochastic(where, rng):
+    w = rng.uniform(size=(7, 7))
+    p = transition_matrix(where.asarray(w))
+    assert where.backend.owns(p)
+    assert where.backend.dtype_name(p) == where.dtype
+    assert_allclose(where.to_numpy(p), w / w.sum(1, keepdims=True),
+                    rtol=1e-13 if where.dtype == "float64" else 1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+def test_frequencies_match_the_transition_matrix(n_steps, rng):
+    n, draws = 6, 4000
+    p = transition_matrix(rng.uniform(size=(n, n)) ** 3)
+    walks = np.stack([sample_random_walk(p, step=s, n_steps=n_steps) for s in range(draws)])
+    expected = np.linalg.matrix_power(p, n_steps)
+    for i in range(n):
+        counts = np.bincount(walks[:, i], minlength=n)
+        assert scipy.stats.chisquare(counts, draws * expected[i] / expected[i].sum()).pvalue > 1e-4
+    for i in range(1, n):  # rows walk independently
+        table = np.histogram2d(walks[:, 0], walks[:, i], bins=n)[0]
+        table = table[table.sum(1) > 50][:, table.sum(0) > 50]
+        assert scipy.stats.chi2_contingency(table).pvalue > 1e-5
+
+
+def test_steps_are_independent(rng):
+    p = np.full((4, 4), 0.25)
+    walks = np.stack([sample_random_walk(p, step=s) for s in range(2000)])
+    table = np.histogram2d(walks[:-1, 0], walks[1:, 0], bins=4)[0]
+    assert scipy.stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_the_same_pairs_on_every_backend(where, rng):
+    p = transition_matrix(rng.uniform(size=(9, 9)).astype(np.float32))
+    p = np.asarray(p, dtype=np.float64)
+    for n_steps in (1, 3):
+        for step in range(5):
+            got = sample_random_walk(where.asarray(p), seed=3, step=step, n_steps=n_steps)
+            expected = sample_random_walk(p, seed=3, step=step, n_steps=n_steps)
+            assert where.backend.owns(got)
+            assert where.backend.dtype_name(got).startswith("int")
+            assert got.shape == (9,)
+            assert np.array_equal(where.to_numpy(got), expected)
+
+
+def test_a_certain_step_is_taken(where):
+    """Rows with a single 1, and inverse CDFs whose last sum rounds below 1."""
+    n = 11
+    shift = np.roll(np.eye(n), 1, axis=1)
+    for step in range(20):
+        got = where.to_numpy(sample_random_walk(where.asarray(shift), step=step))
+        assert np.array_equal(got, (np.arange(n) + 1) % n)
+        got = where.to_numpy(sample_random_walk(where.asarray(shift), step=step, n_steps=3))
+        assert np.array_equal(got, (np.arange(n) + 3) % n)
+
+
+def test_impossible_steps_are_never_taken(where, rng):
+    p = rng.uniform(size=(8, 8)) * (rng.uniform(size=(8, 8)) < 0.5)
+    p[:, 0] += 0.01
+    p[:, -1] = 0
+    p = where.to_numpy(transition_matrix(where.asarray(p)))
+    for step in range(200):
+        got = where.to_numpy(sample_random_walk(where.asarray(p), step=step))
+        assert np.all(p[np.arange(8), got] > 0)
+
+
+def test_no_steps_stay(where):
+    p = where.asarray(np.full((5, 5), 0.2))
+    try:
+        got = sample_random_walk(p, n_steps=0)
+    except ValueError as error:
+        assert "n_steps" in str(error)  # noqa: PT017
+    else:
+        assert np.array_equal(where.to_numpy(got), np.arange(5))
+
+
+def test_walks_and_slices_draw_other_words():
+    """Their domains differ: uniforms of the walk do not reappear as those of the slices."""
+    n = 400
+    p = np.full((n, n), 1 / n)
+    walk = sample_random_walk(p, seed=1, step=2) / n
+    slices = random_slices(n, 1, seed=1, step=2)[:, 0]
+    assert abs(scipy.stats.spearmanr(walk, slices)[0]) < 0.2
+    assert abs(scipy.stats.spearmanr(walk, np.abs(slices))[0]) < 0.2
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.dtypes("float32")
+def test_affinity_and_walk_under_jit(where, rng):
+    import jax
+
+    a, b = (where.asarray(v) for v in rng.normal(size=(2, 12, 4)))
+
+    @jax.jit
+    def pairs(a, b, step):
+        w = random_walk_affinity(a, b, 5)
+        return w, sample_random_walk(transition_matrix(w), step=step, n_steps=2)
+
+    w, got = pairs(a, b, where.backend.xp.asarray(4, dtype="int32"))
+    expected = random_walk_affinity(a, b, 5)
+    assert_allclose(w, expected, rtol=0, atol=1e-3)
+    assert np.array_equal(got, sample_random_walk(transition_matrix(w), step=4, n_steps=2))
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.dtypes("float32")
+def test_affinity_and_walk_under_compile(where, rng):
+    torch = where.backend.xp
+    a, b = (where.asarray(v) for v in rng.normal(size=(2, 12, 4)))
+
+    def pairs(a, b, step):
+        w = random_walk_affinity(a, b, 5)
+        return w, sample_random_walk(transition_matrix(w), step=step, n_steps=2)
+
+    torch._dynamo.reset()
+    step = torch.tensor(4)
+    got = torch.compile(pairs, fullgraph=True, backend="eager")(a, b, step)
+    expected = pairs(a, b, step)
+    assert_allclose(got[0], expected[0], rtol=0, atol=1e-4)
+    assert torch.equal(got[1], expected[1])

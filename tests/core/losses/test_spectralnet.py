@@ -1,0 +1,97 @@
+"""SpectralNet's loss and orthogonalisation against the Laplacian's eigenvectors."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from numpy.testing import assert_allclose
+
+from visreg_core import orthonormalize, spectralnet_loss, value_and_grad
+
+
+def graph(rng, n=12):
+    w = np.exp(-rng.uniform(0, 3, size=(n, n)))
+    w = (w + w.T) / 2
+    np.fill_diagonal(w, 0)
+    return w
+
+
+def laplacian(w):
+    return np.diag(w.sum(1)) - w
+
+
+def test_is_twice_the_laplacian_form(where, rng):
+    w, y = graph(rng), rng.normal(size=(12, 3))
+    expected = 2 * np.trace(y.T @ laplacian(w) @ y) / 12**2
+    value, gradient = value_and_grad(spectralnet_loss)(where.asarray(y), where.asarray(w))
+    rtol = 1e-12 if where.dtype == "float64" else 2e-6
+    assert_allclose(where.to_numpy(value), expected, rtol=rtol)
+    wanted = 4 * laplacian(w) @ y / 12**2
+    assert_allclose(where.to_numpy(gradient), wanted, rtol=0, atol=2 * rtol * np.abs(wanted).max())
+
+
+def test_an_asymmetric_affinity_counts_both_ways(rng):
+    w, y = rng.uniform(size=(6, 6)), rng.normal(size=(6, 2))
+    expected = sum(
+        w[i, j] * np.sum((y[i] - y[j]) ** 2) for i in range(6) for j in range(6)
+    ) / 36  # fmt: skip
+    assert_allclose(spectralnet_loss(y, w), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (5, 5), (30, 1)])
+def test_orthonormalize(where, shape, rng):
+    y = rng.normal(size=shape) @ (np.eye(shape[1]) + 0.3 * rng.normal(size=(shape[1], shape[1])))
+    q = orthonormalize(where.asarray(y))
+    assert where.backend.owns(q)
+    assert where.backend.dtype_name(q) == where.dtype
+    q = where.to_numpy(q)
+    n, d = shape
+    atol = 1e-12 if where.dtype == "float64" else 1e-5
+    assert_allclose(q.T @ q, n * np.eye(d), rtol=0, atol=n * atol)
+    angles = scipy.linalg.subspace_angles(y, q)
+    assert np.max(angles) < (1e-7 if where.dtype == "float64" else 2e-3)
+
+
+def test_orthonormalize_is_deterministic_across_backends(where, rng):
+    """The signs too."""
+    y = rng.normal(size=(10, 3))
+    got = where.to_numpy(orthonormalize(where.asarray(y)))
+    atol = 1e-11 if where.dtype == "float64" else 1e-4
+    assert_allclose(got, orthonormalize(y), rtol=0, atol=atol)
+
+
+def test_orthonormalize_needs_as_many_rows(rng):
+    with pytest.raises(ValueError, match=r"\(3, 5\)"):
+        orthonormalize(rng.normal(size=(3, 5)))
+
+
+def test_minimiser_spans_the_lowest_eigenvectors(rng):
+    """Projected gradient descent on the orthogonal constraint ends in the span of the Laplacian's
+    d lowest eigenvectors, at the value of their eigenvalues' sum."""
+    n, d = 12, 2
+    w = graph(rng, n)
+    values, vectors = np.linalg.eigh(laplacian(w))
+    y = orthonormalize(rng.normal(size=(n, d)))
+    step = n**2 / (4 * values[-1])
+    for _ in range(4000):
+        _, gradient = value_and_grad(spectralnet_loss)(y, w)
+        y = orthonormalize(y - step * gradient)
+    assert_allclose(spectralnet_loss(y, w), 2 * np.sum(values[:d]) / n, rtol=1e-9)
+    assert np.max(scipy.linalg.subspace_angles(y, vectors[:, :d])) < 1e-5
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.dtypes("float64")
+def test_gradient_through_orthonormalize(where, rng):
+    """Against differences: the loss of the orthonormalised output, as a network trains on it."""
+    torch = where.backend.xp
+    w = graph(rng, 8)
+    y = rng.normal(size=(8, 3))
+
+    def loss(v):
+        return float(spectralnet_loss(orthonormalize(v), w))
+
+    leaf = torch.tensor(y, requires_grad=True)
+    spectralnet_loss(orthonormalize(leaf), torch.tensor(w)).backward()
+    from tests.core.reference import central_difference
+
+    assert_allclose(leaf.grad.numpy(), central_difference(loss, y), rtol=0, atol=1e-8)

@@ -1,0 +1,169 @@
+"""``jax.jit``, ``jax.vmap`` and ``torch.compile(fullgraph=True)`` run every loss."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from tests.cases import CASES, PRIMARY, each
+
+SHAPE = (8, 3, 5)
+MASK = np.array([True, True, False, True, True, True, True, False])
+
+
+def flat(case, where, *results):
+    """NumPy arrays of ``(result, gradients)`` pairs and of results."""
+    out = []
+    for result in results:
+        for part in result if type(result) is tuple else (result,):
+            leaves = part if type(part) is tuple else case.fields(part).values()
+            out += [where.to_numpy(leaf) for leaf in leaves]
+    return out
+
+
+def assert_same(got, expected, rtol):
+    assert len(got) == len(expected)
+    for g, e in zip(got, expected, strict=True):
+        assert_allclose(g, e, rtol=rtol, atol=rtol * max(1.0, np.max(np.abs(e))))
+
+
+@each(CASES)
+@pytest.mark.backends("jax")
+@pytest.mark.dtypes("float32")
+def test_jit(case, where, rng):
+    """One compilation: the value, value_and_grad, a vjp, and a traced row mask."""
+    import jax
+
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    mask = where.asarray(MASK)
+    if "pairs" in given:
+        given["pairs"] = where.asarray(rng.choice(np.flatnonzero(MASK), size=len(MASK)))
+
+    def everything(arrays, row_mask):
+        result, vjp = case.value_and_vjp(arrays)
+        out = [case.call(arrays), case.value_and_grad(arrays), result]
+        out += [vjp(*[0.5] * len(case.loss.fields))]
+        if case.loss.row_mask:
+            out.append(case.value_and_grad(arrays, row_mask=row_mask))
+        return tuple(out)
+
+    expected = everything(given, mask)
+    got = jax.jit(everything)(given, mask)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert g.dtype == e.dtype
+        assert_allclose(g, e, rtol=2e-5, atol=2e-5 * max(1.0, float(np.max(np.abs(e)))))
+
+
+@each(PRIMARY)
+@pytest.mark.backends("jax")
+@pytest.mark.dtypes("float32")
+def test_vmap(case, where, rng):
+    import jax
+
+    singles = [case.draw(rng, *SHAPE) for _ in range(3)]
+    stacked = {n: where.asarray(np.stack([s[n] for s in singles])) for n in singles[0]}
+    together = jax.vmap(lambda arrays: case.value_and_grad(arrays))(stacked)
+    for i, one in enumerate(singles):
+        alone = case.value_and_grad({n: where.asarray(a) for n, a in one.items()})
+        pairs = zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True)
+        for g, e in pairs:
+            assert_allclose(g[i], e, rtol=2e-5, atol=2e-5 * max(1.0, float(np.max(np.abs(e)))))
+
+
+def compiled(function, backend):
+    import torch
+
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+@each(CASES)
+@pytest.mark.backends("torch", "torch-cuda")
+@pytest.mark.dtypes("float32")
+def test_compile(case, where, rng):
+    """Value, value_and_grad and the masked value in one graph without a break."""
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    mask = where.asarray(MASK)
+    if "pairs" in given:
+        given["pairs"] = where.asarray(rng.choice(np.flatnonzero(MASK), size=len(MASK)))
+
+    def everything(arrays, row_mask):
+        masked = case.call(arrays, row_mask=row_mask) if case.loss.row_mask else case.call(arrays)
+        return case.call(arrays), case.value_and_grad(arrays), masked
+
+    got = compiled(everything, "eager")(given, mask)
+    expected = everything(given, mask)
+    for g, e in zip(got, expected, strict=True):
+        assert_same(flat(case, where, g), flat(case, where, e), 1e-6)
+
+
+@each(PRIMARY)
+@pytest.mark.backends("torch", "torch-cuda")
+@pytest.mark.dtypes("float32")
+def test_compile_with_autograd(case, where, rng):
+    """A compiled plain value has the gradient of the eager one (the graph is traced backwards)."""
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    wrt = [given[n].requires_grad_() for n in case.differentiated]
+    torch = where.backend.xp
+    function = compiled(lambda arrays: case.scalar(case.call(arrays)), "aot_eager")
+    got = torch.autograd.grad(function(given), wrt)
+    expected = torch.autograd.grad(case.scalar(case.call(given)), wrt)
+    assert_same([where.to_numpy(g) for g in got], [where.to_numpy(e) for e in expected], 1e-5)
+
+
+@each([c for c in PRIMARY if c.loss.name in ("visreg_loss", "sigreg_loss", "vicreg_loss")])
+@pytest.mark.backends("torch", "torch-cuda")
+@pytest.mark.dtypes("float32")
+def test_compile_with_inductor(case, where, rng):
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    got = compiled(case.value_and_grad, "inductor")(given)
+    assert_same(flat(case, where, got), flat(case, where, case.value_and_grad(given)), 1e-5)
+
+
+@each(PRIMARY)
+@pytest.mark.backends("torch", "torch-cuda")
+@pytest.mark.dtypes("float64")
+def test_gradients_survive(case, where, rng):
+    """What requires a gradient keeps its graph, field by field and through a chain."""
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    for name in case.differentiated:
+        leaf = given[name].requires_grad_()
+        result = case.call({**given, name: leaf * 1.0})
+        for field, value in case.fields(result).items():
+            assert value.requires_grad, f"{field} lost the graph of {name}"
+        (gradient,) = where.backend.xp.autograd.grad(case.scalar(result), leaf)
+        assert gradient.abs().max() > 0
+        given[name] = leaf.detach()
+    for value in case.fields(case.call(given)).values():
+        assert not value.requires_grad
+
+
+@pytest.mark.backends("torch", "torch-cuda")
+@pytest.mark.dtypes("float64")
+def test_gradients_survive_in_the_other_functions(where, rng):
+    import visreg_core
+
+    z = where.asarray(rng.normal(size=(6, 3))).requires_grad_()
+    affinity = visreg_core.random_walk_affinity(z, z, n_neighbors=3)
+    assert not affinity.requires_grad, "no gradient flows into the affinity"
+    weights = where.asarray(rng.uniform(size=(6, 6))).requires_grad_()
+    assert visreg_core.transition_matrix(weights).requires_grad
+    assert visreg_core.orthonormalize(z).requires_grad
+    total = visreg_core.joint_objective(z.sum(), visreg_core.center_loss(z), 0.1)
+    assert total.requires_grad
+
+
+@each(PRIMARY)
+@pytest.mark.backends("jax")
+@pytest.mark.dtypes("float32")
+def test_nothing_synchronises_under_jit(case, where, rng):
+    """Abstract values only: a shape is enough to trace a loss and its gradient."""
+    import jax
+
+    given = {n: where.asarray(a) for n, a in case.draw(rng, *SHAPE).items()}
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
+    result, gradients = jax.eval_shape(case.value_and_grad, abstract)
+    for leaf in jax.tree.leaves(result):
+        assert leaf.shape == ()
+    for name, gradient in zip(case.differentiated, gradients, strict=True):
+        assert gradient.shape == given[name].shape
