@@ -177,10 +177,9 @@ def to_numpy(x: Array) -> np.ndarray:
 def from_numpy(
     xp: Namespace, a: np.ndarray, *, device: Device = None, dtype: DType = None
 ) -> Array:
-    """Host array as an array of `xp`."""
-    if device is None:
-        return xp.asarray(a, dtype=dtype)
-    return xp.asarray(a, dtype=dtype, device=device)
+    """Copy of a host array as an array of `xp` (a copy: some libraries would share its memory)."""
+    where = {} if device is None else {"device": device}
+    return xp.asarray(a, dtype=dtype, copy=True, **where)
 
 
 # --- for programs: a library chosen by name, a file written by torch -----------------------------

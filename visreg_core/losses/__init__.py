@@ -1,0 +1,62 @@
+"""Losses: one family a module, each with its value and its analytic gradient."""
+
+from visreg_core.losses._differentiable import value_and_grad, value_and_vjp
+from visreg_core.losses.barlow_twins import BarlowTwinsTerms, barlow_twins_loss
+from visreg_core.losses.epps_pulley import epps_pulley, sigreg_loss
+from visreg_core.losses.invariance import invariance_loss, joint_objective
+from visreg_core.losses.random_walk import (
+    random_walk_affinity,
+    sample_random_walk,
+    transition_matrix,
+)
+from visreg_core.losses.sliced_wasserstein import (
+    gaussian_sliced_wasserstein,
+    max_sliced_wasserstein,
+    sliced_wasserstein,
+)
+from visreg_core.losses.spectralnet import orthonormalize, spectralnet_loss
+from visreg_core.losses.vicreg import (
+    SAGVICRegTerms,
+    VICRegTerms,
+    covariance_loss,
+    sag_vicreg_loss,
+    variance_loss,
+    vicreg_loss,
+)
+from visreg_core.losses.visreg import (
+    VISRegTerms,
+    center_loss,
+    scale_loss,
+    shape_loss,
+    visreg_loss,
+)
+
+__all__ = [
+    "BarlowTwinsTerms",
+    "SAGVICRegTerms",
+    "VICRegTerms",
+    "VISRegTerms",
+    "barlow_twins_loss",
+    "center_loss",
+    "covariance_loss",
+    "epps_pulley",
+    "gaussian_sliced_wasserstein",
+    "invariance_loss",
+    "joint_objective",
+    "max_sliced_wasserstein",
+    "orthonormalize",
+    "random_walk_affinity",
+    "sag_vicreg_loss",
+    "sample_random_walk",
+    "scale_loss",
+    "shape_loss",
+    "sigreg_loss",
+    "sliced_wasserstein",
+    "spectralnet_loss",
+    "transition_matrix",
+    "value_and_grad",
+    "value_and_vjp",
+    "variance_loss",
+    "vicreg_loss",
+    "visreg_loss",
+]

@@ -1,0 +1,95 @@
+"""Statistics over the rows (samples) of embeddings (..., N, D), with an optional row mask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from visreg_core import _xp
+from visreg_core._typing import Array, Namespace, Scalar
+
+
+class Rows(NamedTuple):
+    """Centred embeddings and what they were centred by.
+
+    mean : (..., 1, D); centred : (..., N, D), masked rows 0; n : number of kept rows (a Python
+    float, or an array of no axes under a row mask); keep : (N, 1) boolean or None.
+    """
+
+    mean: Array
+    centred: Array
+    n: Scalar
+    keep: Array | None
+
+
+def count(xp: Namespace, z: Array, row_mask: Array | None) -> Scalar:
+    """Number of kept rows in z's compute dtype; NaN below 2, where no statistic exists.
+
+    A mask's count is known only when the program runs, so that it cannot raise: NaN says it.
+    """
+    if row_mask is None:
+        return float(z.shape[-2])
+    n = xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z)))
+    return xp.where(n >= 2, n, xp.nan * xp.ones_like(n))
+
+
+def keep_column(row_mask: Array | None) -> Array | None:
+    """The mask as a column beside (..., N, D)."""
+    return None if row_mask is None else row_mask[:, None]
+
+
+def kept(xp: Namespace, keep: Array | None, x: Array, other: Array | None = None) -> Array:
+    """`x` with masked rows replaced by `other` (default zeros)."""
+    if keep is None:
+        return x
+    return xp.where(keep, x, xp.zeros_like(x) if other is None else other)
+
+
+def centre(xp: Namespace, z: Array, row_mask: Array | None) -> Rows:
+    """Mean and centred values in the compute dtype, exact zeros in constant columns.
+
+    A rounded mean can fall outside the range of the data (the mean of N equal numbers differs from
+    them by a unit in the last place, which at 1e8 in float32 is 8); clipping it to the range makes
+    constant columns centre to exactly 0, and a second centring takes away what rounding of the
+    mean left.
+    """
+    keep = keep_column(row_mask)
+    n = count(xp, z, row_mask)
+    z = kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
+    mean = _xp.sum_rows(xp, z) / n
+    constant = _xp.stop_gradient(z)
+    beyond = xp.inf * xp.ones_like(constant) if keep is not None else None
+    low = xp.min(kept(xp, keep, constant, beyond), axis=-2, keepdims=True)
+    high = xp.max(
+        kept(xp, keep, constant, None if beyond is None else -beyond), axis=-2, keepdims=True
+    )
+    rounded = _xp.stop_gradient(mean)
+    mean = mean + (xp.minimum(xp.maximum(rounded, low), high) - rounded)
+    centred = kept(xp, keep, z - mean)
+    rest = _xp.sum_rows(xp, centred) / n
+    return Rows(mean + rest, kept(xp, keep, centred - rest), n, keep)
+
+
+def centre_gradient(xp: Namespace, gradient: Array, rows: Rows) -> Array:
+    """Gradient with respect to z of a function of the centred values; masked rows 0."""
+    gradient = kept(xp, rows.keep, gradient)
+    return kept(xp, rows.keep, gradient - _xp.sum_rows(xp, gradient) / rows.n)
+
+
+def standard_deviation(xp: Namespace, rows: Rows, *, eps: float = 0.0, ddof: int = 0) -> Array:
+    """sqrt(Σ ẑ² / (n − ddof) + eps), (..., 1, D); its derivative at 0 is 0, not NaN."""
+    variance = _xp.sum_rows(xp, rows.centred * rows.centred) / (rows.n - ddof)
+    return safe_root(xp, variance + eps)
+
+
+def safe_root(xp: Namespace, x: Array) -> Array:
+    """Square root of x >= 0 whose derivative at 0 is 0 for every automatic differentiation."""
+    positive = x > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+
+
+def safe_reciprocal(xp: Namespace, x: Array) -> Array:
+    """1 / x, and 0 at x = 0."""
+    positive = x > 0
+    return xp.where(positive, 1 / xp.where(positive, x, xp.ones_like(x)), xp.zeros_like(x))
+
+

@@ -1,0 +1,86 @@
+"""The engine of every sliced loss: project a chunk of slices, evaluate a term, carry it back.
+
+Projections are kept as (slices, samples), so that what a term sorts or sums is contiguous, and a
+chunk of slices bounds memory: neither projections nor sort orders outlive their chunk, because the
+gradient is accumulated in the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, DType, Namespace
+
+# term(need_grad, *projections (R, N_i)) -> values (R,) [, one gradient (R, N_i) for each sample]
+Term = Callable[..., tuple[Array, ...]]
+
+
+def flat_batch(xp: Namespace, z: Array) -> Array:
+    """(..., N, D) -> (B, N, D)."""
+    return z if z.ndim == 3 else xp.reshape(z, (-1, z.shape[-2], z.shape[-1]))
+
+
+def flat_slices(xp: Namespace, slices: Array, z: Array) -> Array:
+    """(..., D, K) -> (B, D, K) or (1, D, K) beside z (..., N, D)."""
+    if slices.ndim == 2:
+        return slices[None, ...]
+    shape = (*z.shape[:-2], *slices.shape[-2:])
+    return xp.reshape(xp.broadcast_to(slices, shape), (-1, *slices.shape[-2:]))
+
+
+def sliced(
+    xp: Namespace,
+    samples: tuple[Array, ...],
+    slices: Array,
+    term: Term,
+    *,
+    need_grad: bool,
+    chunk_size: int | None,
+    projection_dtype: DType,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Values of `term` on every slice, and the gradients of their sum.
+
+    samples : arrays (B, N_i, D) of one compute dtype; slices : (B or 1, D, K).
+    Returns values (B, K) and, if `need_grad`, one gradient (B, N_i, D) for each sample.
+    """
+    dtype = samples[0].dtype
+    batch = samples[0].shape[0]
+    projected = [_xp.cast(xp, x, projection_dtype) for x in samples]
+    projected = [xp.permute_dims(x, (0, 2, 1)) for x in projected]
+    rows = sum(x.shape[1] for x in samples)
+    if chunk_size is None:
+        chunk_size = _xp.default_chunk(xp, batch * rows * (8 if dtype == xp.float64 else 4))
+    _checks.positive_int("chunk_size", chunk_size)
+
+    def body(columns: Array) -> tuple[list[Array], list[Array]]:
+        directions = xp.permute_dims(columns, (0, 2, 1))
+        narrow = _xp.cast(xp, directions, projection_dtype)
+        p = [_xp.matmul_accumulate(xp, narrow, x, dtype) for x in projected]
+        flat = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
+        values, *gradients = _xp.map_rows(xp, lambda *tile: term(need_grad, *tile), *flat)
+        wide = _xp.cast(xp, directions, dtype)
+        carried = [
+            xp.matmul(xp.permute_dims(xp.reshape(g, x.shape), (0, 2, 1)), wide)
+            for g, x in zip(gradients, p, strict=True)
+        ] if need_grad else []
+        return [xp.reshape(values, (batch, -1))], carried
+
+    (values,), gradients = _xp.accumulate(xp, body, slices, min(chunk_size, slices.shape[-1]))
+    return values, tuple(gradients)
+
+
+def projection_dtype_for(xp: Namespace, z: Array, requested: Any) -> DType:
+    """The dtype of z @ slices: as requested, else z's own; on NumPy at least float32.
+
+    (NumPy's float16 product is a hundred times slower than its float32 one.)
+    """
+    if requested is not None:
+        if _xp.dtype_name(requested) not in _xp.FLOATING:
+            raise TypeError(
+                f"expected projection_dtype to be one of {', '.join(_xp.FLOATING)}; "
+                f"found {requested!r}"
+            )
+        return requested
+    return _xp.compute_dtype(xp, z) if _xp.name(xp) == "numpy" else z.dtype

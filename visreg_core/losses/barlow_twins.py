@@ -1,0 +1,158 @@
+"""Barlow Twins: the cross-correlation of two views should be the identity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core.losses import _rows
+from visreg_core.losses._differentiable import differentiated_by
+from visreg_core.losses.vicreg import as_views, off_diagonal, view_gradients, view_pairs
+
+
+class BarlowTwinsTerms(NamedTuple):
+    """Terms of `barlow_twins_loss`; `off_diagonal` is not weighted."""
+
+    total: Array
+    on_diagonal: Array
+    off_diagonal: Array
+
+
+def _pair_terms(
+    xp: Namespace, a: Array, b: Array, n: Scalar
+) -> tuple[Array, Array, Callable[[Scalar, Scalar], tuple[Array, Array]]]:
+    """Σ(1 − C_ii)² and Σ_{i≠j} C_ij² of C = âᵀb̂/n, (..., 1, 1), and their pullback to â, b̂.
+
+    Where N < D, Σ_ij C_ij² = ⟨ââᵀ, b̂b̂ᵀ⟩/n² by the N × N Gram matrices and no D × D array is made.
+    """
+    rows, dim = a.shape[-2:]
+    diagonal = _xp.sum_rows(xp, a * b) / n  # (..., 1, D)
+    on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1), keepdims=True)
+    if rows < dim:
+        gram_a, gram_b = (x @ xp.matrix_transpose(x) for x in (a, b))
+        every = xp.sum(gram_a * gram_b, axis=(-2, -1), keepdims=True) / (n * n)
+        off = every - xp.sum(diagonal * diagonal, axis=(-2, -1), keepdims=True)
+
+        def off_pullback() -> tuple[Array, Array]:
+            scale = 2 / (n * n)
+            return (
+                (gram_b @ a) * scale - b * (diagonal * (2 / n)),
+                (gram_a @ b) * scale - a * (diagonal * (2 / n)),
+            )
+    else:
+        correlation = (xp.matrix_transpose(a) @ b) / n
+        others = off_diagonal(xp, correlation)
+        off = xp.sum(others * others, axis=(-2, -1), keepdims=True)
+
+        def off_pullback() -> tuple[Array, Array]:
+            return (b @ xp.matrix_transpose(others)) * (2 / n), (a @ others) * (2 / n)
+
+    def pullback(on_scale: Scalar, off_scale: Scalar) -> tuple[Array, Array]:
+        slope = (diagonal - 1) * (on_scale * 2 / n)
+        off_a, off_b = off_pullback()
+        return b * slope + off_a * off_scale, a * slope + off_b * off_scale
+
+    return on, off, pullback
+
+
+def _barlow_twins_loss(
+    a: Array,
+    b: Array | None = None,
+    off_diagonal_weight: Scalar = 0.0051,
+    *,
+    eps: float = 0.0,
+    row_mask: Array | None = None,
+    need_grad: bool,
+) -> tuple[BarlowTwinsTerms, Callable[..., object]]:
+    xp = _xp.namespace(a, b, row_mask)
+    views = as_views(a, b)
+    _checks.row_mask(row_mask, views[0])
+    rows = [_rows.centre(xp, z, row_mask) for z in views]
+    reciprocals = [
+        _rows.safe_reciprocal(xp, _rows.standard_deviation(xp, r, eps=eps)) for r in rows
+    ]
+    standard = [r.centred * s for r, s in zip(rows, reciprocals, strict=True)]
+    n = rows[0].n
+    pairs = view_pairs(len(views))
+    terms = [_pair_terms(xp, standard[i], standard[j], n) for i, j in pairs]
+    on_diagonal = sum(xp.mean(on) for on, _, _ in terms[1:]) + xp.mean(terms[0][0])
+    off_diagonal = sum(xp.mean(off) for _, off, _ in terms[1:]) + xp.mean(terms[0][1])
+    on_diagonal, off_diagonal = on_diagonal / len(pairs), off_diagonal / len(pairs)
+    total = on_diagonal + off_diagonal_weight * off_diagonal
+
+    def vjp(on_total: Scalar, on_on: Scalar, on_off: Scalar) -> object:
+        share = len(pairs) * math.prod(views[0].shape[:-2])
+        gradients: list[Array | None] = [None] * len(views)
+        for (i, j), (_, _, pullback) in zip(pairs, terms, strict=True):
+            both = pullback(
+                (on_total + on_on) / share, (on_total * off_diagonal_weight + on_off) / share
+            )
+            for v, g in zip((i, j), both, strict=True):
+                gradients[v] = g if gradients[v] is None else gradients[v] + g
+        carried = []
+        for r, x, s, g in zip(rows, standard, reciprocals, gradients, strict=True):
+            # x̂ = ẑ / sqrt(var + ε): along x̂ itself the standardisation takes the gradient away
+            through = x * (_xp.sum_rows(xp, g * x) / n)
+            carried.append(_rows.centre_gradient(xp, (g - through) * s, r))
+        return view_gradients(xp, carried, a, b)
+
+    return BarlowTwinsTerms(total, on_diagonal, off_diagonal), vjp
+
+
+@differentiated_by(_barlow_twins_loss)
+def barlow_twins_loss(
+    a: Array,
+    b: Array | None = None,
+    off_diagonal_weight: Scalar = 0.0051,
+    *,
+    eps: float = 0.0,
+    row_mask: Array | None = None,
+) -> BarlowTwinsTerms:
+    """Barlow Twins of two views, or the mean over all pairs of several.
+
+    Σ_i (1 − C_ii)² + λ Σ_{i≠j} C_ij², C the cross-correlation of the batch-standardised views.
+
+    Parameters
+    ----------
+    a, b : arrays of shape (..., N, D)
+        Embeddings of two views; or `a` alone of shape (V, N, D) with V >= 2 views. The loss is
+        the mean over the leading axes of a and b.
+    off_diagonal_weight : number
+        λ.
+    eps : float
+        Added to the biased variance under the root. 0: a constant column standardises to 0 with
+        zero gradient. 1e-5 gives the value of a BatchNorm layer.
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+
+    Returns
+    -------
+    BarlowTwinsTerms
+        ``total, on_diagonal, off_diagonal`` (the last not weighted): arrays of no axes, float64
+        for float64 embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, N < 2, or a single view.
+    TypeError
+        For dtypes that are not floating or differ, or arrays of two libraries.
+
+    Notes
+    -----
+    Source: Zbontar et al. 2021, eq. 1 and 2. Where N < D it is computed through the N × N Gram
+    matrices of the views.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.random.default_rng(0).standard_normal((64, 4))
+    >>> bool(barlow_twins_loss(a, a).on_diagonal < 1e-20)
+    True
+    """
+    return _barlow_twins_loss(
+        a, b, off_diagonal_weight, eps=eps, row_mask=row_mask, need_grad=False
+    )[0]

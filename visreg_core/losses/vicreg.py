@@ -1,0 +1,560 @@
+"""VICReg: variance, covariance and invariance; SAG-VICReg pairs the invariance by a random walk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core.losses import _rows
+from visreg_core.losses._differentiable import add_scaled, differentiated_by, gradient_like
+
+# What the published variants change: variance counted once per branch instead of averaged over
+# branches; invariance summed over dimensions; squared hinge; views stacked into one batch.
+CONVENTIONS = ("vicreg", "solo-learn", "paper", "visreg")
+
+# Columns whose scale may dominate the Gram matrix and are therefore kept out of it.
+_HEAVY = 8
+
+
+class VICRegTerms(NamedTuple):
+    """Terms of `vicreg_loss`; `total` is their weighted sum, the others are not weighted."""
+
+    total: Array
+    invariance: Array
+    variance: Array
+    covariance: Array
+
+
+class SAGVICRegTerms(NamedTuple):
+    """Terms of `sag_vicreg_loss`; `total` is their weighted sum, the others are not weighted."""
+
+    total: Array
+    invariance: Array
+    variance: Array
+    covariance: Array
+
+
+Pullback = Callable[[], Array]
+
+
+# --- the terms of one branch, from its centred rows ----------------------------------------------
+
+
+def hinge_from_deviation(xp: Namespace, deviation: Array, gamma: float) -> Array:
+    """max(0, γ − deviation); the variance loss is its mean, with deviation = sqrt(Var + ε)."""
+    return xp.where(deviation < gamma, gamma - deviation, xp.zeros_like(deviation))
+
+
+def _variance(
+    xp: Namespace, rows: _rows.Rows, gamma: float, eps: float, power: int = 1
+) -> tuple[Array, Pullback]:
+    """Mean over dimensions of max(0, γ − sqrt(Var + ε))^power; gradient for the centred rows."""
+    deviation = _rows.standard_deviation(xp, rows, eps=eps, ddof=1)
+    hinge = hinge_from_deviation(xp, deviation, gamma)
+
+    def pullback() -> Array:
+        slope = -(2 * hinge if power == 2 else xp.astype(hinge > 0, hinge.dtype))
+        size = (rows.n - 1) * math.prod(hinge.shape)
+        factor = slope * _rows.safe_reciprocal(xp, deviation) / size
+        return rows.centred * factor
+
+    return xp.mean(hinge**power), pullback
+
+
+def _covariance(xp: Namespace, rows: _rows.Rows) -> tuple[Array, Pullback]:
+    """(1/D) Σ_{i≠j} C_ij² with the unbiased covariance C; gradient for the centred rows.
+
+    The rows are scaled by a power of two first: fourth powers of 1e8 overflow in float32, those
+    of 1e-10 vanish.
+    """
+    n, dim = rows.centred.shape[-2:]
+    largest = xp.max(xp.abs(_xp.stop_gradient(rows.centred)), axis=(-2, -1), keepdims=True)
+    scale = _power_of_two_above(xp, largest)
+    u = rows.centred / scale
+    value, pullback = (_off_diagonal_gram if n < dim else _off_diagonal)(xp, u)
+    divisor = math.prod(rows.centred.shape[:-2]) * dim * (rows.n - 1) * (rows.n - 1)
+    square = scale * scale
+    return (
+        xp.sum((value / divisor) * square * square),
+        lambda: (pullback() / divisor) * (square * scale),
+    )
+
+
+def _power_of_two_above(xp: Namespace, x: Array) -> Array:
+    """A power of two within a factor 2 of x > 0; 1 at 0."""
+    positive = x > 0
+    exponent = xp.floor(xp.log2(xp.where(positive, x, xp.ones_like(x))))
+    return 2.0**exponent
+
+
+def off_diagonal(xp: Namespace, matrix: Array) -> Array:
+    """A square matrix with its diagonal set to 0; covariance loss: Σ off_diagonal(C)² / D."""
+    return matrix * (1 - xp.eye(matrix.shape[-1], dtype=matrix.dtype, **_xp.on_device(matrix)))
+
+
+def _off_diagonal(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
+    """Σ_{i≠j} (u_i · u_j)² over columns, (..., 1, 1), by the D × D product; gradient for u."""
+    off = off_diagonal(xp, xp.matrix_transpose(u) @ u)
+    return xp.sum(off * off, axis=(-2, -1), keepdims=True), lambda: 4 * (u @ off)
+
+
+def _off_diagonal_gram(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
+    """The same by the N × N Gram matrix: Σ_ij (u_i · u_j)² = ‖u uᵀ‖², less the diagonal.
+
+    Taking the diagonal away cancels only where a few columns carry nearly all of the Gram matrix.
+    So the heaviest ones are multiplied with the others directly, and the Gram matrix is that of
+    the rest, of which there are more than N.
+    """
+    norms = xp.sum(_xp.stop_gradient(u * u), axis=-2)
+    heavy = xp.argsort(norms, axis=-1, descending=True, stable=True)[..., None, :_HEAVY]
+    columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))[:, None]
+    one_hot = xp.astype(columns == heavy, u.dtype)  # (..., D, _HEAVY)
+    index = xp.broadcast_to(heavy, (*u.shape[:-1], heavy.shape[-1]))
+    h = xp.take_along_axis(u, index, axis=-1)
+    light = xp.sum(one_hot, axis=-1)[..., None, :] == 0
+    rest = xp.where(light, u, xp.zeros_like(u))
+
+    gram = rest @ xp.matrix_transpose(rest)
+    squares = xp.sum(rest * rest, axis=-2, keepdims=True)
+    cross = xp.matrix_transpose(h) @ rest
+    among, among_pullback = _off_diagonal(xp, h)
+    value = (
+        xp.sum(gram * gram, axis=(-2, -1), keepdims=True)
+        - xp.sum(squares * squares, axis=-1, keepdims=True)
+        + 2 * xp.sum(cross * cross, axis=(-2, -1), keepdims=True)
+        + among
+    )
+
+    def pullback() -> Array:
+        of_rest = 4 * (gram @ rest - rest * squares + h @ cross)
+        of_heavy = 4 * (rest @ xp.matrix_transpose(cross)) + among_pullback()
+        return xp.where(light, of_rest, of_heavy @ xp.matrix_transpose(one_hot))
+
+    return value, pullback
+
+
+def _single(
+    term: Callable[..., tuple[Array, Pullback]], z: Array, row_mask: Array | None, *args: float
+) -> tuple[Array, Callable[..., Array]]:
+    """Value and vjp of a loss that is one branch term of one array of embeddings."""
+    xp = _xp.namespace(z, row_mask)
+    _checks.embeddings("z", z)
+    _checks.row_mask(row_mask, z)
+    rows = _rows.centre(xp, z, row_mask)
+    value, pullback = term(xp, rows, *args)
+
+    def vjp(cotangent: Scalar) -> Array:
+        return gradient_like(xp, _rows.centre_gradient(xp, pullback() * cotangent, rows), z)
+
+    return value, vjp
+
+
+def _variance_loss(
+    z: Array,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    *,
+    row_mask: Array | None = None,
+    need_grad: bool,
+) -> tuple[Array, Callable[..., Array]]:
+    return _single(_variance, z, row_mask, gamma, eps)
+
+
+@differentiated_by(_variance_loss)
+def variance_loss(
+    z: Array, gamma: float = 1.0, eps: float = 1e-4, *, row_mask: Array | None = None
+) -> Array:
+    """VICReg's variance term: mean_j max(0, γ − sqrt(Var_j + ε)), Var unbiased.
+
+    Parameters
+    ----------
+    z : array of shape (..., N, D)
+        Embeddings; the loss is the mean over the leading axes.
+    gamma : float
+        Target of the standard deviation.
+    eps : float
+        Added to the variance.
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+
+    Returns
+    -------
+    array of no axes
+        float64 for float64 embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit or N < 2.
+    TypeError
+        For a dtype that is not floating.
+
+    Notes
+    -----
+    Source: Bardes, Ponce & LeCun 2022, eq. 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(variance_loss(np.array([[1.0], [-1.0]])))
+    0.0
+    """
+    return _variance_loss(z, gamma, eps, row_mask=row_mask, need_grad=False)[0]
+
+
+def _covariance_loss(
+    z: Array, *, row_mask: Array | None = None, need_grad: bool
+) -> tuple[Array, Callable[..., Array]]:
+    return _single(_covariance, z, row_mask)
+
+
+@differentiated_by(_covariance_loss)
+def covariance_loss(z: Array, *, row_mask: Array | None = None) -> Array:
+    """VICReg's covariance term: (1/D) Σ_{i≠j} C_ij² with the unbiased covariance C.
+
+    Parameters
+    ----------
+    z : array of shape (..., N, D)
+        Embeddings; the loss is the mean over the leading axes.
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+
+    Returns
+    -------
+    array of no axes
+        float64 for float64 embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit or N < 2.
+    TypeError
+        For a dtype that is not floating.
+
+    Notes
+    -----
+    Source: Bardes, Ponce & LeCun 2022, eq. 4. Where N < D it is computed through the N × N Gram
+    matrix, Σ_ij C_ij² = ‖ẑẑᵀ‖²/(N−1)², and no D × D array is made.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(covariance_loss(np.array([[1.0, 1.0], [-1.0, -1.0]])))
+    4.0
+    """
+    return _covariance_loss(z, row_mask=row_mask, need_grad=False)[0]
+
+
+# --- several branches ----------------------------------------------------------------------------
+
+
+def as_views(a: Array, b: Array | None) -> list[Array]:
+    """The views to compare: a and b, or the views stacked in a (V, N, D)."""
+    if b is not None:
+        _checks.embeddings("a", a)
+        _checks.embeddings("b", b)
+        _checks.same_shape("a", a, "b", b)
+        return [a, b]
+    _checks.embeddings("views", a, shape="(V, N, D)")
+    if a.ndim != 3 or a.shape[0] < 2:
+        raise ValueError(
+            "expected two embeddings, or views of shape (V, N, D) with V >= 2; "
+            f"found one array of shape {tuple(a.shape)}"
+        )
+    return [a[v, ...] for v in range(a.shape[0])]
+
+
+def view_gradients(xp: Namespace, gradients: list[Array], a: Array, b: Array | None) -> object:
+    """Gradients of the views as the caller passed them: two arrays, or one stack."""
+    if b is not None:
+        return tuple(gradient_like(xp, g, z) for g, z in zip(gradients, (a, b), strict=True))
+    return gradient_like(xp, xp.stack(gradients), a)
+
+
+def view_pairs(views: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(views) for j in range(i + 1, views)]
+
+
+def _invariance(
+    xp: Namespace, views: list[Array], row_mask: Array | None, n: Scalar
+) -> tuple[Array, list[Pullback]]:
+    """Mean over pairs of views of mean((a − b)²), and each view's gradient."""
+    keep = _rows.keep_column(row_mask)
+    wide = [_rows.kept(xp, keep, _xp.cast(xp, v, _xp.compute_dtype(xp, v))) for v in views]
+    pairs = view_pairs(len(wide))
+    scale = wide[0].shape[-2] / (n * (math.prod(wide[0].shape) * len(pairs)))
+    squares = [xp.sum((wide[i] - wide[j]) ** 2) for i, j in pairs]
+    value = sum(squares[1:], squares[0]) * scale
+
+    def of_view(v: int) -> Pullback:
+        def pullback() -> Array:
+            others = [wide[v] - wide[u] for u in range(len(wide)) if u != v]
+            return sum(others[1:], others[0]) * (2 * scale)
+
+        return pullback
+
+    return value, [of_view(v) for v in range(len(wide))]
+
+
+def _vicreg_loss(
+    a: Array,
+    b: Array | None = None,
+    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    convention: str = "vicreg",
+    row_mask: Array | None = None,
+    need_grad: bool,
+) -> tuple[VICRegTerms, Callable[..., object]]:
+    xp = _xp.namespace(a, b, row_mask)
+    views = as_views(a, b)
+    _checks.row_mask(row_mask, views[0])
+    _checks.choice("convention", convention, CONVENTIONS)
+    w_invariance, w_variance, w_covariance = _checks.weights(
+        "weights", weights, VICRegTerms._fields[1:]
+    )
+    n = _rows.count(xp, views[0], row_mask)
+    invariance, invariance_pullbacks = _invariance(xp, views, row_mask, n)
+    invariance_scale = views[0].shape[-1] if convention == "paper" else 1
+    stacked = convention == "visreg"
+    branches = [xp.concat(views, axis=-2)] if stacked else views
+    branch_mask = row_mask
+    if stacked and row_mask is not None:
+        branch_mask = xp.concat([row_mask] * len(views))
+    rows = [_rows.centre(xp, z, branch_mask) for z in branches]
+    variances = [_variance(xp, r, gamma, eps, power=2 if stacked else 1) for r in rows]
+    covariances = [_covariance(xp, r) for r in rows]
+    # A pair of views averages its two variances ("solo-learn" and "paper" add them) and adds its
+    # two covariances; the mean over pairs is then that multiple of the mean over views.
+    variance_scale = (2 if convention in ("solo-learn", "paper") else 1) / len(branches)
+    covariance_scale = (1 if stacked else 2) / len(branches)
+    invariance = invariance * invariance_scale
+    variance = sum(v for v, _ in variances[1:]) + variances[0][0]
+    variance = variance * variance_scale
+    covariance = sum(c for c, _ in covariances[1:]) + covariances[0][0]
+    covariance = covariance * covariance_scale
+    total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
+
+    def vjp(
+        on_total: Scalar, on_invariance: Scalar, on_variance: Scalar, on_covariance: Scalar
+    ) -> object:
+        c_invariance = (on_total * w_invariance + on_invariance) * invariance_scale
+        c_variance = (on_total * w_variance + on_variance) * variance_scale
+        c_covariance = (on_total * w_covariance + on_covariance) * covariance_scale
+        of_branches = []
+        for r, (_, of_variance), (_, of_covariance) in zip(
+            rows, variances, covariances, strict=True
+        ):
+            g = add_scaled([(c_variance, of_variance), (c_covariance, of_covariance)])
+            of_branches.append(
+                xp.zeros_like(r.centred) if g is None else _rows.centre_gradient(xp, g, r)
+            )
+        if stacked:
+            size = views[0].shape[-2]
+            of_branches = [
+                of_branches[0][..., v * size : (v + 1) * size, :] for v in range(len(views))
+            ]
+        gradients = [
+            g + p() * c_invariance for g, p in zip(of_branches, invariance_pullbacks, strict=True)
+        ]
+        return view_gradients(xp, gradients, a, b)
+
+    return VICRegTerms(total, invariance, variance, covariance), vjp
+
+
+@differentiated_by(_vicreg_loss)
+def vicreg_loss(
+    a: Array,
+    b: Array | None = None,
+    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    convention: str = "vicreg",
+    row_mask: Array | None = None,
+) -> VICRegTerms:
+    """VICReg of two views, or the mean over all pairs of several.
+
+    Parameters
+    ----------
+    a, b : arrays of shape (..., N, D)
+        Embeddings of two views; or `a` alone of shape (V, N, D) with V >= 2 views. The loss is
+        the mean over the leading axes of a and b.
+    weights : three numbers
+        Of invariance, variance and covariance.
+    gamma, eps : float
+        As in `variance_loss`.
+    convention : {"vicreg", "solo-learn", "paper", "visreg"}
+        "vicreg", the published code: invariance the mean over N and D, variance averaged over the
+        two branches, covariance summed over them. "solo-learn": variance summed over the
+        branches. "paper": as "solo-learn", and invariance summed over D. "visreg": squared hinge,
+        variance and covariance those of all views stacked into one batch.
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+
+    Returns
+    -------
+    VICRegTerms
+        ``total, invariance, variance, covariance``: arrays of no axes, float64 for float64
+        embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, N < 2, a single view, or an unknown convention.
+    TypeError
+        For dtypes that are not floating or differ, or arrays of two libraries.
+
+    Notes
+    -----
+    Source: Bardes, Ponce & LeCun 2022, eq. 6, and their published code.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.random.default_rng(0).standard_normal((32, 8))
+    >>> terms = vicreg_loss(a, a)
+    >>> float(terms.invariance)
+    0.0
+    """
+    return _vicreg_loss(
+        a,
+        b,
+        weights,
+        gamma=gamma,
+        eps=eps,
+        convention=convention,
+        row_mask=row_mask,
+        need_grad=False,
+    )[0]
+
+
+# --- SAG-VICReg ----------------------------------------------------------------------------------
+
+
+def _sag_vicreg_loss(
+    a: Array,
+    b: Array,
+    pairs: Array,
+    pair_weights: Array,
+    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    row_mask: Array | None = None,
+    need_grad: bool,
+) -> tuple[SAGVICRegTerms, Callable[..., object]]:
+    xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
+    as_views(a, b)
+    size = a.shape[-2]
+    for argument, x in (("pairs", pairs), ("pair_weights", pair_weights)):
+        if tuple(x.shape) != (size,):
+            raise ValueError(f"expected {argument} of shape ({size},); found {tuple(x.shape)}")
+    if "int" not in _xp.dtype_name(pairs):
+        raise TypeError(f"expected pairs of an integer dtype; found {_xp.dtype_name(pairs)}")
+    _checks.floating("pair_weights", pair_weights)
+    # b's rows are chosen by the pairs, so the plain invariance is replaced by the weighted one of
+    # (a_i, b_j(i)); variance and covariance are VICReg's.
+    base, base_vjp = _vicreg_loss(
+        a, b, weights, gamma=gamma, eps=eps, row_mask=row_mask, need_grad=need_grad
+    )
+    w_invariance, w_variance, w_covariance = _checks.weights(
+        "weights", weights, SAGVICRegTerms._fields[1:]
+    )
+    dtype = _xp.compute_dtype(xp, a)
+    keep = _rows.keep_column(row_mask)
+    wide_a, wide_b = (_rows.kept(xp, keep, _xp.cast(xp, z, dtype)) for z in (a, b))
+    pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
+    pair_weight = _rows.kept(xp, keep, pair_weight)
+    difference = wide_a - xp.take(wide_b, pairs, axis=-2)
+    n = _rows.count(xp, a, row_mask)
+    scale = size / (n * math.prod(a.shape))
+    invariance = xp.sum(pair_weight * difference * difference) * scale
+    total = w_invariance * invariance + w_variance * base.variance + w_covariance * base.covariance
+
+    def vjp(
+        on_total: Scalar, on_invariance: Scalar, on_variance: Scalar, on_covariance: Scalar
+    ) -> object:
+        of_base = base_vjp(
+            0.0, 0.0, on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
+        )
+        g = pair_weight * difference * ((on_total * w_invariance + on_invariance) * scale * 2)
+        columns = xp.matrix_transpose(g)
+        index = xp.broadcast_to(pairs, columns.shape)
+        to_b = xp.matrix_transpose(_xp.add_last(xp, size, index, columns))
+        return tuple(
+            gradient_like(xp, _xp.cast(xp, base_g, dtype) + extra, z)
+            for base_g, extra, z in zip(of_base, (g, -to_b), (a, b), strict=True)  # type: ignore
+        )
+
+    return SAGVICRegTerms(total, invariance, base.variance, base.covariance), vjp
+
+
+@differentiated_by(_sag_vicreg_loss)
+def sag_vicreg_loss(
+    a: Array,
+    b: Array,
+    pairs: Array,
+    pair_weights: Array,
+    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    row_mask: Array | None = None,
+) -> SAGVICRegTerms:
+    """SAG-VICReg: VICReg whose invariance joins pairs drawn by a random walk.
+
+    Parameters
+    ----------
+    a, b : arrays of shape (..., N, D)
+        Embeddings of two views.
+    pairs : integer array of shape (N,)
+        j(i), from `sample_random_walk`: row i of a is paired with row j(i) of b.
+    pair_weights : array of shape (N,)
+        w_i = W_{i, j(i)} of `random_walk_affinity`.
+    weights, gamma, eps, row_mask
+        As in `vicreg_loss`. A kept row must be paired with a kept row.
+
+    Returns
+    -------
+    SAGVICRegTerms
+        ``total, invariance, variance, covariance``: arrays of no axes. The invariance is
+        (1/(ND)) Σ_i w_i ‖a_i − b_{j(i)}‖².
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit or N < 2.
+    TypeError
+        For dtypes that are not floating or differ, pairs that are not integers, or arrays of two
+        libraries.
+
+    Notes
+    -----
+    Source: SAG-VICReg Algorithm 1. No gradient flows through pairs and weights. Identity pairs
+    with unit weights give `vicreg_loss` exactly.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> a, b = rng.standard_normal((2, 16, 4))
+    >>> terms = sag_vicreg_loss(a, b, np.arange(16), np.ones(16))
+    >>> terms.total == vicreg_loss(a, b).total
+    np.True_
+    """
+    return _sag_vicreg_loss(
+        a,
+        b,
+        pairs,
+        pair_weights,
+        weights,
+        gamma=gamma,
+        eps=eps,
+        row_mask=row_mask,
+        need_grad=False,
+    )[0]

@@ -1,0 +1,419 @@
+"""VISReg: centre, scale and shape of the embeddings, their sum, and the prediction loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from visreg_core import _checks, _xp
+from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core.losses import _rows
+from visreg_core.losses._differentiable import add_scaled, differentiated_by, gradient_like
+from visreg_core.losses._sliced import projection_dtype_for
+from visreg_core.losses.sliced_wasserstein import REDUCTIONS, sliced_gaussian
+
+EPS = 1e-6
+
+
+class VISRegTerms(NamedTuple):
+    """Terms of `visreg_loss`; `total` is their weighted sum, the others are not weighted."""
+
+    total: Array
+    scale: Array
+    shape: Array
+    center: Array
+
+
+# --- the terms: value and gradient with respect to z, from the centred rows ----------------------
+
+
+def center_from_mean(xp: Namespace, mean: Array, reduction: str = "mean") -> Array:
+    """Centre loss of a batch mean (..., 1, D)."""
+    return xp.mean(mean * mean) * (1 if reduction == "mean" else mean.shape[-1])
+
+
+def _center_gradient(xp: Namespace, rows: _rows.Rows, reduction: str = "mean") -> Array:
+    size = math.prod(rows.mean.shape[: None if reduction == "mean" else -1])
+    gradient = xp.broadcast_to(rows.mean * (2 / size) / rows.n, rows.centred.shape)
+    return _rows.kept(xp, rows.keep, gradient)
+
+
+def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
+    """Scale loss of biased standard deviations (..., 1, D)."""
+    return xp.mean((1 - sigma) * (1 - sigma))
+
+
+def _scale_gradient(xp: Namespace, rows: _rows.Rows, sigma: Array) -> Array:
+    # dσ/dz_n = ẑ_n / (N σ): its mean over n is 0 already, and it is 0 where σ = 0
+    factor = (2 / math.prod(sigma.shape)) * (sigma - 1) * _rows.safe_reciprocal(xp, sigma) / rows.n
+    return rows.centred * factor
+
+
+def _shape(
+    xp: Namespace,
+    rows: _rows.Rows,
+    sigma: Array,
+    slices: Array,
+    *,
+    eps: float,
+    detach_scale: bool,
+    row_mask: Array | None,
+    need_grad: bool,
+    chunk_size: int | None,
+    projection_dtype: DType,
+) -> tuple[Array, Callable[[], Array]]:
+    """Mean over slices of Σ_n (sort(z̃ w)_n − q_n)² and, on demand, its gradient for z."""
+    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
+    value, gradient = sliced_gaussian(
+        xp,
+        rows.centred / divisor,
+        slices,
+        rows.n,
+        row_mask,
+        need_grad=need_grad,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype,
+    )
+
+    def carried() -> Array:
+        g = xp.reshape(gradient, rows.centred.shape)
+        if detach_scale:
+            return _rows.centre_gradient(xp, g / divisor, rows)
+        # z̃ = ẑ / (σ + ε) through σ, too: dσ/dẑ_n = ẑ_n / (N σ)
+        along = _xp.sum_rows(xp, g * rows.centred) / (divisor * divisor * rows.n)
+        through = rows.centred * (along * _rows.safe_reciprocal(xp, sigma))
+        return _rows.centre_gradient(xp, g / divisor - through, rows)
+
+    return value, carried
+
+
+# --- public losses -------------------------------------------------------------------------------
+
+
+def _center_loss(
+    z: Array, *, reduction: str = "mean", row_mask: Array | None = None, need_grad: bool
+) -> tuple[Array, Callable[..., Array]]:
+    xp = _xp.namespace(z, row_mask)
+    _checks.embeddings("z", z)
+    _checks.row_mask(row_mask, z)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    rows = _rows.centre(xp, z, row_mask)
+
+    def vjp(cotangent: Scalar) -> Array:
+        return gradient_like(xp, _center_gradient(xp, rows, reduction) * cotangent, z)
+
+    return center_from_mean(xp, rows.mean, reduction), vjp
+
+
+@differentiated_by(_center_loss)
+def center_loss(z: Array, *, reduction: str = "mean", row_mask: Array | None = None) -> Array:
+    """Mean over dimensions of the squared batch mean, mean_j μ_j².
+
+    Parameters
+    ----------
+    z : array of shape (..., N, D)
+        Embeddings; the loss is the mean over the leading axes.
+    reduction : {"mean", "sum"}
+        Over the dimensions: "mean" as in Algorithm 1, "sum" as in the paper's formula ‖μ‖².
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+
+    Returns
+    -------
+    array of no axes
+        float64 for float64 embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, N < 2 or an unknown reduction.
+    TypeError
+        For a dtype that is not floating.
+
+    Notes
+    -----
+    Source: VISReg Algorithm 1, ``L_center``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(center_loss(np.array([[1.0, 2.0], [3.0, 2.0]])))
+    4.0
+    """
+    return _center_loss(z, reduction=reduction, row_mask=row_mask, need_grad=False)[0]
+
+
+def _scale_loss(
+    z: Array, *, row_mask: Array | None = None, need_grad: bool
+) -> tuple[Array, Callable[..., Array]]:
+    xp = _xp.namespace(z, row_mask)
+    _checks.embeddings("z", z)
+    _checks.row_mask(row_mask, z)
+    rows = _rows.centre(xp, z, row_mask)
+    sigma = _rows.standard_deviation(xp, rows)
+
+    def vjp(cotangent: Scalar) -> Array:
+        return gradient_like(xp, _scale_gradient(xp, rows, sigma) * cotangent, z)
+
+    return scale_from_deviation(xp, sigma), vjp
+
+
+@differentiated_by(_scale_loss)
+def scale_loss(z: Array, *, row_mask: Array | None = None) -> Array:
+    """Mean over dimensions of the squared distance of the standard deviation from 1.
+
+    Parameters
+    ----------
+    z : array of shape (..., N, D)
+        Embeddings; the loss is the mean over the leading axes.
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+
+    Returns
+    -------
+    array of no axes
+        mean_j (1 − σ_j)² with the biased σ; float64 for float64 embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit or N < 2.
+    TypeError
+        For a dtype that is not floating.
+
+    Notes
+    -----
+    Source: VISReg, "Scale Regularization" and Algorithm 1. As the embeddings collapse the norm of
+    its gradient tends to 2/√(ND); at exactly constant columns the subgradient 0 is taken.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(scale_loss(np.array([[3.0], [-3.0]])))
+    4.0
+    """
+    return _scale_loss(z, row_mask=row_mask, need_grad=False)[0]
+
+
+def _shape_loss(
+    z: Array,
+    slices: Array,
+    *,
+    detach_scale: bool = True,
+    eps: float = EPS,
+    reduction: str = "mean",
+    row_mask: Array | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: DType = None,
+    need_grad: bool,
+) -> tuple[Array, Callable[..., Array]]:
+    xp = _xp.namespace(z, slices, row_mask)
+    _checks.embeddings("z", z)
+    _checks.slices(slices, z)
+    _checks.row_mask(row_mask, z)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    rows = _rows.centre(xp, z, row_mask)
+    value, gradient = _shape(
+        xp,
+        rows,
+        _rows.standard_deviation(xp, rows),
+        slices,
+        eps=eps,
+        detach_scale=detach_scale,
+        row_mask=row_mask,
+        need_grad=need_grad,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+    )
+    divisor = rows.n if reduction == "mean" else 1.0
+
+    def vjp(cotangent: Scalar) -> Array:
+        return gradient_like(xp, gradient() * (cotangent / divisor), z)
+
+    return value / divisor, vjp
+
+
+@differentiated_by(_shape_loss)
+def shape_loss(
+    z: Array,
+    slices: Array,
+    *,
+    detach_scale: bool = True,
+    eps: float = EPS,
+    reduction: str = "mean",
+    row_mask: Array | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: DType = None,
+) -> Array:
+    """Sliced distance of the standardised embeddings from the standard Gaussian's quantiles.
+
+    mean_{k,n} (sort(z̃ w_k)_n − q_n)² with z̃ = (z − μ) / (sg(σ) + ε) and q = `normal_quantiles`.
+
+    Parameters
+    ----------
+    z : array of shape (..., N, D)
+        Embeddings; the loss is the mean over the leading axes.
+    slices : array of shape (D, K) or (..., D, K)
+        Unit directions, from `random_slices`.
+    detach_scale : bool
+        Hold σ constant in the gradient (the paper's stop-gradient); False for the ablation.
+    eps : float
+        Added to σ.
+    reduction : {"mean", "sum"}
+        Over the samples of a slice: "mean" as in Algorithm 1, "sum" as in the paper's ‖·‖².
+    row_mask : boolean array of shape (N,), optional
+        Rows to keep.
+    chunk_size : int, optional
+        Slices projected at once; bounds memory and changes nothing else.
+    projection_dtype : dtype, optional
+        Dtype of the product ``z̃ @ slices``; z's own if not given (float32 at least on NumPy).
+
+    Returns
+    -------
+    array of no axes
+        float64 for float64 embeddings, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, N < 2, unknown options, or slices that require a gradient.
+    TypeError
+        For dtypes that are not floating, or arrays of two libraries.
+
+    Notes
+    -----
+    Source: VISReg, "Shape Regularization" and Algorithm 1. Ties take their targets in index
+    order, so that collapsed embeddings have a gradient, and it is the same on every library.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core import random_slices
+    >>> z = np.random.default_rng(0).standard_normal((512, 8))
+    >>> bool(shape_loss(z, random_slices(8, 64)) < 0.05)
+    True
+    """
+    return _shape_loss(
+        z,
+        slices,
+        detach_scale=detach_scale,
+        eps=eps,
+        reduction=reduction,
+        row_mask=row_mask,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype,
+        need_grad=False,
+    )[0]
+
+
+def _visreg_loss(
+    z: Array,
+    slices: Array,
+    weights: tuple[Scalar, Scalar, Scalar] = (1, 1, 1),
+    *,
+    detach_scale: bool = True,
+    eps: float = EPS,
+    row_mask: Array | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: DType = None,
+    need_grad: bool,
+) -> tuple[VISRegTerms, Callable[..., Array]]:
+    xp = _xp.namespace(z, slices, row_mask)
+    _checks.embeddings("z", z)
+    _checks.slices(slices, z)
+    _checks.row_mask(row_mask, z)
+    w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
+    rows = _rows.centre(xp, z, row_mask)
+    sigma = _rows.standard_deviation(xp, rows)
+    shape_sum, shape_gradient = _shape(
+        xp,
+        rows,
+        sigma,
+        slices,
+        eps=eps,
+        detach_scale=detach_scale,
+        row_mask=row_mask,
+        need_grad=need_grad,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+    )
+    scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean)
+    shape = shape_sum / rows.n
+    total = w_scale * scale + w_shape * shape + w_center * center
+
+    def vjp(on_total: Scalar, on_scale: Scalar, on_shape: Scalar, on_center: Scalar) -> Array:
+        gradient = add_scaled(
+            [
+                (on_total * w_scale + on_scale, lambda: _scale_gradient(xp, rows, sigma)),
+                ((on_total * w_shape + on_shape) / rows.n, shape_gradient),
+                (on_total * w_center + on_center, lambda: _center_gradient(xp, rows)),
+            ]
+        )
+        return gradient_like(xp, gradient, z)
+
+    return VISRegTerms(total, scale, shape, center), vjp
+
+
+@differentiated_by(_visreg_loss)
+def visreg_loss(
+    z: Array,
+    slices: Array,
+    weights: tuple[Scalar, Scalar, Scalar] = (1, 1, 1),
+    *,
+    detach_scale: bool = True,
+    eps: float = EPS,
+    row_mask: Array | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: DType = None,
+) -> VISRegTerms:
+    """VISReg's regulariser: λ_scale · scale + λ_shape · shape + λ_center · center.
+
+    Parameters
+    ----------
+    z : array of shape (..., N, D)
+        Embeddings; the loss is the mean over the leading axes (views).
+    slices : array of shape (D, K) or (..., D, K)
+        Unit directions, from `random_slices`.
+    weights : three numbers
+        λ_scale, λ_shape, λ_center.
+    detach_scale, eps, row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
+
+    Returns
+    -------
+    VISRegTerms
+        ``total, scale, shape, center``: arrays of no axes, float64 for float64 embeddings, else
+        float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, N < 2, or slices that require a gradient.
+    TypeError
+        For dtypes that are not floating, or arrays of two libraries.
+
+    Notes
+    -----
+    Source: VISReg Proposition 3 and Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core import random_slices
+    >>> z = np.random.default_rng(0).standard_normal((2, 256, 8))
+    >>> terms = visreg_loss(z, random_slices(8, 64))
+    >>> bool(abs(terms.total - (terms.scale + terms.shape + terms.center)) < 1e-12)
+    True
+    """
+    return _visreg_loss(
+        z,
+        slices,
+        weights,
+        detach_scale=detach_scale,
+        eps=eps,
+        row_mask=row_mask,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype,
+        need_grad=False,
+    )[0]
