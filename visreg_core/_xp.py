@@ -375,18 +375,23 @@ def accumulate(
         stacked, summed = body(columns[..., : min(chunk, size)])
         starts = starts[1:]
     pieces = [[s] for s in stacked]
+    summed = list(summed)
     for start in starts:
         more, added = body(columns[..., start : min(start + chunk, size)])
         for piece, m in zip(pieces, more, strict=True):
             piece.append(m)
-        summed = [s + a for s, a in zip(summed, added, strict=True)]
+        for i, a in enumerate(added):
+            if name(xp) == "numpy":
+                summed[i] += a  # in place: the sum is this loop's own array
+            else:
+                summed[i] = summed[i] + a
     joined = [p[0] if len(p) == 1 else xp.concat(p, axis=-1) for p in pieces]
-    return joined, list(summed)
+    return joined, summed
 
 
 # Bytes of projections that a chunk may hold: on the host enough to feed one matrix product, on
 # devices enough to fill them.
-_CHUNK_BYTES = {"numpy": 1 << 22}
+_CHUNK_BYTES = {"numpy": 1 << 23}
 _CHUNK_BYTES_DEVICE = 1 << 26
 
 
@@ -397,7 +402,7 @@ def default_chunk(xp: Namespace, row_bytes: int) -> int:
 
 
 # Rows of a chunk worked on by one thread at a time: small enough for a core's own cache.
-_TILE_BYTES = 1 << 18
+_TILE_BYTES = 1 << 17
 
 
 def map_rows(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import targets_by_rank
+from visreg_core._sorting import sorted_rows, sorted_values, targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import _rows
@@ -31,25 +31,30 @@ def quantiles_beside(xp: Namespace, z: Array, n: Scalar, row_mask: Array | None)
 
 
 def gaussian_term(
-    xp: Namespace, p: Array, q: Array, row_mask: Array | None, need_grad: bool
+    xp: Namespace,
+    p: Array,
+    q: Array,
+    row_mask: Array | None,
+    need_grad: bool,
+    slope: float = 2.0,
 ) -> tuple[Array, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row of p (R, N) and, if wanted, its gradient (R, N).
+    """Σ_n (sort(p)_n − q_n)² of each row of p (R, N) and, if wanted, slope / 2 times its gradient.
 
     Masked samples sort behind the kept ones, whose quantiles come first in `q`.
     """
     if row_mask is not None:
         p = xp.where(row_mask, p, xp.inf * xp.ones_like(p))
     if not need_grad:
-        ordered = xp.sort(p, axis=-1)
+        ordered = sorted_values(xp, p)
         if row_mask is not None:
             ordered = xp.where(ordered < xp.inf, ordered, xp.zeros_like(ordered))
         difference = ordered - q
-        return (xp.sum(difference * difference, axis=-1),)
+        return (xp.vecdot(difference, difference),)
     targets = targets_by_rank(xp, p, q)
     if row_mask is not None:
         p = xp.where(row_mask, p, targets)
     difference = p - targets
-    return xp.sum(difference * difference, axis=-1), 2 * difference
+    return xp.vecdot(difference, difference), slope * difference
 
 
 def sliced_gaussian(
@@ -65,17 +70,17 @@ def sliced_gaussian(
 ) -> tuple[Array, Array | None]:
     """Mean over batch and slices of Σ_n (sort(z w)_n − q_n)², and its gradient (B, N, D)."""
     q = quantiles_beside(xp, z, n, row_mask)
+    size = math.prod(z.shape[:-2]) * slices.shape[-1]
     values, gradients = sliced(
         xp,
         (flat_batch(xp, z),),
         flat_slices(xp, slices, z),
-        lambda gradients, p: gaussian_term(xp, p, q, row_mask, gradients),
+        lambda gradients, p: gaussian_term(xp, p, q, row_mask, gradients, 2 / size),
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
     )
-    size = values.shape[0] * values.shape[1]
-    return xp.mean(values), gradients[0] / size if need_grad else None
+    return xp.mean(values), gradients[0] if need_grad else None
 
 
 def _gaussian_sliced_wasserstein(
@@ -217,33 +222,26 @@ def two_sample_term(
     j = _xp.from_numpy(xp, host_j, **where)
     mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)
 
-    def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
+    def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
+        xs, ys = sorted_values(xp, px), sorted_values(xp, py)
         if not need_grad:
-            xs, ys = xp.sort(px, axis=-1), xp.sort(py, axis=-1)
-            if n == m:
-                return (xp.sum(_power(xp, xs - ys, p, False)[0], axis=-1) / n,)
-            difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
-            return (xp.sum(mass * _power(xp, difference, p, False)[0], axis=-1),)
-        order_x = xp.argsort(px, axis=-1, stable=True)
-        order_y = xp.argsort(py, axis=-1, stable=True)
-        xs, ys = (
-            xp.take_along_axis(px, order_x, axis=-1),
-            xp.take_along_axis(py, order_y, axis=-1),
-        )
-        if n == m:
-            value, slope = _power(xp, xs - ys, p, True)
-            slope_x, slope_y = slope / n, -slope / n
-            total = xp.sum(value, axis=-1) / n
-        else:
-            difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
-            value, slope = _power(xp, difference, p, True)
-            rows = (px.shape[0], i.shape[0])
-            slope_x = _xp.add_last(xp, n, xp.broadcast_to(i, rows), mass * slope)
-            slope_y = _xp.add_last(xp, m, xp.broadcast_to(j, rows), -mass * slope)
-            total = xp.sum(mass * value, axis=-1)
-        return total, _xp.put_last(xp, order_x, slope_x), _xp.put_last(xp, order_y, slope_y)
+            return (xp.sum(_power(xp, xs - ys, p, False)[0], axis=-1) / n,)
+        value, slope_x = _power(xp, px - targets_by_rank(xp, px, ys), p, True)
+        _, slope_y = _power(xp, py - targets_by_rank(xp, py, xs), p, True)
+        return xp.sum(value, axis=-1) / n, slope_x / n, slope_y / n
 
-    return term
+    def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
+        xs, ys = sorted_values(xp, px), sorted_values(xp, py)
+        difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
+        value, *slope = _power(xp, difference, p, need_grad)
+        total = xp.sum(mass * value, axis=-1)
+        if not need_grad:
+            return (total,)
+        slope_x = _xp.add_last(xp, n, xp.broadcast_to(i, difference.shape), mass * slope[0])
+        slope_y = _xp.add_last(xp, m, xp.broadcast_to(j, difference.shape), -mass * slope[0])
+        return total, targets_by_rank(xp, px, slope_x), targets_by_rank(xp, py, slope_y)
+
+    return equal if n == m else merged
 
 
 def _weighted_term(
@@ -253,10 +251,8 @@ def _weighted_term(
     n, m = x_weights.shape[0], y_weights.shape[0]
 
     def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        order_x = xp.argsort(px, axis=-1, stable=True)
-        order_y = xp.argsort(py, axis=-1, stable=True)
-        xs = xp.take_along_axis(px, order_x, axis=-1)
-        ys = xp.take_along_axis(py, order_y, axis=-1)
+        xs, order_x = sorted_rows(xp, px)
+        ys, order_y = sorted_rows(xp, py)
         ends_x = _cumulative(xp, x_weights, order_x)
         ends_y = _cumulative(xp, y_weights, order_y)
         ends = xp.concat([ends_x, ends_y], axis=-1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import add_scaled, differentiated_by, gradient_like
+from visreg_core.losses._differentiable import differentiated_by, gradient_like
 from visreg_core.losses._sliced import projection_dtype_for
 from visreg_core.losses.sliced_wasserstein import REDUCTIONS, sliced_gaussian
 
@@ -25,7 +25,7 @@ class VISRegTerms(NamedTuple):
     center: Array
 
 
-# --- the terms: value and gradient with respect to z, from the centred rows ----------------------
+# --- the terms, from moments ----------------------------------------------------------------------
 
 
 def center_from_mean(xp: Namespace, mean: Array, reduction: str = "mean") -> Array:
@@ -33,38 +33,23 @@ def center_from_mean(xp: Namespace, mean: Array, reduction: str = "mean") -> Arr
     return xp.mean(mean * mean) * (1 if reduction == "mean" else mean.shape[-1])
 
 
-def _center_gradient(xp: Namespace, rows: _rows.Rows, reduction: str = "mean") -> Array:
-    size = math.prod(rows.mean.shape[: None if reduction == "mean" else -1])
-    gradient = xp.broadcast_to(rows.mean * (2 / size) / rows.n, rows.centred.shape)
-    return _rows.kept(xp, rows.keep, gradient)
-
-
 def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
     """Scale loss of biased standard deviations (..., 1, D)."""
     return xp.mean((1 - sigma) * (1 - sigma))
 
 
-def _scale_gradient(xp: Namespace, rows: _rows.Rows, sigma: Array) -> Array:
-    # dσ/dz_n = ẑ_n / (N σ): its mean over n is 0 already, and it is 0 where σ = 0
-    factor = (2 / math.prod(sigma.shape)) * (sigma - 1) * _rows.safe_reciprocal(xp, sigma) / rows.n
-    return rows.centred * factor
-
-
 def _shape(
     xp: Namespace,
     rows: _rows.Rows,
-    sigma: Array,
+    divisor: Array,
     slices: Array,
     *,
-    eps: float,
-    detach_scale: bool,
     row_mask: Array | None,
     need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
-) -> tuple[Array, Callable[[], Array]]:
-    """Mean over slices of Σ_n (sort(z̃ w)_n − q_n)² and, on demand, its gradient for z."""
-    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
+) -> tuple[Array, Array | None]:
+    """Mean over slices of Σ_n (sort(z̃ w)_n − q_n)² and its gradient for z̃ = ẑ / divisor."""
     value, gradient = sliced_gaussian(
         xp,
         rows.centred / divisor,
@@ -75,17 +60,43 @@ def _shape(
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
     )
+    return value, None if gradient is None else xp.reshape(gradient, rows.centred.shape)
 
-    def carried() -> Array:
-        g = xp.reshape(gradient, rows.centred.shape)
-        if detach_scale:
-            return _rows.centre_gradient(xp, g / divisor, rows)
-        # z̃ = ẑ / (σ + ε) through σ, too: dσ/dẑ_n = ẑ_n / (N σ)
-        along = _xp.sum_rows(xp, g * rows.centred) / (divisor * divisor * rows.n)
-        through = rows.centred * (along * _rows.safe_reciprocal(xp, sigma))
-        return _rows.centre_gradient(xp, g / divisor - through, rows)
 
-    return value, carried
+def _gradient(
+    xp: Namespace,
+    rows: _rows.Rows,
+    sigma: Array,
+    *,
+    center: Scalar = 0.0,
+    scale: Scalar = 0.0,
+    shape: Scalar = 0.0,
+    of_shape: Array | None = None,
+    divisor: Array | None = None,
+    detach_scale: bool = True,
+) -> Array:
+    """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + shape · s(z̃).
+
+    `of_shape` is ds/dz̃ =: G. With columns a, f and a row r it is G a + ẑ f + r, so that every
+    pass over (N, D) beyond this sum is gone:
+
+    - centre: dμ/dz_n = 1/N, a row;
+    - scale: dσ/dz_n = ẑ_n / (N σ), a multiple of ẑ;
+    - shape: z̃ = ẑ / divisor, whose centring takes the mean of G a away; with the divisor σ + ε
+      not held constant, also the multiple of ẑ that σ brings.
+    """
+    per_deviation = _rows.safe_reciprocal(xp, sigma) / rows.n
+    on_centred = (2 * scale) * (sigma - 1) * per_deviation
+    on_all = (2 * center) * rows.mean / rows.n
+    if of_shape is None:
+        return _rows.kept(xp, rows.keep, rows.centred * on_centred + on_all)
+    on_shape = shape / divisor
+    if not detach_scale:
+        along = _xp.sum_rows(xp, of_shape * rows.centred)
+        on_centred = on_centred - on_shape / divisor * along * per_deviation
+    of_shape = _rows.kept(xp, rows.keep, of_shape)
+    on_all = on_all - on_shape * _xp.sum_rows(xp, of_shape) / rows.n
+    return _rows.kept(xp, rows.keep, of_shape * on_shape + (rows.centred * on_centred + on_all))
 
 
 # --- public losses -------------------------------------------------------------------------------
@@ -101,7 +112,9 @@ def _center_loss(
     rows = _rows.centre(xp, z, row_mask)
 
     def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, _center_gradient(xp, rows, reduction) * cotangent, z)
+        size = math.prod(rows.mean.shape[: None if reduction == "mean" else -1])
+        sigma = xp.zeros_like(rows.mean)
+        return gradient_like(xp, _gradient(xp, rows, sigma, center=cotangent / size), z)
 
     return center_from_mean(xp, rows.mean, reduction), vjp
 
@@ -154,7 +167,8 @@ def _scale_loss(
     sigma = _rows.standard_deviation(xp, rows)
 
     def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, _scale_gradient(xp, rows, sigma) * cotangent, z)
+        size = math.prod(sigma.shape)
+        return gradient_like(xp, _gradient(xp, rows, sigma, scale=cotangent / size), z)
 
     return scale_from_deviation(xp, sigma), vjp
 
@@ -214,24 +228,33 @@ def _shape_loss(
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
     rows = _rows.centre(xp, z, row_mask)
-    value, gradient = _shape(
+    sigma = _rows.standard_deviation(xp, rows)
+    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
+    total, of_shape = _shape(
         xp,
         rows,
-        _rows.standard_deviation(xp, rows),
+        divisor,
         slices,
-        eps=eps,
-        detach_scale=detach_scale,
         row_mask=row_mask,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
     )
-    divisor = rows.n if reduction == "mean" else 1.0
+    samples = rows.n if reduction == "mean" else 1.0
 
     def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, gradient() * (cotangent / divisor), z)
+        gradient = _gradient(
+            xp,
+            rows,
+            sigma,
+            shape=cotangent / samples,
+            of_shape=of_shape,
+            divisor=divisor,
+            detach_scale=detach_scale,
+        )
+        return gradient_like(xp, gradient, z)
 
-    return value / divisor, vjp
+    return total / samples, vjp
 
 
 @differentiated_by(_shape_loss)
@@ -326,29 +349,33 @@ def _visreg_loss(
     w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
     rows = _rows.centre(xp, z, row_mask)
     sigma = _rows.standard_deviation(xp, rows)
-    shape_sum, shape_gradient = _shape(
+    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
+    total_shape, of_shape = _shape(
         xp,
         rows,
-        sigma,
+        divisor,
         slices,
-        eps=eps,
-        detach_scale=detach_scale,
         row_mask=row_mask,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
     )
-    scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean)
-    shape = shape_sum / rows.n
+    scale, shape = scale_from_deviation(xp, sigma), total_shape / rows.n
+    center = center_from_mean(xp, rows.mean)
     total = w_scale * scale + w_shape * shape + w_center * center
 
     def vjp(on_total: Scalar, on_scale: Scalar, on_shape: Scalar, on_center: Scalar) -> Array:
-        gradient = add_scaled(
-            [
-                (on_total * w_scale + on_scale, lambda: _scale_gradient(xp, rows, sigma)),
-                ((on_total * w_shape + on_shape) / rows.n, shape_gradient),
-                (on_total * w_center + on_center, lambda: _center_gradient(xp, rows)),
-            ]
+        size = math.prod(sigma.shape)
+        gradient = _gradient(
+            xp,
+            rows,
+            sigma,
+            center=(on_total * w_center + on_center) / size,
+            scale=(on_total * w_scale + on_scale) / size,
+            shape=(on_total * w_shape + on_shape) / rows.n,
+            of_shape=of_shape,
+            divisor=divisor,
+            detach_scale=detach_scale,
         )
         return gradient_like(xp, gradient, z)
 
