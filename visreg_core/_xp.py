@@ -6,10 +6,12 @@ caller has not imported already: an array of a library can only exist once the l
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -185,20 +187,38 @@ def from_numpy(
 # --- for programs: a library chosen by name, a file written by torch -----------------------------
 
 
-def open_backend(which: str, device_name: str | None = None) -> tuple[Namespace, Device]:
-    """Import a library by its name; returns its namespace and the device (None: its default).
+def installed() -> tuple[str, ...]:
+    """Names of the libraries that can be imported."""
+    return tuple(which for which in _COMPAT_MODULE if importlib.util.find_spec(which) is not None)
 
-    For commands, not for libraries: JAX's 64-bit types are switched on, so that float64 stays.
-    ValueError for an unknown name or device, ModuleNotFoundError where it is not installed.
+
+def import_namespace(which: str) -> Namespace:
+    """Import a library by its name.
+
+    ValueError for an unknown name, ModuleNotFoundError where it is not installed.
     """
     if which not in _COMPAT_MODULE:
         raise ValueError(f"expected a backend of {', '.join(_COMPAT_MODULE)}; found {which!r}")
     importlib.import_module(which)
-    xp = importlib.import_module(_COMPAT_MODULE[which])
+    return importlib.import_module(_COMPAT_MODULE[which])
+
+
+def device_names(xp: Namespace) -> tuple[str, ...]:
+    """One device of each kind that a library can compute on, as `find_device` takes them."""
+    which = name(xp)
+    if which == "torch":
+        return ("cpu", "cuda") if xp.cuda.is_available() else ("cpu",)
     if which == "jax":
-        sys.modules["jax"].config.update("jax_enable_x64", True)
-    if device_name is None:
-        return xp, None
+        jax = sys.modules["jax"]
+        return tuple(dict.fromkeys(d.platform for d in (*jax.devices("cpu"), *jax.devices())))
+    if which == "cupy":
+        return ("cuda",) if xp.is_available() else ()
+    return ("cpu",)
+
+
+def find_device(xp: Namespace, device_name: str) -> Device:
+    """The library's device of this name ("cpu", "cuda:1", "gpu"); ValueError without one."""
+    which = name(xp)
     try:
         if which == "torch":
             found = xp.device(device_name)
@@ -215,7 +235,49 @@ def open_backend(which: str, device_name: str | None = None) -> tuple[Namespace,
     except Exception as error:  # each library has its own for a device it does not have
         said = str(error).strip().split("\n")[0]
         raise ValueError(f"expected a device of {which}; found {device_name!r}: {said}") from error
-    return xp, found
+    return found
+
+
+def open_backend(which: str, device_name: str | None = None) -> tuple[Namespace, Device]:
+    """Import a library by its name; returns its namespace and the device (None: its default).
+
+    For commands, not for libraries: JAX's 64-bit types are switched on, so that float64 stays.
+    ValueError for an unknown name or device, ModuleNotFoundError where it is not installed.
+    """
+    xp = import_namespace(which)
+    if which == "jax":
+        sys.modules["jax"].config.update("jax_enable_x64", True)
+    return xp, None if device_name is None else find_device(xp, device_name)
+
+
+@contextlib.contextmanager
+def pinned_precision(xp: Namespace, *, x64: bool) -> Iterator[None]:
+    """Matrix products in full precision (no TF32), JAX's 64-bit types as told; then as before."""
+    which = name(xp)
+    if which == "jax":
+        jax = sys.modules["jax"]
+        with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
+            yield
+    elif which == "torch" and hasattr(xp.backends.cuda.matmul, "fp32_precision"):
+        # One setting a backend; torch < 2.9 has a single one, which a mix of both makes unreadable.
+        products = (xp.backends.cuda.matmul, xp.backends.mkldnn.matmul)
+        before = [p.fp32_precision for p in products]
+        try:
+            for p in products:
+                p.fp32_precision = "ieee"
+            yield
+        finally:
+            for p, precision in zip(products, before, strict=True):
+                p.fp32_precision = precision
+    elif which == "torch":
+        before = xp.get_float32_matmul_precision()
+        try:
+            xp.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            xp.set_float32_matmul_precision(before)
+    else:
+        yield
 
 
 def load_torch_file(path: str) -> Any:
