@@ -1,0 +1,1 @@
+"""Benchmarks: what the losses cost beside plain eager code, by time and by memory."""
