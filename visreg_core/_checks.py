@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from visreg_core import _xp
-from visreg_core._typing import Array
+from visreg_core._typing import Array, Namespace
 
 
 def choice(argument: str, value: object, known: Iterable[str]) -> None:
@@ -19,8 +20,15 @@ def floating(argument: str, x: Array) -> None:
     """TypeError unless `x` has a real floating dtype."""
     found = _xp.dtype_name(x)
     if found not in _xp.FLOATING:
+        raise TypeError(f"expected {argument} of dtype {', '.join(_xp.FLOATING)}; found {found}")
+
+
+def dtype(argument: str, value: Any, xp: Namespace) -> None:
+    """TypeError unless `value` is a floating dtype of the library `xp`."""
+    if not _xp.is_dtype_of(xp, value):
         raise TypeError(
-            f"expected {argument} of dtype {', '.join(_xp.FLOATING)}; found {found}"
+            f"expected {argument} to be {', '.join(_xp.FLOATING)} of {_xp.name(xp)}; "
+            f"found {value!r}"
         )
 
 
@@ -91,6 +99,12 @@ def row_mask(mask: Array | None, z: Array) -> None:
         )
 
 
+def not_negative(argument: str, value: Any) -> None:
+    """ValueError unless the Python number `value` is >= 0 and finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"expected {argument} to be a number >= 0; found {value!r}")
+
+
 def positive_int(argument: str, value: Any, *, minimum: int = 1) -> None:
     """Integer of at least `minimum` (bool and float are refused)."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -99,7 +113,7 @@ def positive_int(argument: str, value: Any, *, minimum: int = 1) -> None:
 
 def weights(argument: str, value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     """One weight per name, as a tuple."""
-    if not isinstance(value, tuple | list) or len(value) != len(names):
+    if not isinstance(value, (tuple, list)) or len(value) != len(names):
         raise ValueError(
             f"expected {argument} to be {len(names)} numbers ({', '.join(names)}); found {value!r}"
         )

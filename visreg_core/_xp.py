@@ -41,7 +41,7 @@ def _module(full_name: str) -> Any:
 
 def library(x: object) -> str:
     """Name of the library that `x` is an array of; TypeError if it is not an array we know."""
-    if isinstance(x, np.ndarray | np.generic):
+    if isinstance(x, (np.ndarray, np.generic)):
         return "numpy"
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
@@ -148,6 +148,19 @@ def compute_dtype(xp: Namespace, x: Array) -> DType:
     return xp.float64 if dtype_name(x) == "float64" else xp.float32
 
 
+def is_dtype_of(xp: Namespace, dtype: Any) -> bool:
+    """Whether `dtype` is a floating dtype that this package knows, of the library `xp`."""
+    try:
+        found = dtype_name(dtype)
+    except TypeError:
+        return False
+    if found not in FLOATING:
+        return False
+    # NumPy, CuPy and JAX share NumPy's dtypes.
+    shared = name(xp) in ("numpy", "cupy", "jax")
+    return shared or getattr(xp, found, None) == dtype
+
+
 def default_float(xp: Namespace) -> DType:
     """The library's own default floating dtype (NumPy float64, Torch float32, …)."""
     if name(xp) == "torch":
@@ -160,6 +173,14 @@ def default_float(xp: Namespace) -> DType:
 def cast(xp: Namespace, x: Array, dtype: DType) -> Array:
     """`x` in `dtype`, without a copy where it has it already."""
     return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
+def cast_finite(xp: Namespace, x: Array, dtype: DType) -> Array:
+    """`x` in `dtype`; finite values beyond the range of float16 become its largest."""
+    if dtype_name(dtype) != "float16":
+        return cast(xp, x, dtype)
+    largest = 65504.0
+    return cast(xp, xp.where(xp.abs(x) > largest, largest * xp.sign(x), x), dtype)
 
 
 # --- crossing to the host ------------------------------------------------------------------------
@@ -382,9 +403,7 @@ def sum_rows(xp: Namespace, x: Array) -> Array:
         return xp.sum(x, axis=-2, keepdims=True, dtype=x.dtype)
     block = 1 << (n.bit_length() // 2)
     whole = n - n % block
-    blocks = xp.reshape(
-        x[..., :whole, :], (*x.shape[:-2], whole // block, block, x.shape[-1])
-    )
+    blocks = xp.reshape(x[..., :whole, :], (*x.shape[:-2], whole // block, block, x.shape[-1]))
     total = xp.sum(xp.sum(blocks, axis=-2, dtype=x.dtype), axis=-2, keepdims=True, dtype=x.dtype)
     if whole == n:
         return total
@@ -463,23 +482,24 @@ def default_chunk(xp: Namespace, row_bytes: int) -> int:
     return max(1, budget // max(row_bytes, 1))
 
 
-# Rows of a chunk worked on by one thread at a time: small enough for a core's own cache.
-_TILE_BYTES = 1 << 17
+# What a thread works on at a time should stay in its core's own cache.
+_CACHE_BYTES = 1 << 20
 
 
 def map_rows(
-    xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array
+    xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array, scratch: int
 ) -> tuple[Array, ...]:
     """`body(*arrays)` for a body that treats every index of the leading axis by itself.
 
-    On NumPy the rows are worked on in cache-sized tiles, spread over threads (NumPy's loops release the
-    interpreter lock); elsewhere `body` sees everything at once.
+    On NumPy the rows are worked on in tiles, spread over threads (NumPy's loops release the
+    interpreter lock), so small that `scratch` arrays of their size fit the cache; elsewhere `body`
+    sees everything at once.
     """
     if name(xp) != "numpy":
         return body(*arrays)
     rows = arrays[0].shape[0]
-    row_bytes = max(1, max(a.nbytes for a in arrays) // max(rows, 1))
-    tile = max(1, min(_TILE_BYTES // row_bytes, -(-rows // _threads())))
+    row_bytes = max(a.nbytes for a in arrays) // rows
+    tile = max(1, min(_CACHE_BYTES // (scratch * row_bytes), -(-rows // _threads())))
     if rows <= tile:
         return body(*arrays)
 

@@ -47,6 +47,7 @@ def normal_quantiles(
     _checks.positive_int("n", n)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
+    _checks.dtype("dtype", dtype, xp)
     if _xp.is_compiling(xp):
         i = xp.arange(1, n + 1, dtype=xp.float64, **({} if device is None else {"device": device}))
         return xp.astype(_xp.ndtri(xp, i / (n + 1)), dtype)

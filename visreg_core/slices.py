@@ -37,9 +37,7 @@ _PARITY = 0x1BD11BDA
 _WORD = 1 << 32
 
 
-def threefry2x32(
-    key0: Array, key1: Array, counter0: Array, counter1: Array
-) -> tuple[Array, Array]:
+def threefry2x32(key0: Array, key1: Array, counter0: Array, counter1: Array) -> tuple[Array, Array]:
     """Threefry-2x32, 20 rounds, on arrays of int32 words (two's complement), elementwise.
 
     Parameters
@@ -173,6 +171,7 @@ def random_slices(
         raise ValueError(f"expected start + n_slices <= 2**32; found {start + n_slices}")
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
+    _checks.dtype("dtype", dtype, xp)
     work = xp.float64 if _xp.dtype_name(dtype) == "float64" else xp.float32
     where = {} if device is None else {"device": device}
 

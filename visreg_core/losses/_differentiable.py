@@ -134,21 +134,6 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return with_gradient
 
 
-def add_scaled(parts: list[tuple[Scalar, Callable[[], Array]]]) -> Array | None:
-    """Σ weight · part() over the parts whose weight is not the number 0; None if there are none."""
-    total = None
-    for weight, part in parts:
-        if isinstance(weight, int | float) and weight == 0:
-            continue
-        value = part()
-        if not (isinstance(weight, int | float) and weight == 1):
-            value = value * weight
-        total = value if total is None else total + value
-    return total
-
-
-def gradient_like(xp: Namespace, gradient: Array | None, z: Array) -> Array:
-    """The gradient in the dtype and shape of `z`; zeros if there is none."""
-    if gradient is None:
-        return xp.zeros_like(z)
-    return _xp.cast(xp, xp.reshape(gradient, z.shape), z.dtype)
+def gradient_like(xp: Namespace, gradient: Array, z: Array) -> Array:
+    """The gradient in the dtype and shape of `z`."""
+    return _xp.cast_finite(xp, xp.reshape(gradient, z.shape), z.dtype)

@@ -93,3 +93,8 @@ def safe_reciprocal(xp: Namespace, x: Array) -> Array:
     return xp.where(positive, 1 / xp.where(positive, x, xp.ones_like(x)), xp.zeros_like(x))
 
 
+def power_of_two_below(xp: Namespace, x: Array) -> Array:
+    """A power of two within a factor 2 below x > 0; 1 at 0."""
+    positive = x > 0
+    exponent = xp.floor(xp.log2(xp.where(positive, x, xp.ones_like(x))))
+    return xp.pow(2 * xp.ones_like(exponent), exponent)

@@ -70,6 +70,7 @@ def _barlow_twins_loss(
     xp = _xp.namespace(a, b, row_mask)
     views = as_views(a, b)
     _checks.row_mask(row_mask, views[0])
+    _checks.not_negative("eps", eps)
     rows = [_rows.centre(xp, z, row_mask) for z in views]
     reciprocals = [
         _rows.safe_reciprocal(xp, _rows.standard_deviation(xp, r, eps=eps)) for r in rows

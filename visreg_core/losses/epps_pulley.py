@@ -3,86 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import epps_pulley_knots
-from visreg_core.losses import _rows
+from visreg_core.losses import _epps_pulley_numpy, _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
 from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
 
 
-def moments(
-    xp: Namespace, cos: Array, sin: Array, n: Scalar, n_knots: int, keep: Array | None
-) -> tuple[list[Array], list[Array]]:
-    """Empirical characteristic function at the knots 1 … n_knots - 1: real and imaginary parts.
+class Knots(NamedTuple):
+    """Knots 1 … m of the integral (knot 0 adds nothing), as arrays (m,) beside the samples."""
 
-    cos, sin : cosine and sine of the first knot's angle (R, N); each mean is (R, 1). The angles
-    are multiples of the first, so that each knot is one rotation from the one before; rotations,
-    unlike Chebyshev's three-term recurrence, keep their accuracy at small angles.
+    first: float
+    knots: Array
+    weights: Array
+    targets: Array
+
+
+def knots_beside(xp: Namespace, x: Array, t_max: float, n_knots: int) -> Knots:
+    """The integral's constants in x's dtype and on its device."""
+    constants = epps_pulley_knots(t_max, n_knots)
+    arrays = [xp.asarray(c[1:], dtype=x.dtype, **_xp.on_device(x)) for c in constants]
+    return Knots(constants[0][1], *arrays)
+
+
+class Multiples:
+    """Cosines and sines of j θ, j = 1 … m, for the angles θ (R, N): one rotation a knot.
+
+    Rotations, unlike Chebyshev's three-term recurrence, keep their accuracy at small angles.
     """
-    real, imaginary = [], []
-    c, s = cos, sin
-    for j in range(1, n_knots):
-        if j > 1:
-            c, s = c * cos - s * sin, s * cos + c * sin
-        real.append(xp.sum(_rows.kept(xp, keep, c), axis=-1, keepdims=True) / n)
-        imaginary.append(xp.sum(_rows.kept(xp, keep, s), axis=-1, keepdims=True) / n)
-    return real, imaginary
+
+    def __init__(self, xp: Namespace, angle: Array, m: int) -> None:
+        self.xp, self.m = xp, m
+        self.cos, self.sin = xp.cos(angle), xp.sin(angle)
+
+    def sums(self, keep: Array | None) -> tuple[Array, Array]:
+        """Σ_n cos jθ_n and Σ_n sin jθ_n over the kept samples, each (R, m)."""
+        xp, c, s = self.xp, self.cos, self.sin
+        cos_sums, sin_sums = [], []
+        for j in range(self.m):
+            if j:
+                c, s = c * self.cos - s * self.sin, s * self.cos + c * self.sin
+            cos_sums.append(xp.sum(_rows.kept(xp, keep, c), axis=-1, keepdims=True))
+            sin_sums.append(xp.sum(_rows.kept(xp, keep, s), axis=-1, keepdims=True))
+        return xp.concat(cos_sums, axis=-1), xp.concat(sin_sums, axis=-1)
+
+    def polynomial(self, of_cos: Array, of_sin: Array) -> Array:
+        """Σ_j of_cos_j cos jθ_n + of_sin_j sin jθ_n for coefficients (R, m): (R, N).
+
+        It is the real part of Σ_j (of_cos_j − i of_sin_j) e^{ijθ}, by Horner's rule.
+        """
+        re, im = 0.0, 0.0
+        for j in reversed(range(self.m)):
+            re, im = re + of_cos[:, j : j + 1], im - of_sin[:, j : j + 1]
+            re, im = re * self.cos - im * self.sin, re * self.sin + im * self.cos
+        return re
 
 
-def value_from_moments(
-    real: list[Array], imaginary: list[Array], n: Scalar, t_max: float
-) -> Array:
-    """N ∫ |φ̂(t) − e^{−t²/2}|² e^{−t²/2} dt by the doubled trapezoid rule; the knot 0 adds 0."""
-    _, weights, targets = epps_pulley_knots(t_max, len(real) + 1)
-    terms = [
-        w * ((c - e) * (c - e) + s * s)
-        for c, s, w, e in zip(real, imaginary, weights[1:], targets[1:], strict=True)
-    ]
-    return n * sum(terms[1:], terms[0])
-
-
-def gradient_from_moments(
-    cos: Array, sin: Array, real: list[Array], imaginary: list[Array], t_max: float
-) -> Array:
-    """Gradient with respect to the samples, (R, N): a trigonometric polynomial, by Horner's rule.
-
-    dT/dx_n = Σ_j 2 w_j t_j [S_j cos(t_j x_n) − (C_j − e_j) sin(t_j x_n)] is the real part of
-    Σ_j (a_j − i b_j) e^{i t_j x_n} with a_j = 2 w_j t_j S_j and b_j = −2 w_j t_j (C_j − e_j).
-    """
-    knots, weights, targets = epps_pulley_knots(t_max, len(real) + 1)
-    a = [2 * w * t * s for w, t, s in zip(weights[1:], knots[1:], imaginary, strict=True)]
-    minus_b = [
-        2 * w * t * (c - e)
-        for w, t, c, e in zip(weights[1:], knots[1:], real, targets[1:], strict=True)
-    ]
-    re, im = a[-1], minus_b[-1]
-    for a_j, minus_b_j in zip(reversed(a[:-1]), reversed(minus_b[:-1]), strict=True):
-        re, im = re * cos - im * sin + a_j, re * sin + im * cos + minus_b_j
-    return re * cos - im * sin
+def value_from_moments(xp: Namespace, real: Array, imaginary: Array, n: Scalar, k: Knots) -> Array:
+    """N ∫ |φ̂(t) − e^{−t²/2}|² e^{−t²/2} dt from φ̂'s parts at the knots (R, m): (R,)."""
+    off = real - k.targets
+    return n * xp.sum(k.weights * (off * off + imaginary * imaginary), axis=-1)
 
 
 def term(
-    xp: Namespace,
-    x: Array,
-    n: Scalar,
-    t_max: float,
-    n_knots: int,
-    mask: Array | None,
-    need_grad: bool,
+    xp: Namespace, x: Array, n: Scalar, k: Knots, mask: Array | None, need_grad: bool
 ) -> tuple[Array, ...]:
-    """Statistic of each row of x (R, N) and, if wanted, its gradient (R, N)."""
-    step = float(t_max) / (n_knots - 1)
+    """Statistic of each row of x (R, N) and, if wanted, its gradient (R, N).
+
+    dT/dx_n = Σ_j 2 w_j t_j [S_j cos(t_j x_n) − (C_j − e_j) sin(t_j x_n)] with C, S the parts of φ̂:
+    a trigonometric polynomial.
+    """
     keep = None if mask is None else mask[None, :]
-    x = _rows.kept(xp, keep, x)
-    cos, sin = xp.cos(step * x), xp.sin(step * x)
-    real, imaginary = moments(xp, cos, sin, n, n_knots, keep)
-    value = value_from_moments(real, imaginary, n, t_max)[:, 0]
+    angle = k.first * _rows.kept(xp, keep, x)
+    m = k.knots.shape[0]
+    on_numpy = _xp.name(xp) == "numpy"
+    multiples = _epps_pulley_numpy.Multiples(angle, m) if on_numpy else Multiples(xp, angle, m)
+    cos_sums, sin_sums = multiples.sums(keep)
+    real, imaginary = cos_sums / n, sin_sums / n
+    value = value_from_moments(xp, real, imaginary, n, k)
     if not need_grad:
         return (value,)
-    gradient = gradient_from_moments(cos, sin, real, imaginary, t_max)
+    slope = 2 * k.weights * k.knots
+    gradient = multiples.polynomial(slope * imaginary, -slope * (real - k.targets))
     return value, _rows.kept(xp, keep, gradient)
 
 
@@ -102,13 +107,16 @@ def _epps_pulley(
         raise ValueError(
             f"expected x with at least 2 samples along axis {axis}; found shape {tuple(x.shape)}"
         )
-    epps_pulley_knots(t_max, n_knots)
     moved = xp.moveaxis(x, axis, -1)
     _checks.row_mask(row_mask, moved[..., None])
     rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
     n = _rows.count(xp, rows[..., None], row_mask)
+    knots = knots_beside(xp, rows, t_max, n_knots)
     values, *gradient = _xp.map_rows(
-        xp, lambda tile: term(xp, tile, n, t_max, n_knots, row_mask, need_grad), rows
+        xp,
+        lambda tile: term(xp, tile, n, knots, row_mask, need_grad),
+        rows,
+        scratch=_epps_pulley_numpy.SCRATCH,
     )
     shape = moved.shape[:-1]
 
@@ -116,7 +124,7 @@ def _epps_pulley(
         scaled = xp.reshape(gradient[0], moved.shape)
         if _xp.is_array(cotangent) and cotangent.ndim:
             cotangent = cotangent[..., None]
-        return _xp.cast(xp, xp.moveaxis(scaled * cotangent, -1, axis), x.dtype)
+        return _xp.cast_finite(xp, xp.moveaxis(scaled * cotangent, -1, axis), x.dtype)
 
     return xp.reshape(values, shape), vjp
 
@@ -192,19 +200,17 @@ def _sigreg(
     _checks.embeddings("z", z)
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
-    epps_pulley_knots(t_max, n_knots)
     n = _rows.count(xp, z, row_mask)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
     wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)
-
-    def evaluate(gradients: bool, p: Array) -> tuple[Array, ...]:
-        return term(xp, p, n, t_max, n_knots, row_mask, gradients)
+    knots = knots_beside(xp, wide, t_max, n_knots)
 
     values, gradients = sliced(
         xp,
         (wide,),
         flat_slices(xp, slices, z),
-        evaluate,
+        lambda gradients, p: term(xp, p, n, knots, row_mask, gradients),
+        scratch=_epps_pulley_numpy.SCRATCH,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),

@@ -207,9 +207,14 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns the order statistic of either sample and the mass of each interval; exact, because the
     ends i/n and j/m are compared as integers over their common denominator.
     """
-    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
-    starts = np.concatenate([[0], ends[:-1]])
-    return starts // m, starts // n, (ends - starts) / (n * m)
+    ends = np.sort(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))
+    starts = np.concatenate([np.zeros(1, dtype=ends.dtype), ends[:-1]])
+    # Where both samples end at once an interval is empty; the last one starts beyond them.
+    return (
+        np.minimum(starts // m, n - 1),
+        np.minimum(starts // n, m - 1),
+        (ends - starts) / (n * m),
+    )
 
 
 def two_sample_term(
@@ -315,7 +320,7 @@ def _two_sample(
             f"found {tuple(x.shape)} and {tuple(y.shape)}"
         )
     _checks.slices(slices, x)
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 1 <= p < math.inf:
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 1 <= p < math.inf:
         raise ValueError(f"expected p to be a number >= 1; found {p!r}")
     _check_weights("x_weights", x_weights, x)
     _check_weights("y_weights", y_weights, y)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import add_scaled, differentiated_by, gradient_like
+from visreg_core.losses._differentiable import differentiated_by, gradient_like
 
 # What the published variants change: variance counted once per branch instead of averaged over
 # branches; invariance summed over dimensions; squared hinge; views stacked into one batch.
@@ -72,7 +72,7 @@ def _covariance(xp: Namespace, rows: _rows.Rows) -> tuple[Array, Pullback]:
     """
     n, dim = rows.centred.shape[-2:]
     largest = xp.max(xp.abs(_xp.stop_gradient(rows.centred)), axis=(-2, -1), keepdims=True)
-    scale = _power_of_two_above(xp, largest)
+    scale = _rows.power_of_two_below(xp, largest)
     u = rows.centred / scale
     value, pullback = (_off_diagonal_gram if n < dim else _off_diagonal)(xp, u)
     divisor = math.prod(rows.centred.shape[:-2]) * dim * (rows.n - 1) * (rows.n - 1)
@@ -81,13 +81,6 @@ def _covariance(xp: Namespace, rows: _rows.Rows) -> tuple[Array, Pullback]:
         xp.sum((value / divisor) * square * square),
         lambda: (pullback() / divisor) * (square * scale),
     )
-
-
-def _power_of_two_above(xp: Namespace, x: Array) -> Array:
-    """A power of two within a factor 2 of x > 0; 1 at 0."""
-    positive = x > 0
-    exponent = xp.floor(xp.log2(xp.where(positive, x, xp.ones_like(x))))
-    return 2.0**exponent
 
 
 def off_diagonal(xp: Namespace, matrix: Array) -> Array:
@@ -160,6 +153,7 @@ def _variance_loss(
     row_mask: Array | None = None,
     need_grad: bool,
 ) -> tuple[Array, Callable[..., Array]]:
+    _checks.not_negative("eps", eps)
     return _single(_variance, z, row_mask, gamma, eps)
 
 
@@ -299,6 +293,46 @@ def _invariance(
     return value, [of_view(v) for v in range(len(wide))]
 
 
+def _branches(
+    xp: Namespace,
+    views: list[Array],
+    gamma: float,
+    eps: float,
+    convention: str,
+    row_mask: Array | None,
+) -> tuple[Array, Array, Callable[[Scalar, Scalar], list[Array]]]:
+    """Variance and covariance of the views, and their pullback to a gradient for each view.
+
+    A pair of views averages its two variances ("solo-learn" and "paper" add them) and adds its two
+    covariances; the mean over pairs is then that multiple of the mean over views.
+    """
+    stacked = convention == "visreg"
+    batches = [xp.concat(views, axis=-2)] if stacked else views
+    mask = xp.concat([row_mask] * len(views)) if stacked and row_mask is not None else row_mask
+    rows = [_rows.centre(xp, z, mask) for z in batches]
+    variances = [_variance(xp, r, gamma, eps, power=2 if stacked else 1) for r in rows]
+    covariances = [_covariance(xp, r) for r in rows]
+    per_variance = (2 if convention in ("solo-learn", "paper") else 1) / len(batches)
+    per_covariance = (1 if stacked else 2) / len(batches)
+
+    def pullback(on_variance: Scalar, on_covariance: Scalar) -> list[Array]:
+        gradients = []
+        for r, (_, of_variance), (_, of_covariance) in zip(
+            rows, variances, covariances, strict=True
+        ):
+            g = of_variance() * (on_variance * per_variance)
+            g = g + of_covariance() * (on_covariance * per_covariance)
+            gradients.append(_rows.centre_gradient(xp, g, r))
+        if not stacked:
+            return gradients
+        size = views[0].shape[-2]
+        return [gradients[0][..., v * size : (v + 1) * size, :] for v in range(len(views))]
+
+    variance = sum((v for v, _ in variances[1:]), variances[0][0]) * per_variance
+    covariance = sum((c for c, _ in covariances[1:]), covariances[0][0]) * per_covariance
+    return variance, covariance, pullback
+
+
 def _vicreg_loss(
     a: Array,
     b: Array | None = None,
@@ -313,53 +347,27 @@ def _vicreg_loss(
     xp = _xp.namespace(a, b, row_mask)
     views = as_views(a, b)
     _checks.row_mask(row_mask, views[0])
+    _checks.not_negative("eps", eps)
     _checks.choice("convention", convention, CONVENTIONS)
     w_invariance, w_variance, w_covariance = _checks.weights(
         "weights", weights, VICRegTerms._fields[1:]
     )
     n = _rows.count(xp, views[0], row_mask)
-    invariance, invariance_pullbacks = _invariance(xp, views, row_mask, n)
+    invariance, of_invariance = _invariance(xp, views, row_mask, n)
     invariance_scale = views[0].shape[-1] if convention == "paper" else 1
-    stacked = convention == "visreg"
-    branches = [xp.concat(views, axis=-2)] if stacked else views
-    branch_mask = row_mask
-    if stacked and row_mask is not None:
-        branch_mask = xp.concat([row_mask] * len(views))
-    rows = [_rows.centre(xp, z, branch_mask) for z in branches]
-    variances = [_variance(xp, r, gamma, eps, power=2 if stacked else 1) for r in rows]
-    covariances = [_covariance(xp, r) for r in rows]
-    # A pair of views averages its two variances ("solo-learn" and "paper" add them) and adds its
-    # two covariances; the mean over pairs is then that multiple of the mean over views.
-    variance_scale = (2 if convention in ("solo-learn", "paper") else 1) / len(branches)
-    covariance_scale = (1 if stacked else 2) / len(branches)
     invariance = invariance * invariance_scale
-    variance = sum(v for v, _ in variances[1:]) + variances[0][0]
-    variance = variance * variance_scale
-    covariance = sum(c for c, _ in covariances[1:]) + covariances[0][0]
-    covariance = covariance * covariance_scale
+    variance, covariance, of_branches = _branches(xp, views, gamma, eps, convention, row_mask)
     total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
 
     def vjp(
         on_total: Scalar, on_invariance: Scalar, on_variance: Scalar, on_covariance: Scalar
     ) -> object:
-        c_invariance = (on_total * w_invariance + on_invariance) * invariance_scale
-        c_variance = (on_total * w_variance + on_variance) * variance_scale
-        c_covariance = (on_total * w_covariance + on_covariance) * covariance_scale
-        of_branches = []
-        for r, (_, of_variance), (_, of_covariance) in zip(
-            rows, variances, covariances, strict=True
-        ):
-            g = add_scaled([(c_variance, of_variance), (c_covariance, of_covariance)])
-            of_branches.append(
-                xp.zeros_like(r.centred) if g is None else _rows.centre_gradient(xp, g, r)
-            )
-        if stacked:
-            size = views[0].shape[-2]
-            of_branches = [
-                of_branches[0][..., v * size : (v + 1) * size, :] for v in range(len(views))
-            ]
+        branches = of_branches(
+            on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
+        )
+        scale = (on_total * w_invariance + on_invariance) * invariance_scale
         gradients = [
-            g + p() * c_invariance for g, p in zip(of_branches, invariance_pullbacks, strict=True)
+            g + pullback() * scale for g, pullback in zip(branches, of_invariance, strict=True)
         ]
         return view_gradients(xp, gradients, a, b)
 
@@ -457,11 +465,8 @@ def _sag_vicreg_loss(
     if "int" not in _xp.dtype_name(pairs):
         raise TypeError(f"expected pairs of an integer dtype; found {_xp.dtype_name(pairs)}")
     _checks.floating("pair_weights", pair_weights)
-    # b's rows are chosen by the pairs, so the plain invariance is replaced by the weighted one of
-    # (a_i, b_j(i)); variance and covariance are VICReg's.
-    base, base_vjp = _vicreg_loss(
-        a, b, weights, gamma=gamma, eps=eps, row_mask=row_mask, need_grad=need_grad
-    )
+    _checks.row_mask(row_mask, a)
+    _checks.not_negative("eps", eps)
     w_invariance, w_variance, w_covariance = _checks.weights(
         "weights", weights, SAGVICRegTerms._fields[1:]
     )
@@ -471,27 +476,25 @@ def _sag_vicreg_loss(
     pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
     pair_weight = _rows.kept(xp, keep, pair_weight)
     difference = wide_a - xp.take(wide_b, pairs, axis=-2)
-    n = _rows.count(xp, a, row_mask)
-    scale = size / (n * math.prod(a.shape))
-    invariance = xp.sum(pair_weight * difference * difference) * scale
-    total = w_invariance * invariance + w_variance * base.variance + w_covariance * base.covariance
+    scale = size / (_rows.count(xp, a, row_mask) * math.prod(a.shape))
+    invariance = xp.sum(pair_weight * difference**2) * scale
+    variance, covariance, of_branches = _branches(xp, [a, b], gamma, eps, "vicreg", row_mask)
+    total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
 
     def vjp(
         on_total: Scalar, on_invariance: Scalar, on_variance: Scalar, on_covariance: Scalar
     ) -> object:
-        of_base = base_vjp(
-            0.0, 0.0, on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
+        branches = of_branches(
+            on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
         )
-        g = pair_weight * difference * ((on_total * w_invariance + on_invariance) * scale * 2)
-        columns = xp.matrix_transpose(g)
-        index = xp.broadcast_to(pairs, columns.shape)
-        to_b = xp.matrix_transpose(_xp.add_last(xp, size, index, columns))
-        return tuple(
-            gradient_like(xp, _xp.cast(xp, base_g, dtype) + extra, z)
-            for base_g, extra, z in zip(of_base, (g, -to_b), (a, b), strict=True)  # type: ignore
-        )
+        to_a = pair_weight * difference * (2 * scale) * (on_total * w_invariance + on_invariance)
+        columns = xp.matrix_transpose(to_a)
+        to_b = _xp.add_last(xp, size, xp.broadcast_to(pairs, columns.shape), columns)
+        pairing = (to_a, -xp.matrix_transpose(to_b))
+        gradients = [g + p for g, p in zip(branches, pairing, strict=True)]
+        return view_gradients(xp, gradients, a, b)
 
-    return SAGVICRegTerms(total, invariance, base.variance, base.covariance), vjp
+    return SAGVICRegTerms(total, invariance, variance, covariance), vjp
 
 
 @differentiated_by(_sag_vicreg_loss)

@@ -227,6 +227,7 @@ def _shape_loss(
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
+    _checks.not_negative("eps", eps)
     rows = _rows.centre(xp, z, row_mask)
     sigma = _rows.standard_deviation(xp, rows)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
@@ -346,6 +347,7 @@ def _visreg_loss(
     _checks.embeddings("z", z)
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
+    _checks.not_negative("eps", eps)
     w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
     rows = _rows.centre(xp, z, row_mask)
     sigma = _rows.standard_deviation(xp, rows)
