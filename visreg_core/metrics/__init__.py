@@ -3,6 +3,13 @@
 Inputs are arrays of any namespace; results are Python floats or small named tuples of them.
 """
 
+from visreg_core.metrics.gaussianity import (
+    Gaussianity,
+    SlicedTest,
+    WorstDirection,
+    gaussianity,
+    worst_direction,
+)
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
 from visreg_core.metrics.spectrum import (
     PowerLaw,
@@ -25,7 +32,10 @@ from visreg_core.metrics.spectrum import (
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
+    "Gaussianity",
     "PowerLaw",
+    "SlicedTest",
+    "WorstDirection",
     "alignment",
     "alpha_req",
     "alpha_req_from_singular_values",
@@ -33,6 +43,7 @@ __all__ = [
     "condition_number_from_singular_values",
     "effective_rank",
     "effective_rank_from_singular_values",
+    "gaussianity",
     "linear_cka",
     "linear_cka_from_covariances",
     "mutual_knn",
@@ -46,4 +57,5 @@ __all__ = [
     "stable_rank",
     "stable_rank_from_singular_values",
     "uniformity",
+    "worst_direction",
 ]
