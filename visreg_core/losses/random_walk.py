@@ -188,7 +188,7 @@ def sample_random_walk(
     where = _xp.on_device(transition)
     size = transition.shape[0]
     dtype = _xp.compute_dtype(xp, transition)
-    cumulative = xp.cumulative_sum(_xp.cast(xp, _xp.stop_gradient(transition), dtype), axis=-1)
+    cumulative = _xp.cumulative_sum(xp, _xp.cast(xp, _xp.stop_gradient(transition), dtype))
     walker = xp.arange(size, dtype=xp.int32, **where)[:, None]
     counter = xp.zeros((1, 1), dtype=xp.int32, **where) + (DOMAIN_WALKS << 28)
     at = xp.arange(size, **where)

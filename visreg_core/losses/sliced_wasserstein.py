@@ -207,8 +207,10 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns the order statistic of either sample and the mass of each interval; exact, because the
     ends i/n and j/m are compared as integers over their common denominator.
     """
-    ends = np.sort(np.concatenate([np.arange(1, n + 1) * m, np.arange(1, m + 1) * n]))
-    starts = np.concatenate([np.zeros(1, dtype=ends.dtype), ends[:-1]])
+    ends_x = np.arange(1, n + 1, dtype=np.int64) * m
+    ends_y = np.arange(1, m + 1, dtype=np.int64) * n
+    ends = np.sort(np.concatenate([ends_x, ends_y]))
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
     # Where both samples end at once an interval is empty; the last one starts beyond them.
     return (
         np.minimum(starts // m, n - 1),
@@ -220,12 +222,7 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def two_sample_term(
     xp: Namespace, n: int, m: int, p: float, like: Array
 ) -> Callable[..., tuple[Array, ...]]:
-    """Term for samples without weights: order statistics meet on intervals known beforehand."""
-    host_i, host_j, host_mass = _static_merge(n, m)
-    where = _xp.on_device(like)
-    i = _xp.from_numpy(xp, host_i, **where)
-    j = _xp.from_numpy(xp, host_j, **where)
-    mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)
+    """Term for samples without weights: where order statistics meet is known beforehand."""
 
     def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         xs, ys = sorted_values(xp, px), sorted_values(xp, py)
@@ -234,6 +231,15 @@ def two_sample_term(
         value, slope_x = _power(xp, px - targets_by_rank(xp, px, ys), p, True)
         _, slope_y = _power(xp, py - targets_by_rank(xp, py, xs), p, True)
         return xp.sum(value, axis=-1) / n, slope_x / n, slope_y / n
+
+    if n == m:
+        return equal
+
+    host_i, host_j, host_mass = _static_merge(n, m)
+    where = _xp.on_device(like)
+    i = _xp.from_numpy(xp, host_i, **where)
+    j = _xp.from_numpy(xp, host_j, **where)
+    mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)
 
     def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         xs, ys = sorted_values(xp, px), sorted_values(xp, py)
@@ -246,7 +252,7 @@ def two_sample_term(
         slope_y = _xp.add_last(xp, m, xp.broadcast_to(j, difference.shape), -mass * slope[0])
         return total, targets_by_rank(xp, px, slope_x), targets_by_rank(xp, py, slope_y)
 
-    return equal if n == m else merged
+    return merged
 
 
 def _weighted_term(
@@ -266,7 +272,7 @@ def _weighted_term(
         mass = ends - xp.concat([xp.zeros_like(ends[:, :1]), ends[:, :-1]], axis=-1)
         # Of the intervals before an end, those that x closed tell x's order statistic there.
         closes_x = xp.astype(merged < n, merged.dtype)
-        closed_x = xp.cumulative_sum(closes_x, axis=-1) - closes_x
+        closed_x = _xp.cumulative_sum(xp, closes_x) - closes_x
         here = xp.arange(n + m, dtype=merged.dtype, **_xp.on_device(merged))
         i = xp.minimum(closed_x, n - 1 + xp.zeros_like(closed_x))
         j = xp.minimum(here - closed_x, m - 1 + xp.zeros_like(closed_x))
@@ -285,7 +291,7 @@ def _weighted_term(
 def _cumulative(xp: Namespace, weights: Array, order: Array) -> Array:
     """Cumulative weights (R, N) in each row's order, ending at exactly 1."""
     ordered = xp.reshape(xp.take(weights, xp.reshape(order, (-1,)), axis=0), order.shape)
-    sums = xp.cumulative_sum(ordered, axis=-1)
+    sums = _xp.cumulative_sum(xp, ordered)
     return sums / sums[:, -1:]
 
 

@@ -102,7 +102,9 @@ def _off_diagonal_gram(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
     the rest, of which there are more than N.
     """
     norms = xp.sum(_xp.stop_gradient(u * u), axis=-2)
-    heavy = xp.argsort(norms, axis=-1, descending=True, stable=True)[..., None, :_HEAVY]
+    heavy = xp.argsort(norms, axis=-1, descending=True, stable=True)[
+        ..., None, : min(_HEAVY, u.shape[-1])
+    ]
     columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))[:, None]
     one_hot = xp.astype(columns == heavy, u.dtype)  # (..., D, _HEAVY)
     index = xp.broadcast_to(heavy, (*u.shape[:-1], heavy.shape[-1]))
