@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from visreg_core import _xp
+from visreg_core import _checks, _xp
 from visreg_core._optional import require
+from visreg_core.embeddings._sampling import draw
 
 # A row wider than this is a lying header, not an embedding; a chunk that has to be unpacked as a
 # whole may be this large, or as much larger than its file as deflate can make it (1032 : 1).
@@ -19,8 +20,8 @@ ROW_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 28
 EXPANSION = 1100
 
-# Values of one block of rows: 32 MiB once they are float64.
-BLOCK_VALUES = 1 << 22
+# Values of one block of rows: 16 MiB once they are float64.
+BLOCK_VALUES = 1 << 21
 
 Pieces = Callable[[int], Iterable[np.ndarray]]
 
@@ -93,7 +94,7 @@ class Embeddings:
     def blocks(self, block_rows: int | None = None) -> Iterator[np.ndarray]:
         """Consecutive ``(block_rows, D)`` arrays; only the last may be shorter.
 
-        By default a block has about four million values. Do not write into them. Raises
+        By default a block has about two million values. Do not write into them. Raises
         EmbeddingsError where the file turns out to be truncated or of another shape.
         """
         rows = self.default_block_rows if block_rows is None else block_rows
@@ -102,14 +103,23 @@ class Embeddings:
 
     @property
     def default_block_rows(self) -> int:
-        """Rows of about four million values, and at least one."""
+        """Rows of about two million values, and at least one."""
         return max(1, BLOCK_VALUES // self.shape[1])
 
-    def sample(self, rows: np.ndarray) -> Embeddings:
+    def select(self, rows: np.ndarray) -> Embeddings:
         """The embeddings of these row numbers, which increase strictly."""
         if self.selection is not None:
             rows = self.selection[rows]
         return replace(self, shape=(len(rows), self.shape[1]), selection=rows)
+
+    def sample(self, count: int, *, seed: int = 0) -> Embeddings:
+        """`count` rows drawn without replacement, in the file's order; all where there are fewer.
+
+        Which rows depends on (seed, N, count) alone, so that two files of the same items keep the
+        same ones. The draw uses words of the stream of `random_slices` that no direction uses.
+        """
+        _checks.positive_int("count", count, minimum=2)
+        return self if count >= self.shape[0] else self.select(draw(self.shape[0], count, seed))
 
     def to_numpy(self) -> np.ndarray:
         """All rows as one array in memory."""

@@ -1,0 +1,45 @@
+"""A progress bar for whoever watches: after a second, on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from visreg_core._optional import require
+
+_PATIENCE = 1.0  # seconds before the bar appears
+
+
+class ProgressBar:
+    """Context manager, called with what is being done, rows done and rows in all."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Show how far it is."""
+        if not sys.stderr.isatty() or time.monotonic() - self._started < _PATIENCE:
+            return
+        if self._bar is None:
+            progress = require("rich.progress", extra="report", purpose="a progress bar")
+            console = require("rich.console", extra="report", purpose="a progress bar")
+            self._bar = progress.Progress(console=console.Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(doing)
+            self._bar.start()
+        self._bar.update(self._task, description=doing, completed=done, total=total)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,237 @@
+"""The command `visreg`: argument parsing, and the order load, compute, report.
+
+A subcommand is a module-level pair: `add_NAME` declares its arguments and sets ``run``, `run_NAME`
+does its work and returns the exit status. Status 0: done; 2: wrong input or arguments, told in one
+line; 3: a condition of ``--fail-if`` is met. `visreg check` adds 1: backends disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from visreg_core import __version__, _conditions, _outputs, _render, _xp
+from visreg_core._optional import MissingExtraError
+from visreg_core._progress import ProgressBar
+from visreg_core._streaming import Place
+from visreg_core.embeddings import FORMATS, EmbeddingsError, load
+from visreg_core.embeddings._source import one_line
+from visreg_core.report import Comparison, compare, report
+
+_BACKENDS = ("numpy", "torch", "jax", "cupy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (the process's by default); return its exit status."""
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
+    try:
+        # What overflows is shown as inf, in its place in the table.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
+        return status
+    except (EmbeddingsError, MissingExtraError, UsageError) as error:
+        message = str(error)
+    except MemoryError:
+        message = "not enough memory: --rows COUNT reads a sample"
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain once more as it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    print(f"visreg: {one_line(message, 2000)}", file=sys.stderr)
+    return 2
+
+
+class UsageError(ValueError):
+    """Arguments that cannot be followed."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visreg",
+        description="Losses and metrics of self-supervised representations.",
+    )
+    parser.add_argument("--version", action="version", version=f"visreg-core {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_report(commands)
+    add_compare(commands)
+    return parser
+
+
+# --- report and compare --------------------------------------------------------------------------
+
+_FILES = f"""\
+FILE is one of {", ".join(FORMATS)}, told by its suffix; FILE::NAME picks one array of
+several. It holds floating numbers, one row for each item. Nothing is ever unpickled.
+
+exit status: 0; 2 for wrong input or arguments; 3 where a condition of --fail-if is met.
+"""
+
+
+def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare `visreg report`."""
+    parser = commands.add_parser(
+        "report",
+        help="losses, spectrum and pictures of saved embeddings",
+        description="Losses, spectrum and pictures of saved embeddings, taken as one batch.",
+        epilog=_FILES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="embeddings, FILE or FILE::NAME")
+    _add_common(parser, pairs=False)
+    parser.set_defaults(run=run_report)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Load a file, compute its report, print and write it."""
+    return _run([arguments.file], arguments)
+
+
+def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare `visreg compare`."""
+    parser = commands.add_parser(
+        "compare",
+        help="reports side by side, with the distance of each pair",
+        description="Reports of several files side by side; for each pair the sliced Wasserstein\n"
+        "distance (files of one width) and linear CKA (files of one length, row i being\n"
+        "the same item in both).",
+        epilog=_FILES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="embeddings, FILE or FILE::NAME")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="embeddings to compare with it")
+    _add_common(parser, pairs=True)
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Load files, compute their comparison, print and write it."""
+    return _run([arguments.file, *arguments.files], arguments)
+
+
+def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
+    known = _conditions.known_names(pairs=pairs)
+
+    def condition(text: str) -> _conditions.Condition:
+        try:
+            return _conditions.parse(text, known)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    parser.add_argument(
+        "--rows",
+        metavar="COUNT",
+        type=_integer(2),
+        help="draw this many rows without replacement instead of reading all; the draw depends on "
+        "the seed and the number of rows in the file",
+    )
+    parser.add_argument(
+        "--slices",
+        metavar="COUNT",
+        type=_integer(2),
+        default=256,
+        help="random directions of the sliced losses (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=_integer(0, 2**32 - 1),
+        default=0,
+        help="of the directions and of the rows drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=_BACKENDS,
+        default="numpy",
+        help="library that computes the sliced losses; moments and spectrum are computed on the "
+        "host in float64 (default: %(default)s)",
+    )
+    parser.add_argument("--device", help="device of the backend, such as cuda:0 (default: its own)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE")
+    parser.add_argument("--html", metavar="FILE", help="write tables and pictures to FILE")
+    parser.add_argument(
+        "--fail-if",
+        metavar="CONDITION",
+        action="append",
+        default=[],
+        type=condition,
+        help="such as 'rankme<50': end with status 3 if a file meets it, or has no such value; "
+        f"may be repeated. Names: {', '.join(known)}",
+    )
+
+
+def _integer(lowest: int, highest: int | None = None):  # type: ignore[no-untyped-def]
+    """Argument type: an integer in a range."""
+
+    def parse(text: str) -> int:
+        expected = f"an integer >= {lowest}" + ("" if highest is None else f" and <= {highest}")
+        try:
+            value = int(text)
+        except ValueError:
+            value = lowest - 1
+        if value < lowest or (highest is not None and value > highest):
+            raise argparse.ArgumentTypeError(f"expected {expected}; found {text!r}")
+        return value
+
+    return parse
+
+
+def _run(files: list[str], arguments: argparse.Namespace) -> int:
+    wanted = [path for path in (arguments.json, arguments.html) if path is not None]
+    stored = [load(file) for file in files]
+    place = _place(arguments.backend, arguments.device)
+    try:
+        _outputs.check(wanted, [file.split("::", 1)[0] for file in files])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    options = {
+        "rows": arguments.rows,
+        "seed": arguments.seed,
+        "n_slices": arguments.slices,
+        "place": place,
+    }
+    with ProgressBar() as bar:
+        if len(stored) == 1:
+            comparison = Comparison([report(stored[0], tick=bar, **options)], [])
+        else:
+            comparison = compare(stored, tick=bar, **options)
+    settings = {
+        "rows": arguments.rows,
+        "slices": arguments.slices,
+        "seed": arguments.seed,
+        "backend": arguments.backend,
+        "device": arguments.device,
+    }
+    texts = {}
+    if arguments.json is not None:
+        texts[arguments.json] = _render.to_json(comparison, settings)
+    if arguments.html is not None:
+        texts[arguments.html] = _render.to_html(comparison, settings)
+    try:
+        _outputs.write(texts)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    _render.print_tables(comparison)
+    met = _conditions.met(arguments.fail_if, comparison)
+    for line in met:
+        print(f"visreg: {one_line(line)}", file=sys.stderr)
+    return 3 if met else 0
+
+
+def _place(backend: str, device: str | None) -> Place:
+    try:
+        return Place(*_xp.open_backend(backend, device))
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            f"--backend {backend} needs {backend}: pip install 'visreg-core[{backend}]'"
+        ) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None

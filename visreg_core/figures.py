@@ -1,0 +1,194 @@
+"""Figures of a report, as self-contained SVG: spectrum, deviations, quantiles, correlation.
+
+Files are called by their number in the report, never by their name: no text of a file's is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from visreg_core._optional import require
+from visreg_core.report import Pictures
+
+_COLORS = ("#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#4a4a4a")
+_STYLE = {
+    "svg.hashsalt": "visreg",  # the same report is the same bytes
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "axes.grid": True,
+    "grid.color": "#e7e9ed",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def figures(pictures: Sequence[Pictures]) -> dict[str, str]:
+    """Every figure of a report: title to SVG text.
+
+    Parameters
+    ----------
+    pictures : sequence of Pictures
+        One for each file, in the report's order.
+
+    Returns
+    -------
+    dict of str to str
+        SVG documents, all text drawn as paths.
+
+    Raises
+    ------
+    MissingExtraError
+        Where matplotlib is not installed.
+    """
+    return {
+        "Eigenvalues of the covariance": _spectrum(pictures),
+        "Standard deviation of each dimension": _deviations(pictures),
+        "Projections against the Gaussian": _quantiles(pictures),
+        "Correlation of the dimensions": _correlation(pictures),
+    }
+
+
+def _color(number: int) -> str:
+    return _COLORS[number % len(_COLORS)]
+
+
+def _label(number: int, pictures: Sequence[Pictures]) -> str:
+    return f"[{number + 1}] " if len(pictures) > 1 else ""
+
+
+def _spectrum(pictures: Sequence[Pictures]) -> str:
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        for i, p in enumerate(pictures):
+            rank = np.arange(1, len(p.eigenvalues) + 1)
+            positive = p.eigenvalues > 0
+            ax.plot(
+                rank[positive],
+                p.eigenvalues[positive],
+                marker="o",
+                markersize=2.5,
+                linewidth=1,
+                color=_color(i),
+                label=f"{_label(i, pictures)}eigenvalues",
+            )
+            if np.isfinite(p.fit.alpha):
+                fitted = np.array([p.fit.first, p.fit.last])
+                ax.plot(
+                    fitted,
+                    np.exp(p.fit.log_amplitude) * fitted**-p.fit.alpha,
+                    color=_color(i),
+                    linestyle=(0, (4, 2)),
+                    linewidth=1.8,
+                    label=f"{_label(i, pictures)}power law, α = {p.fit.alpha:.2f}, "
+                    f"ranks {p.fit.first} to {p.fit.last}",
+                )
+        ax.set(xlabel="rank", ylabel="eigenvalue")
+        if any((p.eigenvalues > 0).any() for p in pictures):
+            ax.set(xscale="log", yscale="log")
+            ax.legend(loc="lower left")
+        else:
+            ax.set_title("all eigenvalues are 0", loc="left")
+
+    return _svg(draw, (5.6, 3.8))
+
+
+def _deviations(pictures: Sequence[Pictures]) -> str:
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        ax.axhline(1, color="#8a8f98", linewidth=1)
+        for i, p in enumerate(pictures):
+            ax.plot(p.sigma, color=_color(i), linewidth=1, drawstyle="steps-mid")
+            if len(pictures) > 1:
+                ax.lines[-1].set_label(f"[{i + 1}]")
+        ax.set(xlabel="dimension", ylabel="standard deviation")
+        ax.set_ylim(bottom=0)
+        if len(pictures) > 1:
+            ax.legend()
+
+    return _svg(draw, (5.6, 3.8))
+
+
+def _quantiles(pictures: Sequence[Pictures]) -> str:
+    def draw(figure: Any) -> None:
+        for i, (p, ax) in enumerate(zip(pictures, _panels(figure, len(pictures)), strict=True)):
+            ends = p.quantiles[[0, -1]]
+            ax.plot(ends, ends, color="#8a8f98", linewidth=1)
+            for kind, points, (index, value), alpha in (
+                ("median", p.median, p.median_slice, 0.45),
+                ("worst", p.worst, p.worst_slice, 1.0),
+            ):
+                ax.plot(
+                    p.quantiles,
+                    points,
+                    linestyle="none",
+                    marker="o",
+                    markersize=2.2,
+                    color=_color(i),
+                    alpha=alpha,
+                    label=f"{kind} slice ({index}): {value:.3g}",
+                )
+            ax.set(xlabel="Gaussian quantile", ylabel="normalised projection")
+            ax.set_title(f"{_label(i, pictures)}shape loss by slice", loc="left")
+            ax.legend(loc="upper left", markerscale=2)
+
+    return _svg(draw, _panel_size(len(pictures)))
+
+
+def _correlation(pictures: Sequence[Pictures]) -> str:
+    def draw(figure: Any) -> None:
+        panels = _panels(figure, len(pictures))
+        for i, (p, ax) in enumerate(zip(pictures, panels, strict=True)):
+            d = len(p.sigma)
+            image = ax.imshow(
+                p.correlation,
+                cmap="RdBu_r",
+                vmin=-1,
+                vmax=1,
+                interpolation="nearest",
+                extent=(-0.5, d - 0.5, d - 0.5, -0.5),
+            )
+            ax.grid(visible=False)
+            shown = len(p.dimensions)
+            some = f"{shown} of {d} dimensions" if shown < d else f"{d} dimensions"
+            ax.set_title(f"{_label(i, pictures)}{some}", loc="left")
+        figure.colorbar(image, ax=panels, fraction=0.046, pad=0.03)
+
+    return _svg(draw, _panel_size(len(pictures)))
+
+
+def _panel_size(count: int) -> tuple[float, float]:
+    columns = min(count, 3)
+    return (4.4 * columns + 1.2 * (columns == 1), 3.8 * -(-count // columns))
+
+
+def _panels(figure: Any, count: int) -> list[Any]:
+    """One panel for each file, three in a row."""
+    columns = min(count, 3)
+    panels = figure.subplots(-(-count // columns), columns, squeeze=False).ravel()
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return list(panels[:count])
+
+
+def _svg(draw: Any, size: tuple[float, float]) -> str:
+    """Draw on a figure of its own, outside of pyplot's state, and return the SVG document."""
+    matplotlib = require("matplotlib", extra="report", purpose="an HTML report")
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about layouts of degenerate data, which draw all the same
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
