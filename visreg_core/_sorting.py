@@ -58,7 +58,7 @@ def _flat_order(p: np.ndarray) -> np.ndarray:
     index order, and exchanging neighbours that are out of order (stable, as any bubble sort is)
     finishes the job. Rows that do not finish soon, or are not finite, sort wider words.
     """
-    rows, n = p.shape
+    n = p.shape[1]
     index_bits = (n - 1).bit_length()
     low, high = p.min(axis=-1, keepdims=True), p.max(axis=-1, keepdims=True)
     if (

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -471,54 +469,3 @@ def accumulate(
                 summed[i] = summed[i] + a
     joined = [p[0] if len(p) == 1 else xp.concat(p, axis=-1) for p in pieces]
     return joined, summed
-
-
-# Bytes of projections that a chunk may hold: on the host enough to feed one matrix product, on
-# devices enough to fill them.
-_CHUNK_BYTES = {"numpy": 1 << 23}
-_CHUNK_BYTES_DEVICE = 1 << 26
-
-
-def default_chunk(xp: Namespace, row_bytes: int) -> int:
-    """How many slices to project at once when one takes `row_bytes` bytes."""
-    budget = _CHUNK_BYTES.get(name(xp), _CHUNK_BYTES_DEVICE)
-    return max(1, budget // max(row_bytes, 1))
-
-
-# What a thread works on at a time should stay in its core's own cache.
-_CACHE_BYTES = 1 << 20
-
-
-def map_rows(
-    xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array, scratch: int
-) -> tuple[Array, ...]:
-    """`body(*arrays)` for a body that treats every index of the leading axis by itself.
-
-    On NumPy the rows are worked on in tiles, spread over threads (NumPy's loops release the
-    interpreter lock), so small that `scratch` arrays of their size fit the cache; elsewhere `body`
-    sees everything at once.
-    """
-    if name(xp) != "numpy":
-        return body(*arrays)
-    rows = arrays[0].shape[0]
-    row_bytes = max(a.nbytes for a in arrays) // rows
-    tile = max(1, min(_CACHE_BYTES // (scratch * row_bytes), -(-rows // _threads())))
-    if rows <= tile:
-        return body(*arrays)
-
-    def run(start: int) -> tuple[Array, ...]:
-        return body(*(a[start : start + tile] for a in arrays))
-
-    starts = range(0, rows, tile)
-    if _threads() == 1:
-        parts = [run(s) for s in starts]
-    else:
-        with ThreadPoolExecutor(_threads()) as pool:
-            parts = list(pool.map(run, starts))
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
-
-
-def _threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -3,23 +3,22 @@
 from visreg_core.losses._differentiable import value_and_grad, value_and_vjp
 from visreg_core.losses.barlow_twins import BarlowTwinsTerms, barlow_twins_loss
 from visreg_core.losses.epps_pulley import epps_pulley, sigreg_loss
+from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_sliced_wasserstein
 from visreg_core.losses.invariance import invariance_loss, joint_objective
 from visreg_core.losses.random_walk import (
     random_walk_affinity,
     sample_random_walk,
     transition_matrix,
 )
+from visreg_core.losses.sag_vicreg import SAGVICRegTerms, sag_vicreg_loss
 from visreg_core.losses.sliced_wasserstein import (
-    gaussian_sliced_wasserstein,
     max_sliced_wasserstein,
     sliced_wasserstein,
 )
 from visreg_core.losses.spectralnet import orthonormalize, spectralnet_loss
 from visreg_core.losses.vicreg import (
-    SAGVICRegTerms,
     VICRegTerms,
     covariance_loss,
-    sag_vicreg_loss,
     variance_loss,
     vicreg_loss,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from visreg_core import _checks, _xp
+from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace
 from visreg_core.losses._rows import power_of_two_below
 
@@ -58,7 +58,7 @@ def sliced(
     ]
     rows = sum(x.shape[1] for x in samples)
     if chunk_size is None:
-        chunk_size = _xp.default_chunk(xp, batch * rows * (8 if dtype == xp.float64 else 4))
+        chunk_size = _tiles.default_chunk(xp, batch * rows * (8 if dtype == xp.float64 else 4))
     _checks.positive_int("chunk_size", chunk_size)
 
     def body(columns: Array) -> tuple[list[Array], list[Array]]:
@@ -67,7 +67,7 @@ def sliced(
         p = [_xp.matmul_accumulate(xp, narrow, x, dtype) for x in projected]
         p = [x if u is None else x * u for x, u in zip(p, units, strict=True)]
         flat = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
-        values, *gradients = _xp.map_rows(
+        values, *gradients = _tiles.map_rows(
             xp, lambda *tile: term(need_grad, *tile), *flat, scratch=scratch
         )
         wide = _xp.cast(xp, directions, dtype)

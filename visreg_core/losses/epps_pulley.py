@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from visreg_core import _checks, _xp
+from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import epps_pulley_knots
 from visreg_core.losses import _epps_pulley_numpy, _rows
@@ -112,7 +112,7 @@ def _epps_pulley(
     rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
     n = _rows.count(xp, rows[..., None], row_mask)
     knots = knots_beside(xp, rows, t_max, n_knots)
-    values, *gradient = _xp.map_rows(
+    values, *gradient = _tiles.map_rows(
         xp,
         lambda tile: term(xp, tile, n, knots, row_mask, need_grad),
         rows,

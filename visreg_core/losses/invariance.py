@@ -9,7 +9,7 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
-from visreg_core.losses.sliced_wasserstein import REDUCTIONS
+from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS
 
 
 def _invariance_loss(

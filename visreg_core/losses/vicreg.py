@@ -1,4 +1,4 @@
-"""VICReg: variance, covariance and invariance; SAG-VICReg pairs the invariance by a random walk."""
+"""VICReg: variance, covariance and invariance of two or more views."""
 
 from __future__ import annotations
 
@@ -21,15 +21,6 @@ _HEAVY = 8
 
 class VICRegTerms(NamedTuple):
     """Terms of `vicreg_loss`; `total` is their weighted sum, the others are not weighted."""
-
-    total: Array
-    invariance: Array
-    variance: Array
-    covariance: Array
-
-
-class SAGVICRegTerms(NamedTuple):
-    """Terms of `sag_vicreg_loss`; `total` is their weighted sum, the others are not weighted."""
 
     total: Array
     invariance: Array
@@ -271,6 +262,7 @@ def view_gradients(xp: Namespace, gradients: list[Array], a: Array, b: Array | N
 
 
 def view_pairs(views: int) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of views."""
     return [(i, j) for i in range(views) for j in range(i + 1, views)]
 
 
@@ -295,7 +287,7 @@ def _invariance(
     return value, [of_view(v) for v in range(len(wide))]
 
 
-def _branches(
+def branch_terms(
     xp: Namespace,
     views: list[Array],
     gamma: float,
@@ -358,7 +350,7 @@ def _vicreg_loss(
     invariance, of_invariance = _invariance(xp, views, row_mask, n)
     invariance_scale = views[0].shape[-1] if convention == "paper" else 1
     invariance = invariance * invariance_scale
-    variance, covariance, of_branches = _branches(xp, views, gamma, eps, convention, row_mask)
+    variance, covariance, of_branches = branch_terms(xp, views, gamma, eps, convention, row_mask)
     total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
 
     def vjp(
@@ -438,128 +430,6 @@ def vicreg_loss(
         gamma=gamma,
         eps=eps,
         convention=convention,
-        row_mask=row_mask,
-        need_grad=False,
-    )[0]
-
-
-# --- SAG-VICReg ----------------------------------------------------------------------------------
-
-
-def _sag_vicreg_loss(
-    a: Array,
-    b: Array,
-    pairs: Array,
-    pair_weights: Array,
-    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
-    *,
-    gamma: float = 1.0,
-    eps: float = 1e-4,
-    row_mask: Array | None = None,
-    need_grad: bool,
-) -> tuple[SAGVICRegTerms, Callable[..., object]]:
-    xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
-    as_views(a, b)
-    size = a.shape[-2]
-    for argument, x in (("pairs", pairs), ("pair_weights", pair_weights)):
-        if tuple(x.shape) != (size,):
-            raise ValueError(f"expected {argument} of shape ({size},); found {tuple(x.shape)}")
-    if "int" not in _xp.dtype_name(pairs):
-        raise TypeError(f"expected pairs of an integer dtype; found {_xp.dtype_name(pairs)}")
-    _checks.floating("pair_weights", pair_weights)
-    _checks.row_mask(row_mask, a)
-    _checks.not_negative("eps", eps)
-    w_invariance, w_variance, w_covariance = _checks.weights(
-        "weights", weights, SAGVICRegTerms._fields[1:]
-    )
-    dtype = _xp.compute_dtype(xp, a)
-    keep = _rows.keep_column(row_mask)
-    wide_a, wide_b = (_rows.kept(xp, keep, _xp.cast(xp, z, dtype)) for z in (a, b))
-    pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
-    pair_weight = _rows.kept(xp, keep, pair_weight)
-    difference = wide_a - xp.take(wide_b, pairs, axis=-2)
-    scale = size / (_rows.count(xp, a, row_mask) * math.prod(a.shape))
-    invariance = xp.sum(pair_weight * difference**2) * scale
-    variance, covariance, of_branches = _branches(xp, [a, b], gamma, eps, "vicreg", row_mask)
-    total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
-
-    def vjp(
-        on_total: Scalar, on_invariance: Scalar, on_variance: Scalar, on_covariance: Scalar
-    ) -> object:
-        branches = of_branches(
-            on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
-        )
-        to_a = pair_weight * difference * (2 * scale) * (on_total * w_invariance + on_invariance)
-        columns = xp.matrix_transpose(to_a)
-        to_b = _xp.add_last(xp, size, xp.broadcast_to(pairs, columns.shape), columns)
-        pairing = (to_a, -xp.matrix_transpose(to_b))
-        gradients = [g + p for g, p in zip(branches, pairing, strict=True)]
-        return view_gradients(xp, gradients, a, b)
-
-    return SAGVICRegTerms(total, invariance, variance, covariance), vjp
-
-
-@differentiated_by(_sag_vicreg_loss)
-def sag_vicreg_loss(
-    a: Array,
-    b: Array,
-    pairs: Array,
-    pair_weights: Array,
-    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
-    *,
-    gamma: float = 1.0,
-    eps: float = 1e-4,
-    row_mask: Array | None = None,
-) -> SAGVICRegTerms:
-    """SAG-VICReg: VICReg whose invariance joins pairs drawn by a random walk.
-
-    Parameters
-    ----------
-    a, b : arrays of shape (..., N, D)
-        Embeddings of two views.
-    pairs : integer array of shape (N,)
-        j(i), from `sample_random_walk`: row i of a is paired with row j(i) of b.
-    pair_weights : array of shape (N,)
-        w_i = W_{i, j(i)} of `random_walk_affinity`.
-    weights, gamma, eps, row_mask
-        As in `vicreg_loss`. A kept row must be paired with a kept row.
-
-    Returns
-    -------
-    SAGVICRegTerms
-        ``total, invariance, variance, covariance``: arrays of no axes. The invariance is
-        (1/(ND)) Σ_i w_i ‖a_i − b_{j(i)}‖².
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For dtypes that are not floating or differ, pairs that are not integers, or arrays of two
-        libraries.
-
-    Notes
-    -----
-    Source: SAG-VICReg Algorithm 1. No gradient flows through pairs and weights. Identity pairs
-    with unit weights give `vicreg_loss` exactly.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
-    >>> a, b = rng.standard_normal((2, 16, 4))
-    >>> terms = sag_vicreg_loss(a, b, np.arange(16), np.ones(16))
-    >>> terms.total == vicreg_loss(a, b).total
-    np.True_
-    """
-    return _sag_vicreg_loss(
-        a,
-        b,
-        pairs,
-        pair_weights,
-        weights,
-        gamma=gamma,
-        eps=eps,
         row_mask=row_mask,
         need_grad=False,
     )[0]

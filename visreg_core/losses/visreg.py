@@ -11,7 +11,7 @@ from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
 from visreg_core.losses._sliced import projection_dtype_for
-from visreg_core.losses.sliced_wasserstein import REDUCTIONS, sliced_gaussian
+from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS, sliced_gaussian
 
 EPS = 1e-6
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
+from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, Namespace
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley, value_and_grad
@@ -338,7 +338,7 @@ def _statistics(
     """Per slice: the Epps-Pulley statistic, and Σ_r (x_(r) − Φ⁻¹(r/(N+1)))²."""
     n, k = x.shape[0], slices.shape[1]
     quantiles = normal_quantiles(n, xp=xp, dtype=x.dtype, device=_xp.device(x))
-    step = _xp.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
+    step = _tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
     samples = xp.matrix_transpose(x)
     values: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for start in range(0, k, step):
