@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _xp
+from visreg_core import _tiles, _xp
 from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
-from visreg_core.losses.sliced_wasserstein import gaussian_term, two_sample_term
+from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
+from visreg_core.losses.sliced_wasserstein import two_sample_term
 from visreg_core.losses.visreg import EPS
 
 # tick(what is being done, rows done, rows in all)
@@ -225,8 +226,8 @@ def slice_values(
             dtype,
             [_plain(chunk, place, dtype), _normalised(chunk, of, place, dtype)],
         )
-        (shape,) = _xp.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
-        (gaussian,) = _xp.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
+        (shape,) = _tiles.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
+        (gaussian,) = _tiles.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
         for column, values in zip(
             columns, (shape / n, gaussian / n, epps_pulley(raw)), strict=True
         ):
@@ -256,7 +257,7 @@ def two_sample_values(
         tick("two samples", n * start, n * k)
         onto = [_plain(slices[:, start:stop], place, dtype)]
         (pa,), (pb,) = _project(a, place, dtype, onto), _project(b, place, dtype, onto)
-        (powers,) = _xp.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
+        (powers,) = _tiles.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
         values.append(_xp.to_numpy(powers).astype(np.float64))
     tick("two samples", n * k, n * k)
     return np.concatenate(values)

@@ -65,14 +65,14 @@ def write_parquet(folder):
 
     z = values()
     lists = pa.FixedSizeListArray.from_arrays(z.ravel(), SHAPE[1])
-    tensors = pa.ExtensionArray.from_storage(
-        pa.fixed_shape_tensor(pa.float32(), SHAPE[1:]), lists
-    )
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), SHAPE[1:]), lists)
     ids = list(range(SHAPE[0]))
     parquet.write_table(pa.table({"id": ids, "z": lists}), folder / "fixed.parquet")
     parquet.write_table(pa.table({"z": tensors}), folder / "tensors.parquet")
     parquet.write_table(
-        pa.table({"z": [list(row) for row in z.astype(float)]}), folder / "lists.pq", row_group_size=9
+        pa.table({"z": [list(row) for row in z.astype(float)]}),
+        folder / "lists.pq",
+        row_group_size=9,
     )
     parquet.write_table(_flat(z), folder / "columns.parquet", compression="gzip")
 
@@ -141,7 +141,8 @@ WRITERS = {
 _DIGITS = b"0123456789"
 _EXTREMES = (
     b"\x00" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\xff" * 7 + b"\x7f",
-    b"9" * 12, b"-1", b"nan", b"inf", b"1e999", b"NaN", b"(", b"[" * 50, b"{" * 200, b",", b"\n", b"'",
+    b"9" * 12, b"-1", b"nan", b"inf", b"1e999", b"NaN", b"(", b"[" * 50, b"{" * 200, b",", b"\n",
+    b"'",
 )  # fmt: skip
 
 
@@ -151,7 +152,9 @@ def mutate(data, rng):
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(data) + 1)
         if rng.random() < 0.4:  # headers are where the sizes are
-            at = rng.choice((min(at, rng.randrange(200)), max(0, len(data) - rng.randrange(1, 400))))
+            at = rng.choice(
+                (min(at, rng.randrange(200)), max(0, len(data) - rng.randrange(1, 400)))
+            )
         kind = rng.randrange(8)
         if kind == 0:
             del data[at:]
@@ -240,7 +243,9 @@ def fuzz(kind, count, seed, keep):
             signal.alarm(0)
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
             if grown > 300_000:
-                complaints.append(f"{number} ({original.name}): {grown // 1000} MB more than before")
+                complaints.append(
+                    f"{number} ({original.name}): {grown // 1000} MB more than before"
+                )
                 peak += grown
             if unpickled:
                 complaints.append(f"{number}: unpickled {unpickled}")

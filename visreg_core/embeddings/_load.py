@@ -41,7 +41,8 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
         ``.safetensors`` or ``.pt`` file, a dataset ``group/name`` of an ``.h5`` or ``.zarr``
         store, a column of lists of a ``.parquet`` or ``.arrow`` table. A table without a column
         of lists may have one floating column for each dimension. A ``.csv`` file has one row for
-        each line, with or without a line of column names, and is read as float64.
+        each line, with or without a line of column names (pandas' ``0,1,2,…`` is one), and is
+        read as float64.
 
     Returns
     -------

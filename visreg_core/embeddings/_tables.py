@@ -152,7 +152,7 @@ def read_csv(path: Path, name: str | None, label: str) -> Embeddings:
     with path.open(encoding="utf-8-sig") as stream:
         lines = _lines(stream, label)
         first = next(lines, None)
-        header = 0 if first is None or _numbers(first) else 1
+        header = 0 if first is None else _header_lines(first, label)
         row = next(lines, None) if header else first
         if row is None:
             raise EmbeddingsError(label, "no rows", "(N, D) with N >= 2 rows and D >= 1")
@@ -167,6 +167,21 @@ def read_csv(path: Path, name: str | None, label: str) -> Embeddings:
                 done += len(block)
 
     return embeddings(label, (rows, width), np.dtype(np.float64), pieces)
+
+
+def _header_lines(first: str, label: str) -> int:
+    """1 if the first line names the columns, 0 if it is a row of numbers."""
+    fields = [field.strip() for field in first.split(",")]
+    numbers = [_numbers(field) for field in fields]
+    if any(numbers) and not all(numbers):
+        raise EmbeddingsError(
+            label,
+            f"a first line of names and numbers, {one_line(first.strip(), 60)!r}",
+            "a line of names or a row of numbers",
+        )
+    # pandas names columns 0, 1, 2, … if nobody else does.
+    counted = len(fields) > 1 and fields == [str(i) for i in range(len(fields))]
+    return 1 if counted or not any(numbers) else 0
 
 
 def _lines(stream: IO[str], label: str) -> Iterator[str]:

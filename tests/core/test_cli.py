@@ -1,0 +1,282 @@
+"""The command: exit statuses, one line for wrong input, whole output files or none."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from visreg_core import _outputs
+from visreg_core.cli import main
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder with a.npy (60, 5), b.npy (60, 5) and c.npy (40, 3), which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.save("a.npy", rng.standard_normal((60, 5)))
+    np.save("b.npy", rng.standard_normal((60, 5)).astype(np.float32))
+    np.save("c.npy", rng.standard_normal((40, 3)))
+    return tmp_path
+
+
+def listing(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "visreg_core", *arguments],
+        capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("files")
+def test_report(capsys):
+    assert main(["report", "a.npy", "--slices", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert "60 × 5 float64, 0 bad rows" in out
+    for name in ("visreg_loss", "gaussian_sliced_wasserstein", "rankme", "condition_number"):
+        assert name in out
+    assert err == ""
+
+
+@pytest.mark.usefixtures("files")
+def test_compare(capsys):
+    assert main(["compare", "a.npy", "b.npy", "c.npy", "--slices", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert "[1] [2]" in out
+    assert "linear_cka" in out
+    assert err == ""
+
+
+def test_outputs(files):
+    arguments = [
+        "--slices",
+        "8",
+        "--seed",
+        "7",
+        "--rows",
+        "50",
+        "--json",
+        "o.json",
+        "--html",
+        "o.html",
+    ]
+    assert main(["report", "a.npy", *arguments]) == 0
+    read = json.loads((files / "o.json").read_text())
+    assert read["settings"] == {
+        "rows": 50, "slices": 8, "seed": 7, "backend": "numpy", "device": None
+    }  # fmt: skip
+    assert read["embeddings"][0]["rows_read"] == 50
+    assert (files / "o.html").read_text().startswith("<!doctype html>")
+    assert listing(files) == ["a.npy", "b.npy", "c.npy", "o.html", "o.json"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (files / "o.json").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.usefixtures("files")
+def test_fail_if(capsys):
+    assert main(["report", "a.npy", "--slices", "8", "--fail-if", "rankme<1"]) == 0
+    conditions = ["--fail-if", "rankme<1", "--fail-if", "rankme<50"]
+    assert main(["report", "a.npy", "--slices", "8", "--json", "o.json", *conditions]) == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("visreg: a.npy: rankme = 4.")
+    assert err.endswith("meets rankme<50\n")
+    assert os.path.exists("o.json")  # what was asked for is still written
+    assert main(["compare", "a.npy", "b.npy", "--slices", "8", "--fail-if", "linear_cka<2"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fail-if", "rank<5"], "expected one of visreg_loss, "),
+        (["--fail-if", "linear_cka<5"], "found 'linear_cka'"),
+        (["--rows", "1"], "expected an integer >= 2; found '1'"),
+        (["--slices", "x"], "expected an integer >= 2; found 'x'"),
+        (["--seed", "4294967296"], "<= 4294967295"),
+        (["--backend", "tensorflow"], "invalid choice"),
+        (["--unknown"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_arguments(files, capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["report", "a.npy", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert listing(files) == ["a.npy", "b.npy", "c.npy"]
+
+
+def bad_rows(path):
+    z = np.ones((10, 3))
+    z[4, 1] = np.nan
+    np.save(path, z)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: None, "No such file"),
+        (lambda p: p.write_bytes(b""), "found first bytes b''; expected"),
+        (lambda p: np.save(p, np.zeros((1, 3))), "expected (N, D) with N >= 2"),
+        (lambda p: np.save(p, np.zeros((5, 3), int)), "found dtype int64; expected float16"),
+        (bad_rows, "found NaN or Inf in 1 of 10 rows (4); expected finite values"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["report"], ["compare", "a.npy"], ["compare", "c.npy", "a.npy"]]
+)
+def test_wrong_input(files, capsys, command, write, message):
+    write(files / "z.npy")
+    before = listing(files)
+    arguments = ["--json", "o.json", "--html", "o.html", "--slices", "4"]
+    assert main([*command, "z.npy", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("visreg: z.npy: found ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert listing(files) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "no/o.json"], "no/o.json: expected a folder that can be written"),
+        (["--html", "."], "expected a file to write"),
+        (["--json", "/dev/null"], "expected a file to write; found a folder or a device"),
+        (["--json", "o", "--html", "o"], "expected a file of its own"),
+        (["--json", "a.npy"], "expected a file of its own"),
+        (["--device", "cuda:0"], "expected a device of numpy; found 'cuda:0'"),
+        (["--backend", "torch", "--device", "nowhere"], "expected a device of torch"),
+    ],
+)
+def test_wrong_outputs_and_devices(files, capsys, arguments, message):
+    assert main(["report", "a.npy", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert listing(files) == ["a.npy", "b.npy", "c.npy"]
+    assert np.load("a.npy").shape == (60, 5)
+
+
+def test_a_backend_that_is_not_installed(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(["report", "a.npy", "--backend", "cupy"]) == 2
+    assert capsys.readouterr().err == (
+        "visreg: --backend cupy needs cupy: pip install 'visreg-core[cupy]'\n"
+    )
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "chmod"])
+def test_no_output_is_left_half_done(files, monkeypatch, capsys, failing):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device", "o.html")
+
+    if failing == "fsync":
+        real = os.fdopen
+
+        def fdopen(*arguments, **options):
+            stream = real(*arguments, **options)
+            if arguments[0] and os.path.exists("once"):
+                stream.close()
+                fail()
+            (files / "once").write_text("")
+            return stream
+
+        monkeypatch.setattr(_outputs.os, "fdopen", fdopen)
+    else:
+        monkeypatch.setattr(_outputs.os, failing, fail)
+    (files / "o.json").write_text("before")
+    arguments = ["--json", "o.json", "--html", "o.html", "--slices", "4"]
+    assert main(["report", "a.npy", *arguments]) == 2
+    monkeypatch.undo()
+    assert "No space left on device" in capsys.readouterr().err
+    assert (files / "o.json").read_text() == "before"
+    assert set(listing(files)) - {"once"} == {"a.npy", "b.npy", "c.npy", "o.json"}
+
+
+def test_an_output_may_be_a_link(files):
+    (files / "target").write_text("before")
+    (files / "link.json").symlink_to("target")
+    assert main(["report", "a.npy", "--slices", "4", "--json", "link.json"]) == 0
+    assert (files / "link.json").is_symlink()
+    assert json.loads((files / "target").read_text())["embeddings"]
+
+
+def test_as_a_program(files):
+    done = run("report", "a.npy", "--slices", "4", cwd=files)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rankme" in done.stdout
+    wrong = run("report", "missing.npy", cwd=files)
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.count("\n") == 1
+    assert "Traceback" not in wrong.stderr
+    assert run(cwd=files).returncode == 2
+    assert run("--version").stdout.startswith("visreg-core ")
+
+
+def test_an_ascii_terminal(files):
+    done = run("report", "a.npy", "--slices", "4", cwd=files,
+               env={**os.environ, "PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_leaves(files):
+    command = f"{sys.executable} -m visreg_core report a.npy --slices 4 | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=files, capture_output=True, check=False
+    )
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_other_libraries(files, library):
+    for file in ("a.npy", "b.npy"):
+        for name in ("numpy", library):
+            done = run("report", file, "--slices", "8", "--backend", name, "--device", "cpu",
+                       "--json", f"{name}.json", cwd=files)  # fmt: skip
+            assert (done.returncode, done.stderr) == (0, "")
+        host, other = (
+            json.loads((files / f"{name}.json").read_text())["embeddings"][0]["losses"]
+            for name in ("numpy", library)
+        )
+        for loss, e in host.items():
+            assert other[loss]["value"] == pytest.approx(
+                e["value"], rel=1e-10 if file == "a.npy" else 1e-5
+            )
+
+
+def test_progress_is_shown_on_a_terminal_only(files, monkeypatch):
+    """Silent into a pipe; on a terminal, once a second has passed, the bar names the work."""
+    program = (
+        "import sys; from visreg_core import _progress; _progress._PATIENCE = 0.0\n"
+        "from visreg_core.cli import main; sys.exit(main(['report', 'a.npy', '--slices', '4']))"
+    )
+    piped = subprocess.run(
+        [sys.executable, "-c", program], cwd=files, capture_output=True, check=True
+    )
+    assert piped.stderr == b""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=files, stdout=subprocess.DEVNULL, stderr=follower,
+        env={**os.environ, "TERM": "xterm"},
+    ) as child:  # fmt: skip
+        os.close(follower)
+        shown = b""
+        try:
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        except OSError:  # how Linux says that the other side has closed
+            pass
+    os.close(leader)
+    assert child.returncode == 0
+    assert b"slices" in shown
