@@ -10,7 +10,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace
-from visreg_core.metrics._inputs import centred, paired, same_ids, unit_rows
+from visreg_core.metrics._inputs import centred, matrix, paired, same_ids, unit_rows
 
 _CKA = ("biased", "unbiased")
 _METRICS = ("cosine", "euclidean")
@@ -151,21 +151,17 @@ def mutual_knn(
     """
     _checks.choice("metric", metric, _METRICS)
     _checks.positive_int("k", k)
-    xp, x, y = paired(x, y)
+    _, x, y = paired(x, y)
     n = x.shape[0]
     same_ids(ids_x, ids_y, n)
     if k > n - 1:
         raise ValueError(f"expected k <= N - 1 = {n - 1} neighbours; found k = {k}")
-    x, y = _for_metric(xp, x, metric), _for_metric(xp, y, metric)
-    step = max(1, _BLOCK // n)
-    common = 0
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        a = _nearest(xp, x, start, stop, k)
-        b = _nearest(xp, y, start, stop, k)
-        # An index occurs once in a row, so that equal entries count the intersection.
-        both = xp.astype(a[:, :, None] == b[:, None, :], xp.int32)
-        common += int(xp.sum(xp.sum(xp.sum(both, axis=2), axis=1)))
+    a, b = (nearest(z, z, k, metric=metric, leave_one_out=True)[0] for z in (x, y))
+    # An index occurs once in a row, so that equal entries count the intersection.
+    step = max(1, _BLOCK // (k * k))
+    common = sum(
+        int(np.sum(a[i : i + step, :, None] == b[i : i + step, None, :])) for i in range(0, n, step)
+    )
     return common / (n * k)
 
 
@@ -218,20 +214,42 @@ def _ratio(xy: float, xx: float, yy: float) -> float:
 # --- neighbours -----------------------------------------------------------------------------------
 
 
-def _for_metric(xp: Namespace, x: Array, metric: str) -> tuple[Array, Array]:
-    """Rows and offsets b such that b_j − ⟨x_i, x_j⟩ sorts the neighbours j of every i."""
+def nearest(
+    queries: Array, x: Array, k: int, *, metric: str, leave_one_out: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (M, k) of the k rows of x (N, D) nearest to each query (M, D), nearest first.
+
+    Also their similarities: the cosine, or for "euclidean" minus half the squared distance up to a
+    constant of the query. Equal ones go by index. With `leave_one_out` the queries are the rows of
+    x, and none is its own neighbour. Works by blocks of queries: nothing is of size M × N.
+    """
+    xp, queries = matrix("queries", queries, min_rows=1)
+    _, x = matrix("x", x)
+    if queries.dtype != x.dtype:
+        queries, x = _xp.cast(xp, queries, xp.float64), _xp.cast(xp, x, xp.float64)
     if metric == "cosine":
-        return unit_rows(xp, x), xp.zeros_like(x[:, 0])
-    # |x_i − x_j|² / 2 up to a constant of i; centred, because large means would cancel.
-    x = _centred_unit(xp, x)
-    return x, xp.sum(x * x, axis=1) / 2
-
-
-def _nearest(xp: Namespace, prepared: tuple[Array, Array], start: int, stop: int, k: int) -> Array:
-    """Indices of the k nearest neighbours of rows start … stop − 1, themselves left out."""
-    x, offset = prepared
-    distance = offset[None, :] - x[start:stop, :] @ xp.matrix_transpose(x)
-    index = xp.arange(x.shape[0], **_xp.on_device(x))
-    own = index[None, :] == index[start:stop, None]
-    distance = xp.where(own, math.inf, distance)
-    return xp.argsort(distance, axis=1, stable=True)[:, :k]
+        queries, x, offset = unit_rows(xp, queries), unit_rows(xp, x), 0.0
+    else:
+        # Moved to the mean of x and scaled: large means would cancel, large squares overflow.
+        mean = x[:1, :] + _xp.sum_rows(xp, x - x[:1, :]) / x.shape[0]
+        queries, x = queries - mean, x - mean
+        largest = max(float(xp.max(xp.abs(queries))), float(xp.max(xp.abs(x))))
+        unit = 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
+        queries, x = queries * unit, x * unit
+        offset = xp.sum(x * x, axis=1)[None, :] / 2
+    m, n = queries.shape[0], x.shape[0]
+    columns = xp.matrix_transpose(x)
+    index = xp.arange(n, **_xp.on_device(x))
+    step = max(1, _BLOCK // n)
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for start in range(0, m, step):
+        stop = min(start + step, m)
+        similarity = queries[start:stop, :] @ columns - offset
+        if leave_one_out:
+            own = index[None, :] == index[start:stop, None]
+            similarity = xp.where(own, -math.inf, similarity)
+        order = xp.argsort(-similarity, axis=1, stable=True)[:, :k]
+        found[0].append(_xp.to_numpy(order))
+        found[1].append(_xp.to_numpy(xp.take_along_axis(similarity, order, axis=1)))
+    indices, similarities = (np.concatenate(f) for f in found)
+    return indices, similarities

@@ -1,0 +1,277 @@
+"""Rand indices against scikit-learn, all pairs and rationals; classifiers against scikit-learn."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.cluster.hierarchy
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
+
+from visreg_core import metrics
+
+partitions = st.integers(2, 40).flatmap(
+    lambda n: st.tuples(*[st.lists(st.integers(0, 5), min_size=n, max_size=n)] * 2)
+)
+
+
+def tree_data(rng, n_per_class=12, noise=0.3):
+    """Eight classes in four pairs in two halves, far apart from coarse to fine."""
+    fine = np.repeat(np.arange(8), n_per_class)
+    labels = np.stack([fine // 4, fine // 2, fine], axis=1)
+    centres = np.zeros((8, 7))
+    for i in range(8):
+        centres[i, 0] = 20.0 * (i // 4)
+        centres[i, 1 + i // 4] = 8.0 * (i // 2 % 2)
+        centres[i, 3 + i // 2] = 3.0 * (i % 2)
+    order = rng.permutation(fine.size)
+    x = centres[fine] + noise * rng.standard_normal((fine.size, 7))
+    return x[order], labels[order]
+
+
+# --- Rand indices ---------------------------------------------------------------------------------
+
+
+@given(partitions)
+@settings(deadline=None)
+def test_rand_index_counts_pairs(ab):
+    a, b = ab
+    agree = [(a[i] == a[j]) == (b[i] == b[j]) for i, j in itertools.combinations(range(len(a)), 2)]
+    assert metrics.rand_index(a, b) == sum(agree) / len(agree)
+    assert metrics.rand_index(b, a) == metrics.rand_index(a, b)
+
+
+@given(partitions)
+@settings(deadline=None)
+def test_rand_indices_are_scikit_learns(ab):
+    a, b = ab
+    assert metrics.rand_index(a, b) == pytest.approx(sklearn.metrics.rand_score(a, b), rel=1e-14)
+    assert metrics.adjusted_rand_index(a, b) == pytest.approx(
+        sklearn.metrics.adjusted_rand_score(a, b), rel=1e-10, abs=1e-12
+    )
+    assert metrics.adjusted_rand_index(a, a) == 1
+
+
+def test_rand_indices_are_correctly_rounded_for_many_items():
+    """Two million items: products of pair counts reach 4e24, beyond int64 and float64's digits."""
+    n = 2_000_000
+    a, b = np.arange(n) % 3, np.arange(n) // 7 % 2
+    table = np.zeros((3, 2), dtype=object)
+    for i, j in itertools.product(range(3), range(2)):
+        table[i, j] = int(np.sum((a == i) & (b == j)))
+
+    def pairs(counts):
+        return sum(c * (c - 1) // 2 for c in counts)
+
+    total, both = pairs([n]), pairs(table.ravel())
+    in_a, in_b = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    rand = Fraction(total + 2 * both - in_a - in_b, total)
+    chance = Fraction(in_a * in_b, total)
+    adjusted = (both - chance) / (Fraction(in_a + in_b, 2) - chance)
+    assert metrics.rand_index(a, b) == float(rand)
+    assert metrics.adjusted_rand_index(a, b) == float(adjusted)
+
+
+def test_adjusted_rand_index_is_zero_on_average(rng):
+    a = rng.integers(0, 4, 60)
+    values = [metrics.adjusted_rand_index(a, rng.permutation(a)) for _ in range(400)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20
+
+
+def test_labels_of_any_kind(where):
+    a = where.backend.asarray(
+        np.asarray([0, 0, 1, 1, 2]), "int64" if "64" in where.dtype else "int32"
+    )
+    assert metrics.rand_index(a, ["x", "x", "y", "y", "z"]) == 1
+    assert metrics.adjusted_rand_index(a, a) == 1
+
+
+def test_trivial_partitions():
+    assert metrics.adjusted_rand_index([0, 0, 0], [1, 1, 1]) == 1
+    assert metrics.adjusted_rand_index([0, 1, 2], [2, 1, 0]) == 1
+    assert metrics.rand_index([0, 1, 2], [0, 0, 0]) == 0
+    assert metrics.adjusted_rand_index([0, 1, 0, 1], [0, 0, 1, 1]) == -0.5
+
+
+def test_hierarchical_rand_index_of_a_clean_tree(rng):
+    x, labels = tree_data(rng)
+    indices = metrics.hierarchical_rand_index(
+        x, labels, clustering="dendrogram", metric="euclidean"
+    )
+    assert indices.n_clusters == (2, 4, 8)
+    assert all(type(v) is float for v in (*indices.rand, *indices.adjusted))
+    assert indices.rand == indices.adjusted == (1.0, 1.0, 1.0)
+    # Halves so far apart that no neighbour is in the other: scikit-learn says so.
+    with pytest.warns(UserWarning, match="not fully connected"):
+        indices = metrics.hierarchical_rand_index(x, labels, metric="euclidean", n_neighbors=30)
+    assert indices.adjusted[:2] == (1.0, 1.0)
+    assert indices.adjusted[2] > 0.2
+
+
+@pytest.mark.dtypes("float64")
+def test_dendrogram_cuts_are_scipys(where, rng):
+    x, labels = rng.standard_normal((50, 4)), rng.integers(0, 5, (50, 2))
+    counts = [1, 2, 7, 49]
+    sweep = metrics.rand_index_sweep(where.asarray(x), labels, counts, clustering="dendrogram")
+    tree = scipy.cluster.hierarchy.linkage(x, "average", "cosine")
+    cuts = scipy.cluster.hierarchy.cut_tree(tree, counts)
+    assert sweep.n_clusters == tuple(counts)
+    expected = [sklearn.metrics.rand_score(labels[:, -1], c) for c in cuts.T]
+    assert sweep.rand == pytest.approx(expected, rel=1e-12)
+    expected = [sklearn.metrics.adjusted_rand_score(labels[:, -1], c) for c in cuts.T]
+    assert sweep.adjusted == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_spectral_clustering_is_seeded_and_scikit_learns(rng):
+    from sklearn.cluster import SpectralClustering
+
+    x, labels = tree_data(rng)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    model = SpectralClustering(8, affinity="nearest_neighbors", n_neighbors=50, random_state=3)
+    expected = sklearn.metrics.rand_score(labels[:, 2], model.fit_predict(unit))
+    options = {"n_neighbors": 50, "seed": 3}
+    found = metrics.rand_index_sweep(x, labels, [8, 1], **options)
+    assert found.rand[0] == pytest.approx(expected, rel=1e-12)
+    assert found.adjusted[1] == 0
+    assert found == metrics.rand_index_sweep(x, labels, [8, 1], **options)
+
+
+# --- nearest neighbours ---------------------------------------------------------------------------
+
+
+def soft_tree(rng, n):
+    fine = rng.integers(0, 8, n)
+    x = rng.standard_normal((n, 6)) + 1.5 * np.eye(8)[fine][:, :6] + 1.0
+    return x, np.stack([fine // 4, fine], axis=1)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("k", [1, 9])
+def test_knn_accuracy_is_scikit_learns(where, rng, metric, k):
+    (x, labels), (test, test_labels) = soft_tree(rng, 120), soft_tree(rng, 50)
+    found = metrics.hierarchical_knn_accuracy(
+        where.asarray(x),
+        labels,
+        test=where.asarray(test),
+        test_labels=test_labels,
+        k=k,
+        metric=metric,
+    )
+    expected = [
+        KNeighborsClassifier(k, metric=metric).fit(x, a).score(test, b)
+        for a, b in zip(labels.T, test_labels.T, strict=True)
+    ]
+    assert all(type(v) is float for v in found)
+    assert found == pytest.approx(expected, abs=1e-12 if where.dtype == "float64" else 0.021)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.07])
+def test_knn_leaves_the_item_out_and_weighs_votes(rng, temperature):
+    x, labels = soft_tree(rng, 60)
+    cosine = sklearn.metrics.pairwise.cosine_similarity(x)
+    for level in range(2):
+        hits = 0
+        for i in range(60):
+            nearest = sorted(set(range(60)) - {i}, key=lambda j: -cosine[i, j])[:7]
+            votes = dict.fromkeys(range(8), 0.0)
+            for j in nearest:
+                votes[labels[j, level]] += (
+                    math.exp(cosine[i, j] / temperature) if temperature else 1
+                )
+            hits += max(votes, key=votes.get) == labels[i, level]
+        found = metrics.hierarchical_knn_accuracy(x, labels, k=7, temperature=temperature)
+        assert found[level] == pytest.approx(hits / 60)
+
+
+def test_far_from_the_origin_distances_keep_their_digits(rng):
+    x, labels = soft_tree(rng, 60)
+    near = metrics.hierarchical_knn_accuracy(x, labels, k=5, metric="euclidean")
+    moved = np.asarray(x + 3e3, dtype=np.float32)
+    far = metrics.hierarchical_knn_accuracy(moved, labels, k=5, metric="euclidean")
+    assert far == pytest.approx(near, abs=0.02)
+    huge = metrics.hierarchical_knn_accuracy(
+        np.asarray(x * 1e25, dtype=np.float32), labels, k=5, metric="euclidean"
+    )
+    assert huge == pytest.approx(near, abs=0.02)
+
+
+# --- linear probe ---------------------------------------------------------------------------------
+
+
+def test_linear_accuracy(backend, rng):
+    (x, labels), (test, test_labels) = soft_tree(rng, 160), soft_tree(rng, 80)
+    from sklearn.linear_model import LogisticRegression
+
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    found = metrics.hierarchical_linear_accuracy(
+        backend.asarray(x),
+        labels,
+        test=backend.asarray(test),
+        test_labels=test_labels,
+        regularization=0.5,
+    )
+    expected = [
+        LogisticRegression(C=2.0, max_iter=1000)
+        .fit((x - mean) / std, a)
+        .score((test - mean) / std, b)
+        for a, b in zip(labels.T, test_labels.T, strict=True)
+    ]
+    assert found == pytest.approx(expected, abs=0.02)
+    assert found[0] > found[1] > 0.3
+
+
+def test_linear_accuracy_by_cross_validation(rng):
+    x, labels = tree_data(rng)
+    levels = np.concatenate([np.zeros((96, 1), dtype=int), labels], axis=1)
+    assert metrics.hierarchical_linear_accuracy(x, levels) == (1.0, 1.0, 1.0, 1.0)
+    shuffled = rng.permutation(labels[:, 0])
+    (chance,) = metrics.hierarchical_linear_accuracy(x, shuffled, seed=1)
+    assert 0.2 < chance < 0.8
+    assert (chance,) == metrics.hierarchical_linear_accuracy(x, shuffled, seed=1)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_bad_input(rng):
+    x, labels = soft_tree(rng, 30)
+    with pytest.raises(ValueError, match="30 and 29"):
+        metrics.rand_index(labels[:, 0], labels[:29, 0])
+    with pytest.raises(ValueError, match=r"a of shape \(N,\)"):
+        metrics.rand_index(labels, labels)
+    with pytest.raises(ValueError, match="at least 2 items"):
+        metrics.adjusted_rand_index([1], [1])
+    with pytest.raises(ValueError, match=r"labels of shape \(30, L\).*\(29, 2\)"):
+        metrics.hierarchical_knn_accuracy(x, labels[:29])
+    with pytest.raises(ValueError, match=r"clustering.*'dendrogram', 'spectral'"):
+        metrics.hierarchical_rand_index(x, labels, clustering="kmeans")
+    with pytest.raises(ValueError, match="at most N = 30 clusters; found 31"):
+        metrics.rand_index_sweep(x, labels, [31])
+    with pytest.raises(ValueError, match="n_neighbors <= N"):
+        metrics.rand_index_sweep(x, labels, [3], n_neighbors=31)
+    with pytest.raises(ValueError, match="k <= 29 neighbours; found k = 30"):
+        metrics.hierarchical_knn_accuracy(x, labels, k=30)
+    with pytest.raises(ValueError, match="temperature"):
+        metrics.hierarchical_knn_accuracy(x, labels, k=3, metric="euclidean", temperature=0.1)
+    for function in (metrics.hierarchical_knn_accuracy, metrics.hierarchical_linear_accuracy):
+        with pytest.raises(ValueError, match="test and test_labels together"):
+            function(x, labels, test=x)
+        with pytest.raises(ValueError, match=r"D = 6 columns; found shape \(30, 5\)"):
+            function(x, labels, test=x[:, :5], test_labels=labels)
+        with pytest.raises(ValueError, match="one number of levels"):
+            function(x, labels, test=x, test_labels=labels[:, 0])
+    with pytest.raises(ValueError, match="regularization"):
+        metrics.hierarchical_linear_accuracy(x, labels, regularization=0)
+
+
+def test_classes_unseen_in_training_are_never_right(rng):
+    x, labels = soft_tree(rng, 30)
+    other = labels + 100
+    found = metrics.hierarchical_knn_accuracy(x, labels, test=x, test_labels=other, k=3)
+    assert found == (0.0, 0.0)
+    found = metrics.hierarchical_linear_accuracy(x, labels, test=x, test_labels=other)
+    assert found == (0.0, 0.0)

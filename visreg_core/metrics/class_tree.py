@@ -1,0 +1,154 @@
+"""Hierarchies of classes: parent links or paths to labels (N, L), one column a level."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Krizhevsky 2009. CIFAR-100 numbers its superclasses and its classes in alphabetical order.
+_CIFAR100 = """
+aquatic_mammals: beaver dolphin otter seal whale
+fish: aquarium_fish flatfish ray shark trout
+flowers: orchid poppy rose sunflower tulip
+food_containers: bottle bowl can cup plate
+fruit_and_vegetables: apple mushroom orange pear sweet_pepper
+household_electrical_devices: clock keyboard lamp telephone television
+household_furniture: bed chair couch table wardrobe
+insects: bee beetle butterfly caterpillar cockroach
+large_carnivores: bear leopard lion tiger wolf
+large_man-made_outdoor_things: bridge castle house road skyscraper
+large_natural_outdoor_scenes: cloud forest mountain plain sea
+large_omnivores_and_herbivores: camel cattle chimpanzee elephant kangaroo
+medium_mammals: fox porcupine possum raccoon skunk
+non-insect_invertebrates: crab lobster snail spider worm
+people: baby boy girl man woman
+reptiles: crocodile dinosaur lizard snake turtle
+small_mammals: hamster mouse rabbit shrew squirrel
+trees: maple_tree oak_tree palm_tree pine_tree willow_tree
+vehicles_1: bicycle bus motorcycle pickup_truck train
+vehicles_2: lawn_mower rocket streetcar tank tractor
+"""
+
+Tree = Mapping[Any, Any] | Sequence[Sequence[Any]] | str | Path
+
+
+def cifar100_parents() -> dict[str, str]:
+    """Superclass of each of CIFAR-100's classes, in the order of the class numbers.
+
+    Examples
+    --------
+    >>> from visreg_core.metrics import cifar100_parents
+    >>> parents = cifar100_parents()
+    >>> list(parents)[:2], parents["apple"]
+    (['apple', 'aquarium_fish'], 'fruit_and_vegetables')
+    """
+    lines = (line.split(": ") for line in _CIFAR100.strip().splitlines())
+    pairs = ((name, superclass) for superclass, names in lines for name in names.split())
+    return dict(sorted(pairs))
+
+
+def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
+    """Labels of all levels, from the finest class of each item and the tree of classes.
+
+    Parameters
+    ----------
+    classes : sequence (N,)
+        The class of each item, a leaf of the tree.
+    tree : mapping, sequence of paths, or file
+        Parent links ``{child: parent}`` (a root has no entry, or None); or paths from coarse to
+        fine, one for each leaf, whose last element is the leaf; or a CSV file of such paths, one
+        a line, without a header (all names are then strings, and so are `classes`).
+
+    Returns
+    -------
+    numpy.ndarray (N, L), int64
+        Column 0 the coarsest level, column L − 1 the finest. A level that all leaves share (a
+        single root) is left out. A leaf above the deepest level is its own class on the levels
+        below. Classes of a level are numbered in the order of their paths; equal names under
+        different parents are different classes.
+
+    Raises
+    ------
+    ValueError
+        A cycle, two paths to one leaf, a class that is no leaf of the tree.
+
+    Examples
+    --------
+    >>> from visreg_core.metrics import hierarchical_labels
+    >>> tree = {"dog": "animal", "cat": "animal", "oak": "plant", "animal": None, "plant": None}
+    >>> hierarchical_labels(["oak", "dog", "cat"], tree)
+    array([[1, 2],
+           [0, 1],
+           [0, 0]])
+    """
+    if isinstance(tree, str | Path):
+        paths = _paths_by_leaf(_read_csv(Path(tree)))
+    elif isinstance(tree, Mapping):
+        paths = _paths_from_parents(tree)
+    else:
+        paths = _paths_by_leaf(tree)
+    missing = sorted({str(c) for c in classes if c not in paths})
+    if missing:
+        raise ValueError(
+            f"expected classes that are leaves of the tree; found {len(missing)} others: "
+            f"{', '.join(missing[:5])}"
+        )
+    if len(classes) == 0:
+        raise ValueError("expected at least one item; found none")
+    depth = max(map(len, paths.values()))
+    padded = {leaf: path + path[-1:] * (depth - len(path)) for leaf, path in paths.items()}
+    columns = []
+    for level in range(1, depth + 1):
+        prefixes = {path[:level] for path in padded.values()}
+        ordered = sorted(prefixes, key=lambda prefix: tuple(map(_sort_key, prefix)))
+        number = {prefix: i for i, prefix in enumerate(ordered)}
+        if len(number) > 1 or level == depth:
+            columns.append([number[padded[c][:level]] for c in classes])
+    return np.asarray(columns, dtype=np.int64).T
+
+
+def _paths_from_parents(parents: Mapping[Any, Any]) -> dict[Any, tuple[Any, ...]]:
+    inner = {p for p in parents.values() if p is not None}
+    paths = {}
+    for leaf in parents:
+        if leaf in inner:
+            continue
+        path = [leaf]
+        while (parent := parents.get(path[-1])) is not None:
+            path.append(parent)
+            if len(path) > len(parents) + 1:
+                raise ValueError(f"expected a tree; found a cycle above {leaf!r}")
+        paths[leaf] = tuple(reversed(path))
+    if not paths:
+        raise ValueError("expected a tree with leaves; found none")
+    return paths
+
+
+def _paths_by_leaf(paths: Sequence[Sequence[Any]]) -> dict[Any, tuple[Any, ...]]:
+    by_leaf: dict[Any, tuple[Any, ...]] = {}
+    for path in paths:
+        if isinstance(path, str) or len(path) == 0:
+            raise ValueError(f"expected paths as sequences of names; found {path!r}")
+        leaf = path[-1]
+        if by_leaf.setdefault(leaf, tuple(path)) != tuple(path):
+            raise ValueError(f"expected one path to each leaf; found two to {leaf!r}")
+    if not by_leaf:
+        raise ValueError("expected at least one path; found none")
+    return by_leaf
+
+
+def _read_csv(file: Path) -> list[list[str]]:
+    """Rows of non-empty cells; a ragged tree's short rows may end in empty ones."""
+    with file.open(newline="", encoding="utf-8") as handle:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(handle)]
+    paths = [[cell for cell in row if cell] for row in rows]
+    return [path for path in paths if path]
+
+
+def _sort_key(name: Any) -> tuple[int, Any]:
+    """Numbers by value, all else as strings, so that mixed names have an order."""
+    return (0, name) if isinstance(name, int | float) else (1, str(name))
