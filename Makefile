@@ -27,7 +27,7 @@ check: $(VENV)/.installed-lint
 	$(RUN) mypy
 
 docs: $(VENV)/.installed-docs
-	$(RUN) sphinx -b html -W --keep-going docs docs/_build/html
+	$(RUN) sphinx -b html -W --keep-going -E docs docs/_build/html
 
 bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_losses --json docs/benchmarks/losses.json $(ARGS)

@@ -10,6 +10,7 @@ import inspect
 import pkgutil
 from pathlib import Path
 
+from docutils.parsers.rst.states import Inliner
 from sphinx.errors import ExtensionError
 
 import visreg_core
@@ -74,7 +75,14 @@ def check_coverage(app, env):
         raise ExtensionError(f"public names without documentation: {', '.join(missing)}")
 
 
+def bar_is_text(inliner, match, lineno):
+    """In docstrings ``|x|`` is an absolute value; reStructuredText would substitute something."""
+    end = match.end("start")
+    return match.string[:end], [], match.string[end:], []
+
+
 def setup(app):
+    Inliner.dispatch["|"] = bar_is_text
     app.connect("builder-inited", write_pages)
     app.connect("env-check-consistency", check_coverage)
     return {"parallel_read_safe": True}
