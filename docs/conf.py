@@ -56,3 +56,5 @@ html_theme_options = {
 # Only the reference has pages below it to navigate to.
 html_sidebars = {page.stem: [] for page in Path(__file__).parent.glob("*.md") if page.stem != "api"}
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
