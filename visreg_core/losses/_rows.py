@@ -9,16 +9,32 @@ from visreg_core._typing import Array, Namespace, Scalar
 
 
 class Rows(NamedTuple):
-    """Centred embeddings and what they were centred by.
+    """What centring found: a few columns, from which the centred rows can be had again.
 
-    mean : (..., 1, D); centred : (..., N, D), masked rows 0; n : number of kept rows (a Python
-    float, or an array of no axes under a row mask); keep : (N, 1) boolean or None.
+    z : embeddings (..., N, D) as passed; first, rest : (..., 1, D), the mean in two parts, the
+    second what rounding left of the first; n : number of kept rows (a Python float, or an array of
+    no axes under a row mask); keep : (N, 1) boolean or None.
     """
 
-    mean: Array
-    centred: Array
+    xp: Namespace
+    z: Array
+    first: Array
+    rest: Array
     n: Scalar
     keep: Array | None
+
+    @property
+    def mean(self) -> Array:
+        """Batch mean (..., 1, D)."""
+        return self.first + self.rest
+
+    def shifted(self) -> Array:
+        """Rows less the first part of the mean, in the compute dtype; masked rows 0."""
+        return kept(self.xp, self.keep, _xp.cast(self.xp, self.z, self.first.dtype) - self.first)
+
+    def centred(self) -> Array:
+        """Centred rows (..., N, D) in the compute dtype; masked rows 0."""
+        return kept(self.xp, self.keep, self.shifted() - self.rest)
 
 
 def count(xp: Namespace, z: Array, row_mask: Array | None) -> Scalar:
@@ -44,8 +60,8 @@ def kept(xp: Namespace, keep: Array | None, x: Array, other: Array | None = None
     return xp.where(keep, x, xp.zeros_like(x) if other is None else other)
 
 
-def centre(xp: Namespace, z: Array, row_mask: Array | None) -> Rows:
-    """Mean and centred values in the compute dtype, exact zeros in constant columns.
+def centre(xp: Namespace, z: Array, row_mask: Array | None) -> tuple[Rows, Array]:
+    """Mean and centred rows (..., N, D) in the compute dtype, exact zeros in constant columns.
 
     A rounded mean can fall outside the range of the data (the mean of N equal numbers differs from
     them by a unit in the last place, which at 1e8 in float32 is 8); clipping it to the range makes
@@ -54,19 +70,20 @@ def centre(xp: Namespace, z: Array, row_mask: Array | None) -> Rows:
     """
     keep = keep_column(row_mask)
     n = count(xp, z, row_mask)
-    z = kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
-    mean = _xp.sum_rows(xp, z) / n
-    constant = _xp.stop_gradient(z)
-    beyond = xp.inf * xp.ones_like(constant) if keep is not None else None
+    wide = kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
+    mean = _xp.sum_rows(xp, wide) / n
+    constant = _xp.stop_gradient(wide)
+    beyond = None if keep is None else xp.inf * xp.ones_like(constant)
     low = xp.min(kept(xp, keep, constant, beyond), axis=-2, keepdims=True)
     high = xp.max(
         kept(xp, keep, constant, None if beyond is None else -beyond), axis=-2, keepdims=True
     )
     rounded = _xp.stop_gradient(mean)
-    mean = mean + (xp.minimum(xp.maximum(rounded, low), high) - rounded)
-    centred = kept(xp, keep, z - mean)
-    rest = _xp.sum_rows(xp, centred) / n
-    return Rows(mean + rest, kept(xp, keep, centred - rest), n, keep)
+    first = mean + (xp.minimum(xp.maximum(rounded, low), high) - rounded)
+    rows = Rows(xp, z, first, xp.zeros_like(first), n, keep)
+    shifted = rows.shifted()
+    rest = _xp.sum_rows(xp, shifted) / n
+    return rows._replace(rest=rest), kept(xp, keep, shifted - rest)
 
 
 def centre_gradient(xp: Namespace, gradient: Array, rows: Rows) -> Array:
@@ -75,9 +92,11 @@ def centre_gradient(xp: Namespace, gradient: Array, rows: Rows) -> Array:
     return kept(xp, rows.keep, gradient - _xp.sum_rows(xp, gradient) / rows.n)
 
 
-def standard_deviation(xp: Namespace, rows: Rows, *, eps: float = 0.0, ddof: int = 0) -> Array:
+def standard_deviation(
+    xp: Namespace, centred: Array, n: Scalar, *, eps: float = 0.0, ddof: int = 0
+) -> Array:
     """sqrt(Σ ẑ² / (n − ddof) + eps), (..., 1, D); its derivative at 0 is 0, not NaN."""
-    variance = _xp.sum_rows(xp, rows.centred * rows.centred) / (rows.n - ddof)
+    variance = _xp.sum_rows(xp, centred * centred) / (n - ddof)
     return safe_root(xp, variance + eps)
 
 

@@ -71,12 +71,12 @@ def _barlow_twins_loss(
     views = as_views(a, b)
     _checks.row_mask(row_mask, views[0])
     _checks.not_negative("eps", eps)
-    rows = [_rows.centre(xp, z, row_mask) for z in views]
-    reciprocals = [
-        _rows.safe_reciprocal(xp, _rows.standard_deviation(xp, r, eps=eps)) for r in rows
-    ]
-    standard = [r.centred * s for r, s in zip(rows, reciprocals, strict=True)]
+    rows, centred = zip(*(_rows.centre(xp, z, row_mask) for z in views), strict=True)
     n = rows[0].n
+    reciprocals = [
+        _rows.safe_reciprocal(xp, _rows.standard_deviation(xp, c, n, eps=eps)) for c in centred
+    ]
+    standard = [c * s for c, s in zip(centred, reciprocals, strict=True)]
     pairs = view_pairs(len(views))
     terms = [_pair_terms(xp, standard[i], standard[j], n) for i, j in pairs]
     on_diagonal = sum(xp.mean(on) for on, _, _ in terms[1:]) + xp.mean(terms[0][0])

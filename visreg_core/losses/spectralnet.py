@@ -25,17 +25,17 @@ def _spectralnet_loss(
             f"found {tuple(affinity.shape)}"
         )
     # Differences do not see the mean; without it the quadratic form does not cancel.
-    rows = _rows.centre(xp, y, None)
-    weights = _xp.cast(xp, affinity, rows.centred.dtype)
+    _, centred = _rows.centre(xp, y, None)
+    weights = _xp.cast(xp, affinity, centred.dtype)
     symmetric = weights + xp.matrix_transpose(weights)
     degrees = xp.sum(symmetric, axis=-1)[..., None]
-    laplacian = degrees * rows.centred - symmetric @ rows.centred
+    laplacian = degrees * centred - symmetric @ centred
     scale = 1 / (math.prod(y.shape[:-2]) * size * size)
 
     def vjp(cotangent: Scalar) -> Array:
         return gradient_like(xp, laplacian * (cotangent * (2 * scale)), y)
 
-    return xp.sum(rows.centred * laplacian) * scale, vjp
+    return xp.sum(centred * laplacian) * scale, vjp
 
 
 @differentiated_by(_spectralnet_loss)

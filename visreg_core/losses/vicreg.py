@@ -40,33 +40,33 @@ def hinge_from_deviation(xp: Namespace, deviation: Array, gamma: float) -> Array
 
 
 def _variance(
-    xp: Namespace, rows: _rows.Rows, gamma: float, eps: float, power: int = 1
+    xp: Namespace, rows: _rows.Rows, centred: Array, gamma: float, eps: float, power: int = 1
 ) -> tuple[Array, Pullback]:
     """Mean over dimensions of max(0, γ − sqrt(Var + ε))^power; gradient for the centred rows."""
-    deviation = _rows.standard_deviation(xp, rows, eps=eps, ddof=1)
+    deviation = _rows.standard_deviation(xp, centred, rows.n, eps=eps, ddof=1)
     hinge = hinge_from_deviation(xp, deviation, gamma)
 
     def pullback() -> Array:
         slope = -(2 * hinge if power == 2 else xp.astype(hinge > 0, hinge.dtype))
         size = (rows.n - 1) * math.prod(hinge.shape)
         factor = slope * _rows.safe_reciprocal(xp, deviation) / size
-        return rows.centred * factor
+        return rows.centred() * factor
 
     return xp.mean(hinge**power), pullback
 
 
-def _covariance(xp: Namespace, rows: _rows.Rows) -> tuple[Array, Pullback]:
+def _covariance(xp: Namespace, rows: _rows.Rows, centred: Array) -> tuple[Array, Pullback]:
     """(1/D) Σ_{i≠j} C_ij² with the unbiased covariance C; gradient for the centred rows.
 
     The rows are scaled by a power of two first: fourth powers of 1e8 overflow in float32, those
     of 1e-10 vanish.
     """
-    n, dim = rows.centred.shape[-2:]
-    largest = xp.max(xp.abs(_xp.stop_gradient(rows.centred)), axis=(-2, -1), keepdims=True)
+    n, dim = centred.shape[-2:]
+    largest = xp.max(xp.abs(_xp.stop_gradient(centred)), axis=(-2, -1), keepdims=True)
     scale = _rows.power_of_two_below(xp, largest)
-    u = rows.centred / scale
+    u = centred / scale
     value, pullback = (_off_diagonal_gram if n < dim else _off_diagonal)(xp, u)
-    divisor = math.prod(rows.centred.shape[:-2]) * dim * (rows.n - 1) * (rows.n - 1)
+    divisor = math.prod(centred.shape[:-2]) * dim * (rows.n - 1) * (rows.n - 1)
     square = scale * scale
     return (
         xp.sum((value / divisor) * square * square),
@@ -129,8 +129,8 @@ def _single(
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows = _rows.centre(xp, z, row_mask)
-    value, pullback = term(xp, rows, *args)
+    rows, centred = _rows.centre(xp, z, row_mask)
+    value, pullback = term(xp, rows, centred, *args)
 
     def vjp(cotangent: Scalar) -> Array:
         return gradient_like(xp, _rows.centre_gradient(xp, pullback() * cotangent, rows), z)
@@ -303,9 +303,12 @@ def branch_terms(
     stacked = convention == "visreg"
     batches = [xp.concat(views, axis=-2)] if stacked else views
     mask = xp.concat([row_mask] * len(views)) if stacked and row_mask is not None else row_mask
-    rows = [_rows.centre(xp, z, mask) for z in batches]
-    variances = [_variance(xp, r, gamma, eps, power=2 if stacked else 1) for r in rows]
-    covariances = [_covariance(xp, r) for r in rows]
+    rows, variances, covariances = [], [], []
+    for z in batches:
+        r, centred = _rows.centre(xp, z, mask)
+        rows.append(r)
+        variances.append(_variance(xp, r, centred, gamma, eps, power=2 if stacked else 1))
+        covariances.append(_covariance(xp, r, centred))
     per_variance = (2 if convention in ("solo-learn", "paper") else 1) / len(batches)
     per_covariance = (1 if stacked else 2) / len(batches)
 

@@ -40,7 +40,8 @@ def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
 
 def _shape(
     xp: Namespace,
-    rows: _rows.Rows,
+    centred: Array,
+    n: Scalar,
     divisor: Array,
     slices: Array,
     *,
@@ -52,15 +53,15 @@ def _shape(
     """Mean over slices of Σ_n (sort(z̃ w)_n − q_n)² and its gradient for z̃ = ẑ / divisor."""
     value, gradient = sliced_gaussian(
         xp,
-        rows.centred / divisor,
+        centred / divisor,
         slices,
-        rows.n,
+        n,
         row_mask,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
     )
-    return value, None if gradient is None else xp.reshape(gradient, rows.centred.shape)
+    return value, None if gradient is None else xp.reshape(gradient, centred.shape)
 
 
 def _gradient(
@@ -88,15 +89,18 @@ def _gradient(
     per_deviation = _rows.safe_reciprocal(xp, sigma) / rows.n
     on_centred = (2 * scale) * (sigma - 1) * per_deviation
     on_all = (2 * center) * rows.mean / rows.n
-    if of_shape is None:
-        return _rows.kept(xp, rows.keep, rows.centred * on_centred + on_all)
-    on_shape = shape / divisor
-    if not detach_scale:
-        along = _xp.sum_rows(xp, of_shape * rows.centred)
-        on_centred = on_centred - on_shape / divisor * along * per_deviation
-    of_shape = _rows.kept(xp, rows.keep, of_shape)
-    on_all = on_all - on_shape * _xp.sum_rows(xp, of_shape) / rows.n
-    return _rows.kept(xp, rows.keep, of_shape * on_shape + (rows.centred * on_centred + on_all))
+    if of_shape is not None:
+        on_shape = shape / divisor
+        if not detach_scale:
+            along = _xp.sum_rows(xp, of_shape * rows.centred())
+            on_centred = on_centred - on_shape / divisor * along * per_deviation
+        of_shape = _rows.kept(xp, rows.keep, of_shape)
+        on_all = on_all - on_shape * _xp.sum_rows(xp, of_shape) / rows.n
+    # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
+    gradient = rows.shifted() * on_centred + (on_all - rows.rest * on_centred)
+    if of_shape is not None:
+        gradient = of_shape * on_shape + gradient
+    return _rows.kept(xp, rows.keep, gradient)
 
 
 # --- public losses -------------------------------------------------------------------------------
@@ -109,7 +113,7 @@ def _center_loss(
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
-    rows = _rows.centre(xp, z, row_mask)
+    rows, _ = _rows.centre(xp, z, row_mask)
 
     def vjp(cotangent: Scalar) -> Array:
         size = math.prod(rows.mean.shape[: None if reduction == "mean" else -1])
@@ -163,8 +167,8 @@ def _scale_loss(
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows = _rows.centre(xp, z, row_mask)
-    sigma = _rows.standard_deviation(xp, rows)
+    rows, centred = _rows.centre(xp, z, row_mask)
+    sigma = _rows.standard_deviation(xp, centred, rows.n)
 
     def vjp(cotangent: Scalar) -> Array:
         size = math.prod(sigma.shape)
@@ -228,12 +232,13 @@ def _shape_loss(
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
     _checks.not_negative("eps", eps)
-    rows = _rows.centre(xp, z, row_mask)
-    sigma = _rows.standard_deviation(xp, rows)
+    rows, centred = _rows.centre(xp, z, row_mask)
+    sigma = _rows.standard_deviation(xp, centred, rows.n)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
     total, of_shape = _shape(
         xp,
-        rows,
+        centred,
+        rows.n,
         divisor,
         slices,
         row_mask=row_mask,
@@ -349,12 +354,13 @@ def _visreg_loss(
     _checks.row_mask(row_mask, z)
     _checks.not_negative("eps", eps)
     w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
-    rows = _rows.centre(xp, z, row_mask)
-    sigma = _rows.standard_deviation(xp, rows)
+    rows, centred = _rows.centre(xp, z, row_mask)
+    sigma = _rows.standard_deviation(xp, centred, rows.n)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
     total_shape, of_shape = _shape(
         xp,
-        rows,
+        centred,
+        rows.n,
         divisor,
         slices,
         row_mask=row_mask,
