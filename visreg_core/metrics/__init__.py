@@ -3,6 +3,9 @@
 Inputs are arrays of any namespace; results are Python floats or small named tuples of them.
 """
 
+from visreg_core.metrics._resampling import Estimate
+from visreg_core.metrics.class_tree import cifar100_parents, hierarchical_labels
+from visreg_core.metrics.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.gaussianity import (
     Gaussianity,
     SlicedTest,
@@ -10,6 +13,17 @@ from visreg_core.metrics.gaussianity import (
     gaussianity,
     worst_direction,
 )
+from visreg_core.metrics.hierarchy import (
+    RandIndices,
+    adjusted_rand_index,
+    hierarchical_knn_accuracy,
+    hierarchical_linear_accuracy,
+    hierarchical_rand_index,
+    rand_index,
+    rand_index_sweep,
+)
+from visreg_core.metrics.lidar import lidar
+from visreg_core.metrics.linkage import linkage
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
 from visreg_core.metrics.spectrum import (
     PowerLaw,
@@ -29,33 +43,80 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.tanglegram import Tanglegram, entanglement, tanglegram
+from visreg_core.metrics.tree_bootstrap import Difference, LCAComparison, compare_lca_similarity
+from visreg_core.metrics.tree_similarity import (
+    CopheneticSimilarity,
+    Correlations,
+    FowlkesMallows,
+    SampledCopheneticSimilarity,
+    SampledCorrelations,
+    bakers_gamma,
+    cophenetic_correlation,
+    cophenetic_similarity,
+    dendrogram_correlations,
+    fowlkes_mallows,
+    lca_similarity,
+)
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
+    "CopheneticSimilarity",
+    "Correlations",
+    "Difference",
+    "Estimate",
+    "FowlkesMallows",
     "Gaussianity",
+    "LCAComparison",
     "PowerLaw",
+    "RandIndices",
+    "SampledCopheneticSimilarity",
+    "SampledCorrelations",
     "SlicedTest",
+    "Tanglegram",
     "WorstDirection",
+    "adjusted_rand_index",
     "alignment",
     "alpha_req",
     "alpha_req_from_singular_values",
+    "bakers_gamma",
+    "cifar100_parents",
+    "compare_lca_similarity",
     "condition_number",
     "condition_number_from_singular_values",
+    "cophenetic_correlation",
+    "cophenetic_distances",
+    "cophenetic_similarity",
+    "cut_tree",
+    "dendrogram_correlations",
     "effective_rank",
     "effective_rank_from_singular_values",
+    "entanglement",
+    "fowlkes_mallows",
     "gaussianity",
+    "hierarchical_knn_accuracy",
+    "hierarchical_labels",
+    "hierarchical_linear_accuracy",
+    "hierarchical_rand_index",
+    "lca_similarity",
+    "lidar",
     "linear_cka",
     "linear_cka_from_covariances",
+    "linkage",
     "mutual_knn",
     "participation_ratio",
     "participation_ratio_from_singular_values",
     "power_law_fit",
+    "rand_index",
+    "rand_index_sweep",
     "rankme",
     "rankme_from_singular_values",
     "singular_values",
     "singular_values_from_gram",
     "stable_rank",
     "stable_rank_from_singular_values",
+    "tanglegram",
+    "to_networkx",
     "uniformity",
     "worst_direction",
 ]

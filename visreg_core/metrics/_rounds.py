@@ -30,14 +30,17 @@ _ROWS_PER_MERGE = 16
 # Merged slots are squeezed out of the matrices when fewer than this share is in use.
 _OCCUPANCY = 0.8
 
-# Candidates a row, on average over a block, from which float32 tells too little apart.
+# Candidates of a row; where most rows have more, float32 tells too little apart.
 _MANY_CANDIDATES = 16
 
 # ‖v‖² of an empty slot: far from everything, and finite, for products warn about infinities.
 _FAR = 1e30
 
-# Rows of a block, at least: narrower products are slow.
-_BLOCK_ROWS = 64
+# Bytes of distances made at a time, on the host for its caches, on devices to fill them; and rows
+# at least, for narrower products are slow.
+_BLOCK_BYTES = {"numpy": 1 << 22}
+_BLOCK_BYTES_DEVICE = 1 << 26
+_MIN_BLOCK_ROWS = 64
 
 # Numbers held by the float64 differences of candidate pairs at a time.
 _PAIR_BLOCK = 1 << 21
@@ -51,6 +54,7 @@ def merge_rounds(
     spreads: np.ndarray,
     *,
     ward: bool,
+    lone: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
 
@@ -64,6 +68,9 @@ def merge_rounds(
         Their numbers of points and spreads.
     ward : bool
         Ward's distance instead of average squared Euclidean.
+    lone : boolean array (M,), optional
+        At most one point whose distance to every other is its spread times 2, exactly: a zero
+        vector under cosine, whose ties rounding must not decide.
 
     Returns
     -------
@@ -71,7 +78,9 @@ def merge_rounds(
         Merge k makes cluster M + k of two clusters made before it, and is no lower than they are.
         Merges are in order of creation, not of height.
     """
-    clusters = _Clusters(points, sizes, spreads, ward=ward)
+    if lone is None:
+        lone = np.zeros(sizes.size, dtype=bool)
+    clusters = _Clusters(points, sizes, spreads, lone, ward=ward)
     screen = _Screen(xp, device, clusters)
     children, heights = [], []
     limit = clusters.count
@@ -95,7 +104,13 @@ class _Clusters:
     """State of all clusters, one slot each; a merged pair lives on in the slot of its first."""
 
     def __init__(
-        self, points: np.ndarray, sizes: np.ndarray, spreads: np.ndarray, *, ward: bool
+        self,
+        points: np.ndarray,
+        sizes: np.ndarray,
+        spreads: np.ndarray,
+        lone: np.ndarray,
+        *,
+        ward: bool,
     ) -> None:
         m = points.shape[0]
         self.ward = ward
@@ -104,6 +119,8 @@ class _Clusters:
         self.norm = np.einsum("nd,nd->n", points, points)
         self.size = sizes.copy()
         self.spread = spreads.copy()
+        self.lone = lone.copy()
+        self.lone_distance = 2 * spreads.max(initial=0.0, where=lone)
         self.id = np.arange(m)
         self.next_id = m
         self.height = np.zeros(m)
@@ -140,6 +157,7 @@ class _Clusters:
                 squared *= 2 * (self.size[a] * self.size[b] / (self.size[a] + self.size[b]))
             else:
                 squared += self.spread[a] + self.spread[b]
+                squared[self.lone[a] | self.lone[b]] = self.lone_distance
             out[start : start + step] = squared
         return out
 
@@ -187,6 +205,7 @@ class _Clusters:
         self.id[i] = self.next_id + np.arange(i.size)
         self.next_id += i.size
         self.count -= i.size
+        self.lone[i] = False
         self.alive[j] = False
         self.operand[i, :-2] = self.mean[i]
         self.operand[i, -2] = self._offset(i)
@@ -205,7 +224,9 @@ class _Clusters:
         place = np.zeros(self.alive.size, dtype=np.intp)
         place[keep] = np.arange(keep.size)
         self.nearest = place[self.nearest]
-        for name in "mean norm size spread id height nearest alive known bound operand".split():
+        for (
+            name
+        ) in "mean norm size spread lone id height nearest alive known bound operand".split():
             setattr(self, name, getattr(self, name)[keep])
 
 
@@ -284,7 +305,8 @@ class _Screen:
         host_scores = _xp.to_numpy(xp.take(scores, index, axis=0))[: close.size]
         limit = -(least + 2 * error)[close].astype(host_scores.dtype)
         row, candidate = np.nonzero(host_scores >= np.nextafter(limit, -np.inf)[:, None])
-        if self.dtype == xp.float32 and row.size > _MANY_CANDIDATES * k and self._can_widen():
+        crowded = np.count_nonzero(np.bincount(row) > _MANY_CANDIDATES)
+        if self.dtype == xp.float32 and crowded > k / 2 and self._can_widen():
             return None
         row = np.concatenate([row, np.arange(close.size)])
         candidate = np.concatenate([candidate, slot[close]])
@@ -329,6 +351,11 @@ class _Screen:
         if dtype is None and _xp.name(self.xp) == "jax":
             a = a.astype(np.int32)
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
+
+
+def _block_rows(xp: Namespace, row_bytes: int) -> int:
+    budget = _BLOCK_BYTES.get(_xp.name(xp), _BLOCK_BYTES_DEVICE)
+    return max(_MIN_BLOCK_ROWS, budget // row_bytes)
 
 
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:

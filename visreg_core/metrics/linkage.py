@@ -113,13 +113,13 @@ def _by_rounds(
     that a collapsed embedding loses no digits. A zero vector is given the spread 1 of the random
     unit vector that it is the mean of: distance (‖0 − v‖² + 1 + 0) / 2 = 1.
     """
-    spreads = np.zeros(sizes.size)
+    lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
-        spreads[~points.any(axis=1)] = 1.0
+        lone[:] = ~points.any(axis=1)
     points = points - (sizes / sizes.sum()) @ points
     unit = _power_of_two(points)
     children, heights = merge_rounds(
-        xp, device, points / unit, sizes, spreads / unit**2, ward=method == "ward"
+        xp, device, points / unit, sizes, lone / unit**2, ward=method == "ward", lone=lone
     )
     if method == "ward":
         return children, np.sqrt(heights) * unit
