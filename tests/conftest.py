@@ -4,6 +4,10 @@
 selected (backend, dtype), with JAX's 64-bit types on for float64 only, so that what holds in
 float32 holds without them. ``pytest --backend torch`` restricts the list; optional backends
 (cupy, torch-cuda) run only when named.
+
+JAX compiles every operation for every shape, which is most of the suite's time. So there the
+variants of a loss (``Case.variant``) run only in tests marked ``variants_on_jax``, which compile a
+case once as a whole; all other tests run the first case of each loss.
 """
 
 from typing import NamedTuple
@@ -28,6 +32,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for backend in OPTIONAL:
         config.addinivalue_line("markers", f"{backend.name.lower()}: needs {backend.value}")
+    config.addinivalue_line("markers", "variants_on_jax: runs a loss's variants on JAX too")
     config.addinivalue_line("markers", "dtypes(*names): dtypes of the `where` fixture")
     config.addinivalue_line("markers", "backends(*names): backends a test is meant for")
 
@@ -61,9 +66,7 @@ def _marks(backend):
 
 def pytest_generate_tests(metafunc):
     wanted = metafunc.definition.get_closest_marker("backends")
-    backends = [
-        b for b in selected(metafunc.config) if wanted is None or b.value in wanted.args
-    ]
+    backends = [b for b in selected(metafunc.config) if wanted is None or b.value in wanted.args]
     if "backend" in metafunc.fixturenames:
         params = [pytest.param(b, marks=_marks(b), id=str(b)) for b in backends]
         metafunc.parametrize("backend", params, indirect=True)
@@ -77,6 +80,20 @@ def pytest_generate_tests(metafunc):
             if b.supports(d)
         ]
         metafunc.parametrize("where", params, indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    def wanted(item):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        case, where = parameters.get("case"), parameters.get("where")
+        if not (isinstance(where, Where) and where.backend is Backend.JAX):
+            return True
+        variant = getattr(case, "variant", "")
+        return not variant or item.get_closest_marker("variants_on_jax") is not None
+
+    kept = [item for item in items if wanted(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = kept
 
 
 @pytest.fixture
@@ -101,8 +118,6 @@ def _strictest_array_api():
     """array-api-strict at its strictest: no boolean indexing, no data-dependent shapes."""
     import array_api_strict
 
-    array_api_strict.set_array_api_strict_flags(
-        boolean_indexing=False, data_dependent_shapes=False
-    )
+    array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
     yield
     array_api_strict.reset_array_api_strict_flags()

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from . import _xp
+from visreg_core import _xp
 
 __all__ = ["assert_close"]
 

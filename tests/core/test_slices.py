@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from tests.backends import Backend
 from tests.conftest import FLOATS
 from tests.core import reference
 from visreg_core import gaussian_sliced_wasserstein, random_slices
@@ -239,9 +238,7 @@ def test_blocks_are_orthonormal(where, dim):
 
 def test_blocks_are_haar():
     """Signs fixed so that both determinants occur and no entry has a preferred sign."""
-    blocks = np.stack(
-        [random_slices(3, 3, step=s, sampler="orthogonal") for s in range(800)]
-    )
+    blocks = np.stack([random_slices(3, 3, step=s, sampler="orthogonal") for s in range(800)])
     assert 0.4 < np.mean(np.linalg.det(blocks) > 0) < 0.6
     assert np.max(np.abs(np.mean(blocks, axis=0))) < 4 * np.sqrt(1 / 3 / 800)
     angle = scipy.stats.kstest(blocks[:, 0, 0], scipy.stats.uniform(-1, 2).cdf)
@@ -326,7 +323,7 @@ def test_step_may_be_an_array_of_its_namespace(backend):
         ((3, -1), {}, "n_slices"),
         ((3, 4), {"start": -1}, "start"),
         ((3.5, 4), {}, "dim"),
-        ((3, 4), {"sampler": "sobol"}, "sobol.*gaussian.*orthogonal"),
+        ((3, 4), {"sampler": "sobol"}, "gaussian.*orthogonal.*sobol"),
         ((3, 4), {"seed": 1.5}, "seed"),
         ((3, 4), {"step": -1}, "step"),
         ((3, 4), {"dtype": np.int32}, "int32"),
@@ -335,10 +332,3 @@ def test_step_may_be_an_array_of_its_namespace(backend):
 def test_bad_arguments(args, kwargs, words):
     with pytest.raises((TypeError, ValueError), match=words):
         random_slices(*args, **kwargs)
-
-
-@pytest.mark.parametrize("backend_of", [b for b in Backend if b.required], ids=str)
-def test_dtype_of_another_namespace_is_refused(backend_of):
-    other = Backend.TORCH if backend_of is Backend.NUMPY else Backend.NUMPY
-    with pytest.raises((TypeError, ValueError)):
-        random_slices(3, 4, xp=backend_of.xp, dtype=other.dtype("int8"))

@@ -10,8 +10,12 @@ from visreg_core import barlow_twins_loss, value_and_grad
 
 def published(a, b, eps):
     """Batch norm without affine, then the cross-correlation, as eager torch."""
-    d = a.shape[1]
-    norm = torch.nn.BatchNorm1d(d, affine=False, eps=eps).double()
+
+    def norm(z):
+        if eps:
+            return torch.nn.functional.batch_norm(z, None, None, training=True, eps=eps)
+        return (z - z.mean(0)) / z.std(0, unbiased=False)
+
     c = norm(a).T @ norm(b) / a.shape[0]
     on = (torch.diagonal(c) - 1).pow(2).sum()
     off = c.pow(2).sum() - torch.diagonal(c).pow(2).sum()
@@ -42,8 +46,7 @@ def test_a_constant_column_standardises_to_zero(where, rng):
     a[:, 1] = 0.1  # not a binary fraction: its mean rounds
     a32 = a.astype(where.dtype)
     result, (ga, gb) = value_and_grad(barlow_twins_loss)(where.asarray(a32), where.asarray(b))
-    rest = [0, 2]
-    (sub, _) = value_and_grad(barlow_twins_loss)(where.asarray(a[:, rest]), where.asarray(b[:, rest]))
+    sub = barlow_twins_loss(where.asarray(a[:, [0, 2]]), where.asarray(b[:, [0, 2]]))
     assert float(result.on_diagonal) == pytest.approx(float(sub.on_diagonal) + 1, rel=1e-5)
     assert np.all(where.to_numpy(ga)[:, 1] == 0)
     # b's column still correlates with a's others.

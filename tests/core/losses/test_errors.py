@@ -103,7 +103,7 @@ def test_one_row_is_refused(case, rng):
         try:
             value = case.scalar(case.call(arrays))
         except ValueError as error:
-            assert "2" in str(error)  # noqa: PT017
+            assert "2" in str(error)
         else:
             term = case.expected(arrays)["value"]
             assert float(value) == pytest.approx(term.value, abs=1e-12)
@@ -124,7 +124,7 @@ def test_a_single_view_is_refused(rng):
 def test_n_global_out_of_range(rng):
     z = rng.normal(size=(3, 6, 2))
     for n_global in (0, 4, -1):
-        raises(lambda n=n_global: visreg_core.invariance_loss(z, n), "n_global", "3")
+        raises(lambda n=n_global: visreg_core.invariance_loss(z, n), "n_global", str(n_global))
 
 
 @each([c for c in PRIMARY if c.loss.sliced])
@@ -140,7 +140,7 @@ def test_slices_of_another_dimension(case, rng):
 def test_leading_axes_of_slices_that_do_not_broadcast(case, rng):
     arrays = case.draw(rng, leading=(2,))
     arrays["slices"] = np.stack([arrays["slices"]] * 3)
-    raises(lambda: case.call(arrays), "slices", "(3, 5, 7)")
+    raises(lambda: case.call(arrays), "slices", "(3,)", "(2,)")
 
 
 @each([c for c in PRIMARY if c.loss.sliced])
@@ -192,8 +192,8 @@ def test_unknown_names_list_the_known(name, options, words, rng):
 
 OUT_OF_RANGE = [
     ("shape_loss", {"eps": -1e-6}, ("eps",)),
-    ("visreg_loss", {"weights": (1, 1)}, ("weights", "3", "2")),
-    ("vicreg_loss", {"weights": (1, 1, 1, 1)}, ("weights", "3", "4")),
+    ("visreg_loss", {"weights": (1, 1)}, ("weights", "3", "(1, 1)")),
+    ("vicreg_loss", {"weights": (1, 1, 1, 1)}, ("weights", "3", "(1, 1, 1, 1)")),
     ("vicreg_loss", {"eps": -1.0}, ("eps",)),
     ("variance_loss", {"eps": -1.0}, ("eps",)),
     ("barlow_twins_loss", {"eps": -1.0}, ("eps",)),
@@ -235,7 +235,7 @@ def test_random_walk_arguments(rng):
     raises(lambda: walk(a, b, 3, 101), "percentile", "101")
     raises(lambda: walk(a, b, 3, scale="row"), "row", "local", "global")
     raises(lambda: walk(a, b[:5], 3), "(6, 3)", "(5, 3)")
-    raises(lambda: visreg_core.transition_matrix(np.ones((3, 4))), "(3, 4)", "square")
+    raises(lambda: visreg_core.transition_matrix(np.ones((3, 4))), "(3, 4)", "(N, N)")
     p = np.full((3, 3), 1 / 3)
     raises(lambda: visreg_core.sample_random_walk(p, n_steps=-1), "n_steps", "-1")
 

@@ -9,16 +9,19 @@ import pytest
 
 from tests.backends import Backend
 from tests.cases import CASES, PRIMARY, each
+from tests.core.losses.test_visreg import algorithm_1
+from visreg_core import random_slices, value_and_grad, visreg_loss
 
 HALVES = ("bfloat16", "float16")
 SHAPE = (64, 16, 48)
-# Relative L2 error of the gradient. A gradient is returned in the input's dtype, which alone
-# rounds by 2**-9 (bfloat16) or 2**-12 (float16) relative; losses that project add the rounding of
-# the product, amplified where projections nearly equal their targets.
-GRADIENT_BOUND = {"bfloat16": 4e-3, "float16": 5e-4}
-PROJECTED_GRADIENT_BOUND = {"bfloat16": 3e-2, "float16": 4e-3}
 VALUE_BOUND = 2e-6
-PROJECTED_VALUE_BOUND = {"bfloat16": 4e-3, "float16": 5e-4}
+# Relative L2 error of the gradient: it is returned in the input's dtype, which alone rounds by
+# 2**-9 (bfloat16) or 2**-12 (float16) relative.
+GRADIENT_BOUND = {"bfloat16": 4e-3, "float16": 5e-4}
+# With ``projection_dtype`` narrow, the product's rounding comes on top, amplified where sorted
+# projections nearly equal their targets.
+NARROW_VALUE_BOUND = {"bfloat16": 4e-3, "float16": 5e-4}
+NARROW_GRADIENT_BOUND = {"bfloat16": 0.12, "float16": 0.06}
 
 
 def rounded(a, dtype):
@@ -27,7 +30,7 @@ def rounded(a, dtype):
     return Backend.TORCH.to_numpy(Backend.TORCH.asarray(a, dtype)).astype(np.float64)
 
 
-def measure(case, backend, dtype, rng):
+def measure(case, backend, dtype, rng, **options):
     """``(relative error of the fields, relative L2 error of the gradient)``."""
     arrays = {n: rounded(a, dtype) for n, a in case.draw(rng, *SHAPE).items()}
     expected, expected_gradients = case.value_and_grad(arrays)
@@ -35,7 +38,7 @@ def measure(case, backend, dtype, rng):
     with backend.precision(dtype):
         given = {n: backend.asarray(a, dtype if a.dtype.kind == "f" else None)
                  for n, a in arrays.items()}  # fmt: skip
-        result, gradients = case.value_and_grad(given)
+        result, gradients = case.value_and_grad(given, **options)
         fields = case.fields(result)
         for name, value in fields.items():
             assert backend.dtype_name(value) == "float32", f"{name} is {value.dtype}"
@@ -54,30 +57,43 @@ def measure(case, backend, dtype, rng):
 
 @each(CASES)
 @pytest.mark.dtypes(*HALVES)
-def test_half_precision_errors_are_bounded(case, where, rng, record_property):
+def test_half_precision_errors_are_bounded(case, where, rng):
     value_error, gradient_error = measure(case, where.backend, where.dtype, rng)
-    record_property("gradient_error", gradient_error)
-    projected = case.loss.sliced
-    assert value_error <= (PROJECTED_VALUE_BOUND[where.dtype] if projected else VALUE_BOUND)
-    bound = PROJECTED_GRADIENT_BOUND if projected else GRADIENT_BOUND
-    assert gradient_error <= bound[where.dtype]
+    assert value_error <= VALUE_BOUND
+    assert gradient_error <= GRADIENT_BOUND[where.dtype]
 
 
 @each([c for c in PRIMARY if c.loss.sliced])
 @pytest.mark.dtypes(*HALVES)
-def test_a_wider_projection_rounds_nothing_but_the_gradient(case, where, rng):
-    """``projection_dtype=float32`` leaves only the rounding of the returned gradient."""
-    arrays = {n: rounded(a, where.dtype) for n, a in case.draw(rng, *SHAPE).items()}
-    expected, expected_gradients = case.value_and_grad(arrays)
-    given = {n: where.asarray(a) for n, a in arrays.items()}
-    wide = where.backend.dtype("float32")
-    result, gradients = case.value_and_grad(given, projection_dtype=wide)
-    for name, value in case.fields(result).items():
-        wanted = float(case.fields(expected)[name])
-        assert abs(float(where.to_numpy(value)) - wanted) <= 5e-6 * abs(wanted)
-    for g, e in zip(gradients, expected_gradients, strict=True):
-        error = np.linalg.norm(where.to_numpy(g) - e) / np.linalg.norm(e)
-        assert error <= GRADIENT_BOUND[where.dtype]
+@pytest.mark.backends("torch", "torch-cuda", "jax")
+def test_a_narrow_projection_rounds_the_product_only(case, where, rng):
+    narrow = where.backend.dtype(where.dtype)
+    value_error, gradient_error = measure(
+        case, where.backend, where.dtype, rng, projection_dtype=narrow
+    )
+    assert VALUE_BOUND < value_error <= NARROW_VALUE_BOUND[where.dtype]
+    assert gradient_error <= NARROW_GRADIENT_BOUND[where.dtype]
+
+
+@pytest.mark.parametrize("sigma", [1.0, 1e-3])
+@pytest.mark.backends("torch")
+@pytest.mark.dtypes("bfloat16")
+def test_far_below_eager_code(where, sigma):
+    """Against Algorithm 1 written eagerly in bfloat16, whose gradient is 7 to 12 % off."""
+    torch = where.backend.xp
+    generator = torch.Generator().manual_seed(0)
+    z = (sigma * torch.randn(256, 128, generator=generator)).bfloat16()
+    slices = random_slices(128, 512, xp=torch, dtype=torch.bfloat16)
+    _, exact = value_and_grad(visreg_loss)(z.double(), slices.double())
+    _, ours = value_and_grad(visreg_loss)(z, slices)
+    leaf = z.clone().requires_grad_()
+    algorithm_1(leaf, slices)[0].backward()
+
+    def error(gradient):
+        return float((gradient.double() - exact).norm() / exact.norm())
+
+    assert error(ours) <= 4e-3
+    assert error(leaf.grad) >= 10 * error(ours)
 
 
 @each([c for c in PRIMARY if c.loss.sliced])

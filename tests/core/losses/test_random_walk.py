@@ -20,9 +20,7 @@ def test_affinity_is_the_formula(where, scale, symmetrize, neighbors, percentile
     a, b = (rng.normal(size=(2, 12, 4))).astype(np.float32).astype(np.float64)
     options = {"scale": scale, "symmetrize": symmetrize}
     expected = reference.random_walk_affinity(a, b, neighbors, percentile, **options)
-    got = random_walk_affinity(
-        where.asarray(a), where.asarray(b), neighbors, percentile, **options
-    )
+    got = random_walk_affinity(where.asarray(a), where.asarray(b), neighbors, percentile, **options)
     assert where.backend.owns(got)
     assert where.backend.dtype_name(got) == where.dtype
     assert_allclose(where.to_numpy(got), expected, rtol=0, atol=tolerance(where))
@@ -139,7 +137,7 @@ def test_no_steps_stay(where):
     try:
         got = sample_random_walk(p, n_steps=0)
     except ValueError as error:
-        assert "n_steps" in str(error)  # noqa: PT017
+        assert "n_steps" in str(error)
     else:
         assert np.array_equal(where.to_numpy(got), np.arange(5))
 

