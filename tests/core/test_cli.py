@@ -3,12 +3,14 @@
 import json
 import os
 import pty
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.core.embedding_files import WRITERS, mutated
 from visreg_core import _outputs
 from visreg_core.cli import main
 
@@ -143,6 +145,26 @@ def test_wrong_input(files, capsys, command, write, message):
     assert message in err
     assert err.count("\n") == 1
     assert listing(files) == before
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv", "safetensors"])
+def test_mutated_input(files, tmp_path_factory, capsys, kind):
+    """A report and its file, or one line and no file."""
+    made = tmp_path_factory.mktemp("originals")
+    WRITERS[kind](made)
+    rng = random.Random(kind)
+    for original in sorted(made.iterdir()) * 15:
+        mutated(original, files / f"z{original.suffix}", rng)
+        status = main(["report", f"z{original.suffix}", "--slices", "2", "--json", "o.json"])
+        out, err = capsys.readouterr()
+        if status == 0:
+            json.loads((files / "o.json").read_text())
+            (files / "o.json").unlink()
+            assert err == ""
+        else:
+            assert status == 2
+            assert (out, err.count("\n")) == ("", 1)
+        assert listing(files) == ["a.npy", "b.npy", "c.npy", f"z{original.suffix}"]
 
 
 @pytest.mark.parametrize(
