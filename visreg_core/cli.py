@@ -70,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 # --- report and compare --------------------------------------------------------------------------
 
 _FILES = f"""\
-FILE is one of {", ".join(FORMATS)}, told by its suffix; FILE::NAME picks one array of
-several. It holds floating numbers, one row for each item. Nothing is ever unpickled.
+FILE holds floating numbers, one row for each item; FILE::NAME picks one array of several.
+The suffix tells the format, and nothing is ever unpickled:
+{" ".join(FORMATS)}
 
 exit status: 0; 2 for wrong input or arguments; 3 where a condition of --fail-if is met.
 """
