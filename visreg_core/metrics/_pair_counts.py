@@ -23,7 +23,10 @@ _BLOCK = 1 << 20
 
 
 class PairCounts(NamedTuple):
-    """`pairs` pairs with rank `i` in the first and `j` in the second; each (i, j) once."""
+    """`pairs` pairs with rank `i` in the first and `j` in the second; each (i, j) once.
+
+    Sorted by ascending i, and by descending j within one i.
+    """
 
     i: np.ndarray
     j: np.ndarray
@@ -92,7 +95,7 @@ def pair_counts(
                 _, b, count = walk.down(bottom, merge)
                 total += np.bincount(rank_second[b], count, minlength=levels)
                 merge = bottom
-            j = np.flatnonzero(total)
+            j = np.flatnonzero(total)[::-1]
             yield PairCounts(np.full(j.size, low), j, total[j].astype(np.int64))
         high = low
     assert walk.counted == n * (n - 1) // 2

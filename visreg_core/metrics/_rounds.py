@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from visreg_core import _tiles, _xp
+from visreg_core import _xp
 from visreg_core._typing import Array, Device, DType, Namespace
 
 # Rows whose neighbour is looked for in a round, at most, per merge of the round before. Without
@@ -247,7 +247,7 @@ class _Screen:
         distance = np.empty(rows.size)
         points, inverse_size = self._upload()
         row_bytes = self.clusters.operand.itemsize * self.clusters.alive.size
-        step = max(_BLOCK_ROWS, _tiles.default_chunk(self.xp, row_bytes))
+        step = _block_rows(self.xp, row_bytes)
         for start in range(0, rows.size, step):
             block = rows[start : start + step]
             found = self._nearest_of_block(block, points, inverse_size)
