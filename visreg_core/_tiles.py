@@ -46,15 +46,25 @@ def map_rows(
     def run(start: int) -> tuple[Array, ...]:
         return body(*(a[start : start + tile] for a in arrays))
 
-    starts = range(0, rows, tile)
+    first = run(0)
+    out = tuple(np.empty((rows, *x.shape[1:]), x.dtype) for x in first)
+
+    def store(start: int, parts: tuple[Array, ...]) -> None:
+        for whole, part in zip(out, parts, strict=True):
+            whole[start : start + tile] = part
+
+    store(0, first)
+    starts = range(tile, rows, tile)
     if _threads() == 1:
-        parts = [run(s) for s in starts]
+        for start in starts:
+            store(start, run(start))
     else:
         from concurrent.futures import ThreadPoolExecutor  # loads logging, which takes a while
 
         with ThreadPoolExecutor(_threads()) as pool:
-            parts = list(pool.map(run, starts))
-    return tuple(np.concatenate(p) for p in zip(*parts, strict=True))
+            for _ in pool.map(lambda start: store(start, run(start)), starts):
+                pass
+    return out
 
 
 def _threads() -> int:

@@ -467,5 +467,6 @@ def accumulate(
                 summed[i] += a  # in place: the sum is this loop's own array
             else:
                 summed[i] = summed[i] + a
+        del more, added  # not beside the next chunk's
     joined = [p[0] if len(p) == 1 else xp.concat(p, axis=-1) for p in pieces]
     return joined, summed

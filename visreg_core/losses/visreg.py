@@ -38,32 +38,6 @@ def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
     return xp.mean((1 - sigma) * (1 - sigma))
 
 
-def _shape(
-    xp: Namespace,
-    centred: Array,
-    n: Scalar,
-    divisor: Array,
-    slices: Array,
-    *,
-    row_mask: Array | None,
-    need_grad: bool,
-    chunk_size: int | None,
-    projection_dtype: DType,
-) -> tuple[Array, Array | None]:
-    """Mean over slices of Σ_n (sort(z̃ w)_n − q_n)² and its gradient for z̃ = ẑ / divisor."""
-    value, gradient = sliced_gaussian(
-        xp,
-        centred / divisor,
-        slices,
-        n,
-        row_mask,
-        need_grad=need_grad,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-    )
-    return value, None if gradient is None else xp.reshape(gradient, centred.shape)
-
-
 def _gradient(
     xp: Namespace,
     rows: _rows.Rows,
@@ -90,11 +64,11 @@ def _gradient(
     on_centred = (2 * scale) * (sigma - 1) * per_deviation
     on_all = (2 * center) * rows.mean / rows.n
     if of_shape is not None:
+        of_shape = _rows.kept(xp, rows.keep, xp.reshape(of_shape, rows.z.shape))
         on_shape = shape / divisor
         if not detach_scale:
             along = _xp.sum_rows(xp, of_shape * rows.centred())
             on_centred = on_centred - on_shape / divisor * along * per_deviation
-        of_shape = _rows.kept(xp, rows.keep, of_shape)
         on_all = on_all - on_shape * _xp.sum_rows(xp, of_shape) / rows.n
     # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
     gradient = rows.shifted() * on_centred + (on_all - rows.rest * on_centred)
@@ -235,13 +209,14 @@ def _shape_loss(
     rows, centred = _rows.centre(xp, z, row_mask)
     sigma = _rows.standard_deviation(xp, centred, rows.n)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
-    total, of_shape = _shape(
+    normalised = centred / divisor
+    del centred  # as large as z
+    total, of_shape = sliced_gaussian(
         xp,
-        centred,
-        rows.n,
-        divisor,
+        normalised,
         slices,
-        row_mask=row_mask,
+        rows.n,
+        row_mask,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
@@ -357,13 +332,14 @@ def _visreg_loss(
     rows, centred = _rows.centre(xp, z, row_mask)
     sigma = _rows.standard_deviation(xp, centred, rows.n)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
-    total_shape, of_shape = _shape(
+    normalised = centred / divisor
+    del centred  # as large as z
+    total_shape, of_shape = sliced_gaussian(
         xp,
-        centred,
-        rows.n,
-        divisor,
+        normalised,
         slices,
-        row_mask=row_mask,
+        rows.n,
+        row_mask,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
