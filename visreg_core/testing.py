@@ -5,6 +5,7 @@ that came back as another library's array, in another dtype, or on another devic
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +18,17 @@ _DEFAULT_ULPS = 32
 
 
 def assert_close(
-    actual,
-    desired,
+    actual: Any,
+    desired: Any,
     *,
-    rtol=None,
-    atol=0.0,
-    measure="elementwise",
-    check_namespace=True,
-    check_dtype=True,
-    check_device=True,
-    label="result",
-):
+    rtol: float | None = None,
+    atol: float = 0.0,
+    measure: str = "elementwise",
+    check_namespace: bool = True,
+    check_dtype: bool = True,
+    check_device: bool = True,
+    label: str = "result",
+) -> None:
     """Assert that two arrays, or two tuples of arrays, agree in value and in kind.
 
     Parameters
@@ -105,19 +106,21 @@ def assert_close(
         _assert_close_elementwise(got, wanted, rtol, atol, label)
 
 
-def _assert_same_tuple(actual, desired, label):
+def _assert_same_tuple(actual: Any, desired: Any, label: str) -> None:
     if not isinstance(actual, tuple):
         raise AssertionError(f"{label}: is {type(actual).__name__}, expected a tuple")
     fields = getattr(actual, "_fields", len(actual))
     _assert_equal(fields, getattr(desired, "_fields", len(desired)), "fields", label)
 
 
-def _assert_equal(found, expected, what, label):
+def _assert_equal(found: object, expected: object, what: str, label: str) -> None:
     if found != expected:
         raise AssertionError(f"{label}: {what} is {found}, expected {expected}")
 
 
-def _assert_close_elementwise(got, wanted, rtol, atol, label):
+def _assert_close_elementwise(
+    got: np.ndarray, wanted: np.ndarray, rtol: float, atol: float, label: str
+) -> None:
     same = got == wanted  # equal infinities
     # Where an infinity is on one side only the difference is infinite and the bound finite.
     with np.errstate(invalid="ignore"):
@@ -134,7 +137,9 @@ def _assert_close_elementwise(got, wanted, rtol, atol, label):
         )
 
 
-def _assert_close_in_norm(got, wanted, rtol, atol, label):
+def _assert_close_in_norm(
+    got: np.ndarray, wanted: np.ndarray, rtol: float, atol: float, label: str
+) -> None:
     if not (np.all(np.isfinite(got)) and np.all(np.isfinite(wanted))):
         raise AssertionError(f"{label}: not finite, so no norm of the difference exists")
     # Divided by the largest entry first, so that squares neither overflow nor vanish.
@@ -150,23 +155,23 @@ def _assert_close_in_norm(got, wanted, rtol, atol, label):
         )
 
 
-def _is_number(x):
+def _is_number(x: Any) -> bool:
     return isinstance(x, (bool, int, float, np.generic))
 
 
-def _namespace_of(x):
+def _namespace_of(x: Any) -> str:
     if isinstance(x, (bool, int, float)):
         return "python"
     return "numpy" if isinstance(x, np.generic) else _xp.name(_xp.namespace(x))
 
 
-def _dtype_of(x):
+def _dtype_of(x: Any) -> str:
     if isinstance(x, (bool, int, float)):
         return type(x).__name__
     return str(x.dtype).removeprefix("torch.").removeprefix("array_api_strict.")
 
 
-def _epsilon_of(x):
+def _epsilon_of(x: Any) -> float:
     if _is_number(x) and not isinstance(x, np.floating):
         return float(np.finfo(np.float64).eps)
     name = _dtype_of(x)
@@ -175,11 +180,11 @@ def _epsilon_of(x):
     return float(np.finfo(name).eps) if name.startswith("float") else 0.0
 
 
-def _host(x):
+def _host(x: Any) -> np.ndarray:
     if isinstance(x, (bool, int, float)):
         return np.asarray(x)
     return np.asarray(x) if isinstance(x, np.generic) else _xp.to_numpy(x)
 
 
-def _wide(a):
+def _wide(a: np.ndarray) -> np.ndarray:
     return a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)

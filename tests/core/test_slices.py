@@ -1,5 +1,7 @@
 """Random slices: one stream on every backend, addressable, with known answers."""
 
+import math
+
 import array_api_compat.numpy
 import array_api_compat.torch
 import numpy as np
@@ -191,6 +193,39 @@ def test_dimension_does_not_shift_the_stream():
     small, large = random_slices(3, 10, seed=4), random_slices(8, 10, seed=4)
     head = large[:3] / np.linalg.norm(large[:3], axis=0)
     assert_allclose(head, small, rtol=0, atol=1e-7)
+
+
+def box_muller(dim, k, seed, step):
+    """Direction k from the documented layout of the stream, one Python number at a time."""
+    normals = []
+    for d in range(dim):
+        words = reference.threefry2x32(seed, step, k, d // 2)  # domain 0: slices
+        u0, u1 = (((w >> 9) + 0.5) / 2**23 for w in words)
+        wave = math.sin if d % 2 else math.cos
+        normals.append(math.sqrt(-2 * math.log(u0)) * wave(2 * math.pi * u1))
+    length = math.sqrt(math.fsum(v * v for v in normals))
+    return [v / length for v in normals]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("seed", "step", "start"), [(0, 0, 0), (7, 5, 3), (2**32 - 1, 2**31, 2**32 - 4)]
+)
+def test_the_documented_stream(where, dim, seed, step, start):
+    """Element (d, k) depends on (seed, step, k, d) only, through Box-Muller of 23-bit uniforms,
+    over the whole documented range."""
+    expected = np.array([box_muller(dim, start + k, seed, step) for k in range(4)]).T
+    got = drawn(where.backend, dim, 4, seed=seed, step=step, start=start, dtype=where.dtype)
+    units = 16 * np.finfo(where.dtype).eps
+    assert_allclose(where.to_numpy(got), expected, rtol=0, atol=units)
+
+
+@pytest.mark.parametrize(
+    "beyond", [{"seed": 2**32}, {"step": 2**32}, {"seed": -1}, {"start": 2**32 - 3}]
+)
+def test_beyond_the_documented_ranges(beyond):
+    with pytest.raises(ValueError, match=r"2\*\*32"):
+        random_slices(3, 4, **beyond)
 
 
 # Distribution ------------------------------------------------------------------------------------
