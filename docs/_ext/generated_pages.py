@@ -50,7 +50,9 @@ def backends_page():
     )
     return (
         f"{dtypes}\n\nEvery loss is tested on every library, by value and by gradient, in each of "
-        "its cases: a case is a set of options with a float64 transcription of its formula.\n\n"
+        "its cases: a case is a set of options with a float64 transcription of its formula. "
+        "JAX compiles every call, so that there some further tests take a loss's first case only."
+        "\n\n"
         f"{functions}\n"
     )
 
