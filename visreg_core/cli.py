@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from visreg_core import __version__, _conditions, _outputs, _render, _xp
+from visreg_core import __version__, _conditions, _outputs, _render, _xp, crosscheck
 from visreg_core._optional import MissingExtraError
 from visreg_core._progress import ProgressBar
 from visreg_core._streaming import Place
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_report(commands)
     add_compare(commands)
+    add_check(commands)
     return parser
 
 
@@ -236,3 +237,71 @@ def _place(backend: str, device: str | None) -> Place:
         ) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare `visreg check`."""
+    parser = commands.add_parser(
+        "check",
+        help="every loss, gradient and metric on the installed libraries against float64 NumPy",
+        description="Every loss, gradient and metric on the installed array libraries against\n"
+        "float64 NumPy: largest relative error, tolerance, verdict and time of each.",
+        epilog="exit status: 0; 1 where a library disagrees; 2 for wrong input or arguments.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--backends", metavar="NAME", nargs="+", help="libraries (default: all installed)"
+    )
+    parser.add_argument(
+        "--device", help="such as cpu or cuda:1 (default: each kind that a library has)"
+    )
+    parser.add_argument(
+        "--dtype", metavar="NAME", nargs="+", help="dtypes (default: all that a library has)"
+    )
+    parser.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="check on these instead of the command's own: 256 evenly spread rows at most",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the records to FILE")
+    parser.set_defaults(run=run_check)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Load embeddings if given, run the checks, print and write their records."""
+    file = arguments.embeddings
+    stored = None if file is None else load(file)
+    try:
+        inputs = [] if file is None else [file.split("::", 1)[0]]
+        _outputs.check([] if arguments.json is None else [arguments.json], inputs)
+        with ProgressBar() as bar:
+            records: list[crosscheck.CheckRecord] = []
+
+            def show(record: crosscheck.CheckRecord, total: int) -> None:
+                records.append(record)
+                bar(f"{record.backend} {record.dtype} {record.function}", len(records), total)
+
+            crosscheck.crosscheck(
+                arguments.backends,
+                device=arguments.device,
+                dtypes=arguments.dtype,
+                embeddings=stored,
+                on_record=show,
+            )
+    except EmbeddingsError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    settings = {
+        name: getattr(arguments, name) for name in ("backends", "device", "dtype", "embeddings")
+    }
+    if arguments.json is not None:
+        try:
+            _outputs.write({arguments.json: crosscheck.to_json(records, settings)})
+        except OSError as error:
+            raise UsageError(f"{error.filename}: {error.strerror}") from None
+    crosscheck.print_tables(records)
+    return 0 if all(r.agrees for r in records) else 1

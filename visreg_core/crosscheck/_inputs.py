@@ -1,0 +1,168 @@
+"""What the checks are run on: arrays made once on the host, rounded to the dtype under test."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from visreg_core import _xp
+from visreg_core._typing import Array, Device, Namespace
+from visreg_core.embeddings import Embeddings
+from visreg_core.losses import random_walk_affinity
+from visreg_core.slices import random_slices
+
+Arrays = dict[str, Array]
+
+# Rows taken of a file, evenly spread: some checks make N × N arrays and there are many checks.
+MAX_ROWS = 256
+# The random walk's ten neighbours need as many rows.
+MIN_ROWS = 16
+
+_ROWS, _DIM, _SLICES = 96, 12, 24
+
+
+def own_embeddings() -> np.ndarray:
+    """Correlated dimensions of uneven scale, off centre: (96, 12), float64.
+
+    The seed is one for which no two projections are so close that float32 could swap them, so that
+    gradients of sorting losses are held to their tolerance and nothing else (a test sees to it).
+    """
+    rng = np.random.default_rng(2)
+    mixing = np.eye(_DIM) + 0.3 * rng.normal(size=(_DIM, _DIM))
+    z = rng.normal(size=(_ROWS, _DIM)) @ mixing
+    return z * rng.uniform(0.5, 1.5, size=_DIM) + 0.3 * rng.normal(size=_DIM)
+
+
+def users_embeddings(given: Array | Embeddings) -> np.ndarray:
+    """At most `MAX_ROWS` evenly spread, distinct rows of a file or an array, in float64.
+
+    Equal rows are left out because the order in which a sort leaves them is that of the rounding
+    of their projections, so that no single gradient is right.
+    """
+    n = given.shape[0]
+    rows = np.unique(np.linspace(0, n - 1, min(n, MAX_ROWS)).astype(np.int64))
+    if isinstance(given, Embeddings):
+        label, z = given.name, given.select(rows).to_numpy()
+    else:
+        label, z = "embeddings", _xp.to_numpy(given)
+        if z.ndim != 2:
+            raise ValueError(f"expected embeddings of shape (N, D); found shape {z.shape}")
+        z = z[rows]
+    if _xp.dtype_name(z) not in _xp.FLOATING:
+        raise ValueError(
+            f"{label}: expected dtype {', '.join(_xp.FLOATING)}; found {_xp.dtype_name(z)}"
+        )
+    z = z.astype(np.float64)
+    bad = rows[~np.isfinite(z).all(axis=1)]
+    if bad.size:
+        some = ", ".join(map(str, bad[:5].tolist())) + (", ..." if bad.size > 5 else "")
+        raise ValueError(
+            f"{label}: expected finite embeddings; found NaN or infinity in {bad.size} of the "
+            f"{rows.size} rows looked at ({some})"
+        )
+    _, first = np.unique(z, axis=0, return_index=True)
+    if first.size < MIN_ROWS:
+        raise ValueError(
+            f"{label}: expected at least {MIN_ROWS} different rows; found {first.size} "
+            f"in the {rows.size} rows looked at"
+        )
+    return z[np.sort(first)]
+
+
+def input_sets(z: np.ndarray) -> dict[str, Arrays]:
+    """Host arrays by name: of `z` (N, D), of the checks' own embeddings, and two special sets.
+
+    "given" and "own" hold what every loss and metric takes, "wide" has fewer rows than dimensions
+    (where losses go through Gram matrices), and the projections of "ties" are small multiples of
+    1/2, exact in every dtype, and many of them equal.
+    """
+    own = own_embeddings()
+    rng = np.random.default_rng(1)
+    # No two opposite ones: together they would not see equal keys in reverse order.
+    signs = np.array([[0.5, *s] for s in itertools.product((-0.5, 0.5), repeat=3)]).T
+    a = rng.normal(size=(10, 32))
+    return {
+        "given": _arrays(z),
+        "own": _arrays(own),
+        "wide": {"z": a, "a": a, "b": a + 0.5 * rng.normal(size=a.shape)},
+        "ties": {
+            "z": rng.integers(-3, 4, size=(_ROWS, 4)).astype(np.float64),
+            "y": rng.integers(-2, 5, size=(_ROWS, 4)).astype(np.float64),
+            "slices": signs,
+        },
+    }
+
+
+def _arrays(z: np.ndarray) -> Arrays:
+    rng = np.random.default_rng(3)
+    n, d = z.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = z.std(axis=0)
+    if not np.all(np.isfinite(deviation)):
+        raise ValueError(
+            "expected embeddings on which the float64 reference is finite; found values up to "
+            f"{np.abs(z).max():.3g}"
+        )
+    views = z + 0.3 * deviation * np.stack([np.zeros_like(z), *rng.normal(size=(2, n, d))])
+    slices = random_slices(d, _SLICES, seed=4)
+    # Apart along the first slice, so that no two slices compete for the largest distance.
+    shifted = (views[1] + 2 * deviation * slices[:, 0])[: n - n // 5]
+    line, other = (z @ slices[:, :2]).T
+    affinity = random_walk_affinity(views[0], views[1], symmetrize=True)
+    coarse = (line > np.median(line)).astype(np.int64)
+    fine = 2 * coarse + (other > np.median(other))
+    return {
+        "z": z,
+        "views": views,
+        "a": views[0],
+        "b": views[1],
+        "slices": slices,
+        "y": shifted,
+        "z_weights": rng.uniform(0.1, 1.0, size=n),
+        "y_weights": rng.uniform(0.1, 1.0, size=len(shifted)),
+        "line": 0.3 + 1.2 * (line - line.mean()) / line.std(),
+        "affinity": affinity,
+        "pairs": rng.integers(0, n, size=n),
+        "pair_weights": rng.uniform(0.1, 1.0, size=n),
+        "one": np.asarray([1.7]),
+        "other": np.asarray([0.4]),
+        "labels": np.stack([coarse, fine], axis=1),
+    }
+
+
+def rounded(sets: dict[str, Arrays], dtype: str) -> dict[str, Arrays]:
+    """The same arrays with floating values that `dtype` holds exactly, still in float64."""
+    return {
+        label: {name: _rounded(label, a, dtype) for name, a in arrays.items()}
+        for label, arrays in sets.items()
+    }
+
+
+def _rounded(label: str, a: np.ndarray, dtype: str) -> np.ndarray:
+    if a.dtype.kind != "f":
+        return a
+    if dtype == "bfloat16":
+        # The upper half of a float32, to nearest with ties to even: NumPy has no such dtype.
+        narrow = np.atleast_1d(a.astype(np.float32)).view(np.uint32)
+        narrow = narrow + 0x7FFF + ((narrow >> 16) & 1)
+        out = (narrow & 0xFFFF0000).astype(np.uint32).view(np.float32).reshape(a.shape)
+    else:
+        with np.errstate(over="ignore"):
+            out = a.astype(dtype)
+    if not np.all(np.isfinite(out)):
+        raise ValueError(
+            f"expected embeddings within the range of {dtype}; found {np.abs(a).max():.3g} "
+            f"({label} inputs): leave {dtype} out"
+        )
+    return out.astype(np.float64)
+
+
+def shipped(arrays: Arrays, xp: Namespace, device: Device, dtype: str) -> Arrays:
+    """Host arrays as arrays of `xp`, floating ones in `dtype`."""
+    return {
+        name: _xp.from_numpy(
+            xp, a, device=device, dtype=getattr(xp, dtype) if a.dtype.kind == "f" else None
+        )
+        for name, a in arrays.items()
+    }
