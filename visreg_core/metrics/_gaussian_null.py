@@ -134,12 +134,10 @@ def wasserstein_null(n: int) -> WassersteinNull:
 
     Uniform order statistics are partial sums of exponentials, so that any subset of them has an
     exact joint law by gamma variables. Up to N = 1024 all are drawn; above, a geometric grid of
-    ranks, with the expected contribution of the ranks between: the cost does not grow with N.
+    ranks, interpolated between: the cost does not grow with N.
     """
     r, gap, q = _grid(n)
     mean = _wasserstein_mean(n, r, gap, q)
-    density = np.exp(-((q[1:] + q[:-1]) ** 2) / 8) / math.sqrt(2 * math.pi)
-    bridges = float(np.sum(gap * (gap - 1) / (6 * n**2 * density**2)))
     rng = np.random.default_rng([n, 0x5732])
     shapes = np.diff(np.concatenate([[0], r, [n + 1]])).astype(np.float64)
     block = max(1, (1 << 20) // r.size)
@@ -154,8 +152,9 @@ def wasserstein_null(n: int) -> WassersteinNull:
         # Σ over the ranks between two of the grid of the linear interpolation's square.
         between = (gap - 1) * (2 * gap - 1) / (6 * gap) * (a * a + b * b)
         between += (gap * gap - 1) / (3 * gap) * (a * b)
-        parts.append(np.sum(d * d, axis=1) + np.sum(between, axis=1) + bridges)
+        parts.append(np.sum(d * d, axis=1) + np.sum(between, axis=1))
     draws = np.concatenate(parts)
+    # Less their noise, and plus what ranks between those of the grid scatter about the line.
     draws += mean - draws.mean()
     draws.sort()
     draws.flags.writeable = False

@@ -130,6 +130,7 @@ def test_wasserstein_law_by_simulation(n, draws, rng):
     law = null.wasserstein_null(n)
     assert abs(w.mean() - law.mean) < 4 * w.std() / math.sqrt(draws)
     assert w.var() == pytest.approx(law.variance, rel=0.2)
+    assert law.draws.mean() == pytest.approx(law.mean, rel=1e-12)
     assert scipy.stats.kstest(null.wasserstein_tail(w, n), "uniform").pvalue > 0.001
 
 
@@ -210,8 +211,6 @@ def test_variance_of_the_mean_knows_which_slices(rng):
 
 DEPARTURES = {
     "scale 1.05": lambda rng, x: 1.05 * x,
-    "scale 0.9": lambda rng, x: 0.9 * x,
-    "mean 0.1": lambda rng, x: x + 0.1,
     "rank 15": lambda rng, x: x * np.append(np.full(15, math.sqrt(16 / 15)), 0.0),
     "correlation": lambda rng, x: (
         math.sqrt(0.9) * x + math.sqrt(0.1) * rng.standard_normal((x.shape[0], 1))
@@ -221,8 +220,6 @@ DEPARTURES = {
 # mean_p of Epps-Pulley, max_p of Epps-Pulley, mean_p of W₂, max_p of W₂
 POWER = {
     "scale 1.05": (0.6, 0.1, 0.8, 0.2),
-    "scale 0.9": (0.95, 0.6, 0.95, 0.35),
-    "mean 0.1": (0.95, 0.95, 0.95, 0.95),
     "rank 15": (0.85, 0.9, 0.8, 0.9),
     "correlation": (0.8, 0.85, 0.85, 0.9),
     "Student": (0.95, 0.9, 0.95, 0.95),
@@ -233,7 +230,7 @@ POWER = {
 def test_power(departure, rng):
     w = random_slices(16, 64, dtype=np.float32)
     p = []
-    for _ in range(30):
+    for _ in range(24):
         x = rng.standard_normal((512, 16))
         x = DEPARTURES[departure](rng, x).astype(np.float32)
         e, s = metrics.gaussianity(x, w)

@@ -34,6 +34,7 @@ def test_uniformity_is_pdists(where, rng, normalize, t):
     assert value == pytest.approx(both, rel=1e-11 if where.dtype == "float64" else 2e-5)
 
 
+@pytest.mark.backends("numpy", "torch")
 def test_tiles_add_up(where, rng, monkeypatch):
     x = where.asarray(rng.standard_normal((53, 4)))
     whole = metrics.uniformity(x)
