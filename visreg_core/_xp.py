@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -188,6 +189,8 @@ def to_numpy(x: Array) -> np.ndarray:
         return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()
     if which == "cupy":
         return x.get()
+    if which == "array_api_strict":
+        x = x.to_device(sys.modules[which].Device("CPU_DEVICE"))
     return np.asarray(x)
 
 
@@ -342,7 +345,7 @@ def ndtri(xp: Namespace, p: Array) -> Array:
     if which == "cupy":
         return _module("cupyx.scipy.special").ndtri(p)
     special = _module("scipy.special")
-    return from_numpy(xp, special.ndtri(np.asarray(p)), dtype=p.dtype)
+    return from_numpy(xp, special.ndtri(to_numpy(p)), dtype=p.dtype, **on_device(p))
 
 
 def put_last(xp: Namespace, index: Array, values: Array) -> Array:
@@ -376,14 +379,19 @@ def add_last(xp: Namespace, size: int, index: Array, values: Array) -> Array:
         zeros = xp.zeros((flat_index.shape[0], size), dtype=values.dtype)
         out = zeros.at[rows, flat_index].add(xp.reshape(values, flat_index.shape))
         return xp.reshape(out, shape)
-    host = xp if which == "cupy" else np
-    flat_index = host.asarray(index).reshape(-1, index.shape[-1])
-    rows = host.arange(flat_index.shape[0])[:, None] * size
-    total = flat_index.shape[0] * size
+    on_cupy = which == "cupy"
+    flat_index, flat = (a if on_cupy else to_numpy(a) for a in (index, values))
+    host = xp if on_cupy else np
+    rows = host.arange(math.prod(shape[:-1]))[:, None] * size
     sums = host.bincount(
-        (flat_index + rows).reshape(-1), host.asarray(values).reshape(-1), minlength=total
+        (flat_index.reshape(-1, index.shape[-1]) + rows).reshape(-1),
+        flat.reshape(-1),
+        minlength=math.prod(shape),
+    ).reshape(shape)
+    where = on_device(values)
+    return (
+        sums.astype(values.dtype) if on_cupy else from_numpy(xp, sums, dtype=values.dtype, **where)
     )
-    return xp.astype(xp.asarray(sums.reshape(shape)), values.dtype)
 
 
 def cumulative_sum(xp: Namespace, x: Array) -> Array:
