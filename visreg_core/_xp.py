@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
