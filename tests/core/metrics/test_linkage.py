@@ -185,6 +185,20 @@ def test_zero_vectors_under_cosine(backend):
     assert np.any(linkage(backend.asarray(far))[:, 2] == 1)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_zero_vector_joins_at_exactly_one(seed):
+    """Its distances all tie at 1, and rounding must not choose among them."""
+    x = np.random.default_rng(seed).standard_normal((30, 3))
+    x[11] = 0
+    z = linkage(x)
+    row = np.flatnonzero(np.any(z[:, :2] == 11, axis=1))[0]
+    assert z[row, 2] == 1.0
+    joined = set(z[:row, :2].ravel().tolist())
+    leaves = [i for i in range(30) if i not in joined and i != 11]
+    if leaves:
+        assert leaves[0] in z[row, :2]
+
+
 def test_negative_zero_and_powers_of_two_are_identical():
     assert linkage(np.asarray([[0.0, 1.0], [-0.0, 1.0]]), metric="sqeuclidean")[0, 2] == 0
     assert linkage(np.asarray([[0.3, 1.0], [0.6, 2.0]]), metric="cosine")[0, 2] == 0
@@ -232,6 +246,22 @@ def test_small_clusters_far_apart(rng, method):
     # Relative to each height, not to the largest.
     np.testing.assert_allclose(np.sort(z[:, 2]), np.sort(reference[:, 2]), rtol=1e-9)
     np.testing.assert_allclose(sch.cophenet(z), sch.cophenet(reference), rtol=1e-9)
+
+
+def test_float64_takes_over_where_float32_tells_nothing_apart(rng, monkeypatch):
+    made = []
+    original = rounds._Clusters.screened
+    monkeypatch.setattr(
+        rounds._Clusters,
+        "screened",
+        lambda self, dtype: made.append(dtype) or original(self, dtype),
+    )
+    x = rng.standard_normal((200, 3))
+    linkage(x, "average", "sqeuclidean")
+    assert made == ["float32"]
+    made.clear()
+    linkage(np.sign(x) + 1e-4 * x, "average", "sqeuclidean")
+    assert made == ["float32", "float64"]
 
 
 def test_collapsed_directions(rng):
