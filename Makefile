@@ -2,7 +2,7 @@
 # make test     the whole test suite         ARGS="--backend torch -k slices" is passed to pytest
 # make check    linter and type checker
 # make docs     HTML documentation, warnings are errors
-# make bench    benchmarks against eager torch and POT, into docs/benchmarks
+# make bench    benchmarks against eager torch, POT and SciPy, into docs/benchmarks
 # make clean    remove everything that these made
 
 PYTHON ?= python3
@@ -31,6 +31,7 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_losses --json docs/benchmarks/losses.json $(ARGS)
+	$(RUN) tests.benchmarks.bench_trees --json docs/benchmarks/trees.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo report.html docs/_build docs/generated
