@@ -79,6 +79,7 @@ def _spectrum(pictures: Sequence[Pictures]) -> str:
                 markersize=2.5,
                 linewidth=1,
                 color=_color(i),
+                alpha=0.45,
                 label=f"{_label(i, pictures)}eigenvalues",
             )
             if np.isfinite(p.fit.alpha):

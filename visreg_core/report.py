@@ -320,7 +320,10 @@ def _pictures(
     order = np.argsort(values.shape, kind="stable")
     worst, median = int(order[-1]), int(order[len(order) // 2])
     ordered = ordered_projections(chosen, of, slices[:, [worst, median]], place)
-    shown = np.unique(np.linspace(0, of.n - 1, _QUANTILES).round().astype(int))
+    quantiles = normal_quantiles(of.n)
+    # Evenly spread over the plot's axis, so that the tails are seen.
+    spread = np.linspace(quantiles[0], quantiles[-1], _QUANTILES)
+    shown = np.unique(np.searchsorted(quantiles, spread).clip(max=of.n - 1))
     d = len(of.mean)
     dimensions = np.unique(np.linspace(0, d - 1, _DIMENSIONS).round().astype(int))
     rows = of.factor[:, dimensions]
@@ -330,7 +333,7 @@ def _pictures(
         eigenvalues=centred**2 / (of.n - 1),
         fit=power_law_fit(centred / math.sqrt(of.n - 1), rtol=rtol),
         sigma=of.sigma,
-        quantiles=normal_quantiles(of.n)[shown],
+        quantiles=quantiles[shown],
         worst=ordered[0, shown],
         median=ordered[1, shown],
         worst_slice=(worst, float(values.shape[worst])),

@@ -10,6 +10,7 @@ import pytest
 from visreg_core import _conditions, _render, _streaming, _xp, figures, metrics, report
 from visreg_core import losses as public
 from visreg_core.embeddings import EmbeddingsError, _source, load
+from visreg_core.gaussian import normal_quantiles
 from visreg_core.slices import random_slices
 
 K = 24
@@ -216,7 +217,9 @@ def test_pictures(saved):
     assert p.median_slice == (np.argsort(single)[K // 2], pytest.approx(np.sort(single)[K // 2]))
     normalised = (z - z.mean(0)) / (z.std(0) + 1e-6)
     for points, (index, _) in ((p.worst, p.worst_slice), (p.median, p.median_slice)):
-        assert np.allclose(points, np.sort(normalised @ random_slices(7, K)[:, index]))
+        every = np.sort(normalised @ random_slices(7, K)[:, index])
+        assert np.allclose(points, every[np.isin(normal_quantiles(300), p.quantiles)])
+    assert p.quantiles[[0, -1]].tolist() == normal_quantiles(300)[[0, -1]].tolist()
 
 
 @pytest.mark.parametrize(
