@@ -135,6 +135,37 @@ def test_everything_is_finite_at_collapse_under_jit(case, where, rng):
             assert np.all(np.isfinite(where.to_numpy(leaf))), f"{label}: {leaf}"
 
 
+CENTRED = ("scale_loss", "shape_loss", "variance_loss", "covariance_loss", "barlow_twins_loss")
+
+
+@each([c for c in CASES if c.loss.name in (*CENTRED, "spectralnet_loss") and not c.wrt])
+@pytest.mark.dtypes("float32")
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_values_are_right_far_off_centre(case, where, offset, rng):
+    """A mean of 1e6 rounds by 0.06 in float32: centring takes away what that leaves."""
+    drawn = case.draw(rng, N, D, K)
+    arrays = {
+        n: (a + offset * rng.normal(size=D)).astype(np.float32).astype(np.float64)
+        if n in embeddings(case)
+        else a.astype(np.float32).astype(np.float64)
+        for n, a in drawn.items()
+    }
+    result = case.call({n: where.asarray(a) for n, a in arrays.items()})
+    _, gradients = case.value_and_grad({n: where.asarray(a) for n, a in arrays.items()})
+    for name, got in case.fields(result).items():
+        value, magnitude = case.expected(arrays)[name]
+        if case.loss.name == "spectralnet_loss":  # differences lose nothing either
+            magnitude = value
+        assert abs(float(where.to_numpy(got)) - value) <= 4e-6 * max(abs(value), magnitude)
+    centred = {
+        n: a - np.mean(a, axis=-2, keepdims=True) if n in embeddings(case) else a
+        for n, a in arrays.items()
+    }
+    _, expected = case.value_and_grad(centred)
+    for g, e in zip(gradients, expected, strict=True):
+        assert np.linalg.norm(where.to_numpy(g) - e) <= 2e-5 * np.linalg.norm(e)
+
+
 SMALL = {"two rows": (2, 3, 4), "one dimension": (6, 1, 3), "two numbers": (2, 1, 1)}
 
 
@@ -189,17 +220,23 @@ def test_gradients_are_right_at_every_scale(case, where, scale, rng):
             assert error <= 2e-5 * np.linalg.norm(e) + 1e-37
 
 
-def test_gradient_of_a_standard_deviation_at_zero_is_zero():
-    """The subgradient: a collapsed column's gradient is exactly 0 in scale and variance."""
-    z = np.random.default_rng(0).normal(size=(6, 3))
-    z[:, 1] = 0.25
-    for loss, options in ((scale_loss, {}), (variance_loss, {"eps": 0.0})):
-        _, gradient = value_and_grad(loss)(0.3 * z, **options)
+@pytest.mark.parametrize("constant", [0.25, 0.1, 1e8 / 3, 1e-9 / 7, -7.3])
+@pytest.mark.parametrize("n", [3, 6, 7, 49])
+def test_gradient_of_a_standard_deviation_at_zero_is_zero(where, n, constant, rng):
+    """The subgradient: a collapsed column's gradient is exactly 0 in scale, variance and Barlow
+    Twins, also where the mean of N equal numbers rounds."""
+    z = 0.3 * rng.normal(size=(n, 3))
+    z[:, 1] = constant
+    a, b = where.asarray(z), where.asarray(z[::-1].copy())
+    gradients = [
+        value_and_grad(scale_loss)(a)[1],
+        value_and_grad(variance_loss)(a, eps=0.0)[1],
+        *value_and_grad(barlow_twins_loss)(a, b)[1],
+    ]
+    for gradient in gradients:
+        gradient = where.to_numpy(gradient)
         assert np.all(gradient[:, 1] == 0)
-        assert np.all(gradient[:, 0] != 0)
-    _, (ga, gb) = value_and_grad(barlow_twins_loss)(z, z[::-1].copy())
-    assert np.all(ga[:, 1] == 0) and np.all(gb[:, 1] == 0)
-    assert np.any(ga[:, 0] != 0)
+        assert np.any(gradient[:, 0] != 0)
 
 
 @pytest.mark.parametrize("r", [1e-3, 1e-5, 1e-7])
