@@ -261,9 +261,9 @@ class _Screen:
         return nearest, distance
 
     def _upload(self) -> tuple[Array, Array | None]:
-        """The clusters' operand on the device, and the inverse sizes that Ward's distance wants."""
+        """The clusters' operand on the device, and 1/(2n), whose sums divide Ward's distances."""
         c = self.clusters
-        operand, inverse_size = c.operand, 1 / c.size
+        operand, inverse_size = c.operand, 0.5 / c.size
         if self.fixed_shapes:
             padding = _padded_size(c.alive.size, 2) - c.alive.size
             empty = np.zeros((padding, operand.shape[1]), dtype=operand.dtype)
@@ -284,7 +284,7 @@ class _Screen:
         scores = self._to_device(queries) @ xp.matrix_transpose(points)
         if inverse_size is not None:
             own = xp.take(inverse_size, self._to_device(taken), axis=0)
-            scores = scores * (2 / (own[:, None] + inverse_size[None, :]))
+            scores = scores / (own[:, None] + inverse_size[None, :])
         scores = _exclude(xp, scores, self._to_device(taken))
         first = xp.argmax(scores, axis=1)
         best = xp.max(scores, axis=1)
