@@ -10,10 +10,10 @@ from visreg_core import _xp
 from visreg_core._typing import Array, Namespace
 
 
-def choice(argument: str, value: object, known: Iterable[str]) -> None:
+def choice(argument: str, value: object, known: Iterable[object]) -> None:
     """ValueError listing `known` unless `value` is one of them."""
     if value not in tuple(known):
-        raise ValueError(f"expected {argument} to be one of {sorted(known)}; found {value!r}")
+        raise ValueError(f"expected {argument} to be one of {list(known)}; found {value!r}")
 
 
 def floating(argument: str, x: Array) -> None:

@@ -85,7 +85,7 @@ def assert_close(
             )
         return
 
-    if not isinstance(desired, (bool, int, float)):
+    if not _is_python_number(desired):
         if check_namespace:
             _assert_equal(_namespace_of(actual), _namespace_of(desired), "namespace", label)
         if check_dtype:
@@ -155,18 +155,23 @@ def _assert_close_in_norm(
         )
 
 
+def _is_python_number(x: object) -> bool:
+    """Whether `x` has no dtype of its own (np.float64 is a float, but has one)."""
+    return isinstance(x, (bool, int, float)) and not isinstance(x, np.generic)
+
+
 def _is_number(x: Any) -> bool:
     return isinstance(x, (bool, int, float, np.generic))
 
 
 def _namespace_of(x: Any) -> str:
-    if isinstance(x, (bool, int, float)):
+    if _is_python_number(x):
         return "python"
     return "numpy" if isinstance(x, np.generic) else _xp.name(_xp.namespace(x))
 
 
 def _dtype_of(x: Any) -> str:
-    if isinstance(x, (bool, int, float)):
+    if _is_python_number(x):
         return type(x).__name__
     return str(x.dtype).removeprefix("torch.").removeprefix("array_api_strict.")
 
@@ -181,7 +186,7 @@ def _epsilon_of(x: Any) -> float:
 
 
 def _host(x: Any) -> np.ndarray:
-    if isinstance(x, (bool, int, float)):
+    if _is_python_number(x):
         return np.asarray(x)
     return np.asarray(x) if isinstance(x, np.generic) else _xp.to_numpy(x)
 

@@ -184,15 +184,23 @@ def _two_sample(
     return evaluate
 
 
-def _root(xp: Namespace, mean: Array, p: float, power: bool) -> tuple[Array, Array | float]:
+def _root(xp: Namespace, mean: Array, p: float, power: bool) -> tuple[Array, Array]:
     """mean^(1/p) and its derivative (0 at 0), or the mean itself and 1 where `power`."""
     if power or p == 1:
-        return mean, 1.0
+        return mean, xp.ones_like(mean)
     positive = mean > 0
     safe = xp.where(positive, mean, xp.ones_like(mean))
     zero = xp.zeros_like(mean)
     root = xp.where(positive, safe ** (1 / p), zero)
     return root, xp.where(positive, safe ** (1 / p - 1) / p, zero)
+
+
+def _scaled(
+    xp: Namespace, gradients: tuple[Array, ...], scale: Array, x: Array, y: Array
+) -> tuple[Array, Array]:
+    """Gradients (B, N, D) times a scale (B,), as those of x and of y."""
+    of_x, of_y = (g * scale[:, None, None] for g in gradients)
+    return gradient_like(xp, of_x, x), gradient_like(xp, of_y, y)
 
 
 def _sliced_wasserstein(
@@ -215,12 +223,7 @@ def _sliced_wasserstein(
     roots, slopes = _root(xp, xp.mean(values, axis=-1), p, power)
 
     def vjp(cotangent: Scalar) -> tuple[Array, Array]:
-        scale = slopes * (cotangent / (values.shape[0] * values.shape[1]))
-        if _xp.is_array(scale) and scale.ndim:
-            scale = scale[:, None, None]
-        return tuple(  # type: ignore[return-value]
-            gradient_like(xp, g * scale, s) for g, s in zip(gradients, (x, y), strict=True)
-        )
+        return _scaled(xp, gradients, slopes * (cotangent / math.prod(values.shape)), x, y)
 
     return xp.mean(roots), vjp
 
@@ -325,12 +328,7 @@ def _max_sliced_wasserstein(
         every = xp.broadcast_to(columns, (batch, *columns.shape[1:]))
         index = xp.broadcast_to(farthest[:, None, None], (batch, columns.shape[1], 1))
         _, gradients = evaluate(xp.take_along_axis(every, index, axis=-1), True)
-        scale = slopes * (cotangent / batch)
-        if _xp.is_array(scale) and scale.ndim:
-            scale = scale[:, None, None]
-        return tuple(  # type: ignore[return-value]
-            gradient_like(xp, g * scale, s) for g, s in zip(gradients, (x, y), strict=True)
-        )
+        return _scaled(xp, gradients, slopes * (cotangent / batch), x, y)
 
     return xp.mean(roots), vjp
 
