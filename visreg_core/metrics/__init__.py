@@ -6,6 +6,12 @@ Inputs are arrays of any namespace; results are Python floats or small named tup
 from visreg_core.metrics._resampling import Estimate
 from visreg_core.metrics.class_tree import cifar100_parents, hierarchical_labels
 from visreg_core.metrics.dendrogram import cophenetic_distances, cut_tree, to_networkx
+from visreg_core.metrics.dendrogram_similarity import (
+    FowlkesMallows,
+    bakers_gamma,
+    dendrogram_correlations,
+    fowlkes_mallows,
+)
 from visreg_core.metrics.gaussianity import (
     Gaussianity,
     SlicedTest,
@@ -48,14 +54,10 @@ from visreg_core.metrics.tree_bootstrap import Difference, LCAComparison, compar
 from visreg_core.metrics.tree_similarity import (
     CopheneticSimilarity,
     Correlations,
-    FowlkesMallows,
     SampledCopheneticSimilarity,
     SampledCorrelations,
-    bakers_gamma,
     cophenetic_correlation,
     cophenetic_similarity,
-    dendrogram_correlations,
-    fowlkes_mallows,
     lca_similarity,
 )
 from visreg_core.metrics.uniformity import alignment, uniformity

@@ -1,14 +1,21 @@
-"""Pairs of leaves counted by their depth distances in two trees."""
+"""Correlations of two trees' distances; for depth, from pairs of leaves counted by distance."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from visreg_core.metrics._pair_counts import PairCounts
+from visreg_core.metrics._pair_counts import Moments, PairCounts, correlate, height_moments
 from visreg_core.metrics._tree import Tree, along_leaves
 
 # Pairs counted at a time.
 _BLOCK = 1 << 20
+
+
+def tree_moments(first: Tree, second: Tree, distance: str) -> Moments:
+    """Correlations over all pairs of the trees' "height" or "depth" distances."""
+    if distance == "depth":
+        return correlate(*depth_counts(first, second))
+    return height_moments(first, second)
 
 
 def depth_counts(

@@ -74,6 +74,17 @@ def checked_linkage(argument: str, z: Array) -> np.ndarray:
     return matrix
 
 
+def two_linkages(first: Array, second: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Two checked linkage matrices of equally many leaves."""
+    a, b = checked_linkage("first", first), checked_linkage("second", second)
+    if a.shape != b.shape:
+        raise ValueError(
+            "expected two dendrograms of the same items; "
+            f"found {a.shape[0] + 1} and {b.shape[0] + 1} leaves"
+        )
+    return a, b
+
+
 def tree(z: np.ndarray) -> Tree:
     """Lay out a checked linkage matrix; the first child is put left."""
     n = z.shape[0] + 1

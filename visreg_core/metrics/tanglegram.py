@@ -9,7 +9,7 @@ import numpy as np
 from visreg_core import _xp
 from visreg_core._typing import Array
 from visreg_core.metrics._pair_counts import Walk
-from visreg_core.metrics._tree import Tree, checked_linkage, tree
+from visreg_core.metrics._tree import Tree, tree, two_linkages
 
 
 class Tanglegram(NamedTuple):
@@ -55,12 +55,7 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
     >>> layout.crossings, layout.entanglement
     (0, 0.0)
     """
-    a, b = checked_linkage("first", first), checked_linkage("second", second)
-    if a.shape != b.shape:
-        raise ValueError(
-            "expected two dendrograms of the same items; "
-            f"found {a.shape[0] + 1} and {b.shape[0] + 1} leaves"
-        )
+    a, b = two_linkages(first, second)
     left, right = tree(a), tree(b)
     crossed = _crossings(left, right)
     idle = 0 if untangle else 2  # turns in a row that changed nothing

@@ -12,7 +12,10 @@ from scipy.spatial.distance import pdist, squareform
 from tests.backends import Backend
 from visreg_core.metrics import cut_tree, linkage
 
-rounds = importlib.import_module("visreg_core.metrics._rounds")
+rounds, clusters, screen = (
+    importlib.import_module(f"visreg_core.metrics.{name}")
+    for name in ("_rounds", "_clusters", "_screen")
+)
 
 BY_ROUNDS = [("average", "cosine"), ("average", "sqeuclidean"), ("ward", "euclidean")]
 BY_SCIPY = [
@@ -250,9 +253,9 @@ def test_small_clusters_far_apart(rng, method):
 
 def test_float64_takes_over_where_float32_tells_nothing_apart(rng, monkeypatch):
     made = []
-    original = rounds._Clusters.screened
+    original = clusters.Clusters.screened
     monkeypatch.setattr(
-        rounds._Clusters,
+        clusters.Clusters,
         "screened",
         lambda self, dtype: made.append(dtype) or original(self, dtype),
     )
@@ -292,9 +295,9 @@ def test_collapsed_directions(rng):
 def test_small_blocks_and_lazy_rows(rng, monkeypatch):
     x = nested(rng, 200, 5)
     expected = {which: linkage(x, *which) for which in BY_ROUNDS}
-    monkeypatch.setattr(rounds, "_PAIR_BLOCK", 7)
+    monkeypatch.setattr(clusters, "_PAIR_BLOCK", 7)
     monkeypatch.setattr(rounds, "_ROWS_PER_MERGE", 1)
-    monkeypatch.setattr(rounds, "_block_rows", lambda xp, row_bytes: 3)
+    monkeypatch.setattr(screen, "_block_rows", lambda xp, row_bytes: 3)
     for which, z in expected.items():
         assert_same_dendrogram(linkage(x, *which), z, 1e-14)
 
@@ -302,13 +305,13 @@ def test_small_blocks_and_lazy_rows(rng, monkeypatch):
 def test_only_rows_that_lost_their_neighbour_are_recomputed(rng, monkeypatch):
     x = nested(rng, 1000, 16)
     rows = []
-    original = rounds._Screen.nearest
+    original = screen.Screen.nearest
 
     def counted(self, chosen):
         rows.append((chosen.size, self.clusters.count))
         return original(self, chosen)
 
-    monkeypatch.setattr(rounds._Screen, "nearest", counted)
+    monkeypatch.setattr(screen.Screen, "nearest", counted)
     linkage(x)
     assert rows[0] == (1000, 1000)
     assert rows[1][0] < 0.75 * rows[1][1]
@@ -320,7 +323,7 @@ def test_only_rows_that_lost_their_neighbour_are_recomputed(rng, monkeypatch):
 def test_rounding_that_leaves_no_reciprocal_pair(monkeypatch):
     """A cycle of neighbours still ends: the least pair is merged."""
     monkeypatch.setattr(
-        rounds._Clusters,
+        clusters.Clusters,
         "reciprocal_pairs",
         lambda self: (np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp)),
     )
@@ -330,13 +333,13 @@ def test_rounding_that_leaves_no_reciprocal_pair(monkeypatch):
 
 
 def test_imprecise_products_are_refused(rng, monkeypatch):
-    original = rounds._Screen._to_device
+    original = screen.Screen._to_device
 
     def half_precision(self, a):
         out = original(self, a)
         return out.astype(np.float16).astype(out.dtype) if out.dtype.kind == "f" else out
 
-    monkeypatch.setattr(rounds._Screen, "_to_device", half_precision)
+    monkeypatch.setattr(screen.Screen, "_to_device", half_precision)
     with pytest.raises(RuntimeError, match="full float32 precision"):
         linkage(rng.standard_normal((50, 8)))
 
