@@ -11,7 +11,7 @@ from typing import Any
 
 from visreg_core import __version__
 from visreg_core._optional import require
-from visreg_core.crosscheck._run import CheckRecord, Combination
+from visreg_core.crosscheck._records import CheckRecord, Combination
 
 _DISTRIBUTIONS = (
     "numpy",

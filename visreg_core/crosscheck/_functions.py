@@ -1,0 +1,146 @@
+"""Checks of slices, quantiles, affinities and walks: functions that return arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import visreg_core
+from visreg_core import _xp
+from visreg_core._typing import Array
+from visreg_core.crosscheck import _magnitudes as magnitudes
+from visreg_core.crosscheck._check import TOLERANCES, Call, Check, Fields, as_fields, largest
+from visreg_core.crosscheck._inputs import Arrays
+from visreg_core.slices import threefry2x32
+
+
+def _words(call: Call) -> Fields:
+    """Words of the known answers, and of a block of counters under one key."""
+    xp, device, _ = call.place
+
+    def int32(values: Any) -> Array:
+        words = np.asarray(values, dtype=np.uint64).astype(np.uint32).view(np.int32)
+        return _xp.from_numpy(xp, words, device=device, dtype=xp.int32)
+
+    known = threefry2x32(*(int32(column) for column in zip(*_KNOWN_INPUTS, strict=True)))
+    block = np.arange(1 << 12)
+    key = [np.full(block.size, k) for k in (0x9E3779B9, 0xDEADBEEF)]
+    many = threefry2x32(*map(int32, (*key, block * 0x000F1234, block % 61)))
+    return (*known, *many)
+
+
+_KNOWN_INPUTS = (
+    (0, 0, 0, 0),
+    (0xFFFFFFFF,) * 4,
+    (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3),
+)
+_KNOWN_WORDS = ((0x6B200159, 0x1CB996FC, 0xC4923A9C), (0x99BA4EFE, 0xBB002BE7, 0x483DF7A0))
+
+
+def _dyadic_walk(call: Call) -> Fields:
+    """A walk whose cumulative probabilities are multiples of 1/8: exact in every dtype."""
+    shares = np.array([0.125, 0.25, 0.5, 0.125])
+    transition = np.zeros((64, 64))
+    for i in range(64):
+        transition[i, (i + 7 * np.arange(4)) % 64] = np.roll(shares, i)
+    xp, device, dtype = call.place
+    p = _xp.from_numpy(xp, transition, device=device, dtype=getattr(xp, dtype))
+    return (visreg_core.sample_random_walk(p, seed=5, step=6, n_steps=3),)
+
+
+def _array(
+    function: str,
+    variant: str,
+    call: Callable[[Call], Any],
+    tolerance: str = "array",
+    *,
+    result: str = "input",
+    scale: Callable[[Arrays], float] | None = None,
+    conditioned: bool = False,
+) -> Check:
+    def scales(arrays: Arrays, reference: Fields) -> tuple[float, ...]:
+        return tuple(scale(arrays) if scale else r for r in largest(reference))
+
+    return Check(
+        function,
+        variant,
+        "array",
+        "given",
+        lambda c: as_fields(call(c)),
+        scales,
+        TOLERANCES[tolerance],
+        result,
+        conditioned=conditioned,
+    )
+
+
+def _wide(call: Call, name: str) -> Array:
+    """An array in the compute dtype, which losses and affinities are always in."""
+    x = call.arrays[name]
+    return _xp.cast(call.place.xp, x, _xp.compute_dtype(call.place.xp, x))
+
+
+def _orthonormal_scale(arrays: Arrays) -> float:
+    return math.sqrt(arrays["z"].shape[0]) * magnitudes.column_condition(arrays["z"])
+
+
+FUNCTIONS: tuple[Check, ...] = (
+    Check(
+        "random_slices",
+        "Threefry words",
+        "words",
+        "given",
+        _words,
+        lambda arrays, reference: (1.0,) * len(reference),
+        TOLERANCES["exact"],
+        "integer",
+        expected=tuple(np.array(w, dtype=np.uint32).view(np.int32) for w in _KNOWN_WORDS),
+    ),
+    _array(
+        "random_slices",
+        "",
+        lambda c: visreg_core.random_slices(13, 40, seed=7, step=8, **c.place.options),
+    ),
+    _array(
+        "random_slices",
+        "orthogonal",
+        lambda c: visreg_core.random_slices(
+            13, 40, seed=7, sampler="orthogonal", **c.place.options
+        ),
+        scale=lambda arrays: 30.0,
+    ),
+    _array("normal_quantiles", "", lambda c: visreg_core.normal_quantiles(101, **c.place.options)),
+    _array(
+        "joint_objective",
+        "",
+        lambda c: visreg_core.joint_objective(_wide(c, "one"), _wide(c, "other"), 0.75),
+        "value",
+        result="compute",
+    ),
+    _array(
+        "random_walk_affinity",
+        "",
+        lambda c: visreg_core.random_walk_affinity(c.arrays["a"], c.arrays["b"]),
+        "value",
+        result="compute",
+        scale=lambda arrays: magnitudes.affinity(arrays["a"], arrays["b"]),
+        conditioned=True,
+    ),
+    _array(
+        "transition_matrix",
+        "",
+        lambda c: visreg_core.transition_matrix(_wide(c, "affinity")),
+        "value",
+        result="compute",
+    ),
+    _array("sample_random_walk", "", _dyadic_walk, "exact", result="integer"),
+    _array(
+        "orthonormalize",
+        "",
+        lambda c: visreg_core.orthonormalize(c.arrays["z"]),
+        scale=_orthonormal_scale,
+    ),
+)
