@@ -51,6 +51,23 @@ def sliced(
     """
     dtype = samples[0].dtype
     batch = samples[0].shape[0]
+    if _xp.name(xp) == "numpy" and batch > 1:
+        # One batch at a time: with more slices in a chunk the matrix product does less packing.
+        every = [
+            sliced(
+                xp,
+                tuple(x[i : i + 1, ...] for x in samples),
+                slices[i : i + 1, ...] if slices.shape[0] > 1 else slices,
+                term,
+                scratch=scratch,
+                need_grad=need_grad,
+                chunk_size=chunk_size,
+                projection_dtype=projection_dtype,
+            )
+            for i in range(batch)
+        ]
+        per_sample = zip(*(g for _, g in every), strict=True)
+        return xp.concat([v for v, _ in every]), tuple(xp.concat(list(g)) for g in per_sample)
     units = [_unit(xp, x, projection_dtype) for x in samples]
     projected = [
         xp.permute_dims(_xp.cast(xp, x if u is None else x / u, projection_dtype), (0, 2, 1))

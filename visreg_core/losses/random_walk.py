@@ -143,7 +143,8 @@ def transition_matrix(affinity: Array) -> Array:
     """
     xp = _xp.namespace(affinity)
     _check_square("affinity", affinity)
-    return affinity / xp.sum(affinity, axis=-1, keepdims=True)
+    wide = _xp.cast(xp, affinity, _xp.compute_dtype(xp, affinity))
+    return _xp.cast(xp, wide / xp.sum(wide, axis=-1, keepdims=True), affinity.dtype)
 
 
 def sample_random_walk(

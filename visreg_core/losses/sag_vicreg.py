@@ -65,7 +65,7 @@ def _sag_vicreg_loss(
         branches = of_branches(
             on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
         )
-        to_a = pair_weight * difference * (2 * scale) * (on_total * w_invariance + on_invariance)
+        to_a = pair_weight * difference * (2 * scale * (on_total * w_invariance + on_invariance))
         columns = xp.matrix_transpose(to_a)
         to_b = _xp.add_last(xp, size, xp.broadcast_to(pairs, columns.shape), columns)
         pairing = (to_a, -xp.matrix_transpose(to_b))

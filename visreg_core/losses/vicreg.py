@@ -28,7 +28,8 @@ class VICRegTerms(NamedTuple):
     covariance: Array
 
 
-Pullback = Callable[[], Array]
+# cotangent -> gradient: the cotangent multiplies a row or a small matrix, never (N, D) entries
+Pullback = Callable[[Scalar], Array]
 
 
 # --- the terms of one branch, from its centred rows ----------------------------------------------
@@ -46,11 +47,10 @@ def _variance(
     deviation = _rows.standard_deviation(xp, centred, rows.n, eps=eps, ddof=1)
     hinge = hinge_from_deviation(xp, deviation, gamma)
 
-    def pullback() -> Array:
+    def pullback(cotangent: Scalar) -> Array:
         slope = -(2 * hinge if power == 2 else xp.astype(hinge > 0, hinge.dtype))
-        size = (rows.n - 1) * math.prod(hinge.shape)
-        factor = slope * _rows.safe_reciprocal(xp, deviation) / size
-        return rows.centred() * factor
+        share = cotangent / ((rows.n - 1) * math.prod(hinge.shape))
+        return rows.centred() * (slope * _rows.safe_reciprocal(xp, deviation) * share)
 
     return xp.mean(hinge**power), pullback
 
@@ -70,7 +70,7 @@ def _covariance(xp: Namespace, rows: _rows.Rows, centred: Array) -> tuple[Array,
     square = scale * scale
     return (
         xp.sum((value / divisor) * square * square),
-        lambda: (pullback() / divisor) * (square * scale),
+        lambda cotangent: pullback((cotangent / divisor) * (square * scale)),
     )
 
 
@@ -82,42 +82,41 @@ def off_diagonal(xp: Namespace, matrix: Array) -> Array:
 def _off_diagonal(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
     """Σ_{i≠j} (u_i · u_j)² over columns, (..., 1, 1), by the D × D product; gradient for u."""
     off = off_diagonal(xp, xp.matrix_transpose(u) @ u)
-    return xp.sum(off * off, axis=(-2, -1), keepdims=True), lambda: 4 * (u @ off)
+    return xp.sum(off * off, axis=(-2, -1), keepdims=True), lambda ct: u @ (off * (4 * ct))
 
 
 def _off_diagonal_gram(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
     """The same by the N × N Gram matrix: Σ_ij (u_i · u_j)² = ‖u uᵀ‖², less the diagonal.
 
     Taking the diagonal away cancels only where a few columns carry nearly all of the Gram matrix.
-    So the heaviest ones are multiplied with the others directly, and the Gram matrix is that of
-    the rest, of which there are more than N.
+    So the heaviest ones, h, are multiplied with every column directly, and the Gram matrix is that
+    of the light ones alone, of which there are more than N.
     """
-    norms = xp.sum(_xp.stop_gradient(u * u), axis=-2)
-    heavy = xp.argsort(norms, axis=-1, descending=True, stable=True)[
-        ..., None, : min(_HEAVY, u.shape[-1])
-    ]
-    columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))[:, None]
-    one_hot = xp.astype(columns == heavy, u.dtype)  # (..., D, _HEAVY)
+    squares = xp.sum(u * u, axis=-2, keepdims=True)
+    order = xp.argsort(_xp.stop_gradient(squares), axis=-1, descending=True, stable=True)
+    heavy = order[..., : min(_HEAVY, u.shape[-1])]
+    columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))
+    own = xp.matrix_transpose(heavy) == columns  # (..., heavy, D)
+    light = ~xp.any(own, axis=-2, keepdims=True)
     index = xp.broadcast_to(heavy, (*u.shape[:-1], heavy.shape[-1]))
     h = xp.take_along_axis(u, index, axis=-1)
-    light = xp.sum(one_hot, axis=-1)[..., None, :] == 0
-    rest = xp.where(light, u, xp.zeros_like(u))
 
+    rest = xp.where(light, u, xp.zeros_like(u))
     gram = rest @ xp.matrix_transpose(rest)
-    squares = xp.sum(rest * rest, axis=-2, keepdims=True)
-    cross = xp.matrix_transpose(h) @ rest
-    among, among_pullback = _off_diagonal(xp, h)
-    value = (
-        xp.sum(gram * gram, axis=(-2, -1), keepdims=True)
-        - xp.sum(squares * squares, axis=-1, keepdims=True)
-        + 2 * xp.sum(cross * cross, axis=(-2, -1), keepdims=True)
-        + among
+    cross = xp.matrix_transpose(h) @ u
+    cross = xp.where(own, xp.zeros_like(cross), cross)
+    diagonal = xp.where(light, squares, xp.zeros_like(squares))
+    # A light column meets a heavy one in two products, (i, j) and (j, i), which cross has once.
+    times = 1 + xp.astype(light, u.dtype)
+    value = xp.sum(gram * gram, axis=(-2, -1), keepdims=True) + xp.sum(
+        times * xp.sum(cross * cross, axis=-2, keepdims=True) - diagonal * diagonal,
+        axis=-1,
+        keepdims=True,
     )
 
-    def pullback() -> Array:
-        of_rest = 4 * (gram @ rest - rest * squares + h @ cross)
-        of_heavy = 4 * (rest @ xp.matrix_transpose(cross)) + among_pullback()
-        return xp.where(light, of_rest, of_heavy @ xp.matrix_transpose(one_hot))
+    def pullback(ct: Array) -> Array:
+        ct = 4 * ct
+        return (gram * ct) @ u + h @ (cross * ct) - u * (diagonal * ct)
 
     return value, pullback
 
@@ -133,7 +132,7 @@ def _single(
     value, pullback = term(xp, rows, centred, *args)
 
     def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, _rows.centre_gradient(xp, pullback() * cotangent, rows), z)
+        return gradient_like(xp, _rows.centre_gradient(xp, pullback(cotangent), rows), z)
 
     return value, vjp
 
@@ -278,9 +277,9 @@ def _invariance(
     value = sum(squares[1:], squares[0]) * scale
 
     def of_view(v: int) -> Pullback:
-        def pullback() -> Array:
+        def pullback(cotangent: Scalar) -> Array:
             others = [wide[v] - wide[u] for u in range(len(wide)) if u != v]
-            return sum(others[1:], others[0]) * (2 * scale)
+            return sum(others[1:], others[0]) * (2 * scale * cotangent)
 
         return pullback
 
@@ -317,8 +316,8 @@ def branch_terms(
         for r, (_, of_variance), (_, of_covariance) in zip(
             rows, variances, covariances, strict=True
         ):
-            g = of_variance() * (on_variance * per_variance)
-            g = g + of_covariance() * (on_covariance * per_covariance)
+            g = of_variance(on_variance * per_variance)
+            g = g + of_covariance(on_covariance * per_covariance)
             gradients.append(_rows.centre_gradient(xp, g, r))
         if not stacked:
             return gradients
@@ -364,7 +363,7 @@ def _vicreg_loss(
         )
         scale = (on_total * w_invariance + on_invariance) * invariance_scale
         gradients = [
-            g + pullback() * scale for g, pullback in zip(branches, of_invariance, strict=True)
+            g + pullback(scale) for g, pullback in zip(branches, of_invariance, strict=True)
         ]
         return view_gradients(xp, gradients, a, b)
 
