@@ -140,7 +140,7 @@ def gaussian_sliced_wasserstein(
     chunk_size : int, optional
         Slices projected at once; bounds memory and changes nothing else.
     projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; z's own if not given (float32 at least on NumPy).
+        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
 
     Returns
     -------

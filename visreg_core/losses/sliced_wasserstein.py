@@ -259,8 +259,8 @@ def sliced_wasserstein(
     chunk_size : int, optional
         Slices projected at once; bounds memory and changes nothing else.
     projection_dtype : dtype, optional
-        Dtype of the products ``x @ slices`` and ``y @ slices``; x's own if not given (float32 at
-        least on NumPy).
+        Dtype of the products ``x @ slices`` and ``y @ slices``; float32, and float64
+        for float64 samples, if not given.
 
     Returns
     -------
