@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from visreg_core.report import LOSSES, PAIR, SPECTRUM, Comparison
+from visreg_core._hierarchies import LABELLED, TREE
+from visreg_core.report import GAUSSIANITY, LOSSES, PAIR, SPECTRUM, Comparison
 
 _OPERATORS = {
     "<=": operator.le,
@@ -48,11 +49,11 @@ def parse(text: str, known: Sequence[str]) -> Condition:
 
 def known_names(*, pairs: bool) -> tuple[str, ...]:
     """Names that conditions may use: those of files, and those of pairs of files."""
-    return LOSSES + SPECTRUM + (PAIR if pairs else ())
+    return LOSSES + SPECTRUM + GAUSSIANITY + TREE + LABELLED + (PAIR if pairs else ())
 
 
 def met(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
-    """One line for each file or pair of files that meets a condition.
+    """One line for each file, level of its labels, or pair of files that meets a condition.
 
     A value that is NaN, or that these files do not have, meets every condition: a check that
     cannot be made must not pass.
@@ -66,11 +67,17 @@ def met(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
 
 
 def _values(name: str, comparison: Comparison) -> Iterator[tuple[str, float | None]]:
-    if name not in PAIR:
-        for r in comparison.reports:
-            yield r.name, r.losses[name].value if name in r.losses else r.spectrum[name]
+    if name in PAIR:
+        for p in comparison.pairs:
+            found = p.measure(name)
+            yield f"{p.first} and {p.second}", None if found is None else found.value
         return
-    for p in comparison.pairs:
-        distance = p.sliced_wasserstein
-        value = p.linear_cka if name == "linear_cka" else distance and distance.value
-        yield f"{p.first} and {p.second}", value
+    for r in comparison.reports:
+        if name not in LABELLED:
+            one_each = {**r.gaussianity, **r.spectrum, **r.hierarchy.measures}
+            yield r.name, r.losses[name].value if name in r.losses else one_each[name]
+        elif not r.hierarchy.labelled:
+            yield r.name, None
+        else:
+            for level, value in enumerate(r.hierarchy.labelled[name], 1):
+                yield f"{r.name}, level {level}", value

@@ -14,12 +14,17 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
+
 from visreg_core import __version__, _conditions, _outputs, _render, _xp, crosscheck
+from visreg_core._hierarchies import CLUSTERINGS, DEFAULT_TREE, TreeOptions
+from visreg_core._labels import load_labels
 from visreg_core._optional import MissingExtraError
 from visreg_core._progress import ProgressBar
 from visreg_core._streaming import Place
-from visreg_core.embeddings import FORMATS, EmbeddingsError, load
+from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, load
 from visreg_core.embeddings._source import one_line
+from visreg_core.metrics.linkage import METHODS, METRICS
 from visreg_core.report import Comparison, compare, report
 
 _BACKENDS = ("numpy", "torch", "jax", "cupy")
@@ -83,8 +88,9 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Declare `visreg report`."""
     parser = commands.add_parser(
         "report",
-        help="losses, spectrum and pictures of saved embeddings",
-        description="Losses, spectrum and pictures of saved embeddings, taken as one batch.",
+        help="losses, spectrum, hierarchy and pictures of saved embeddings",
+        description="Losses, spectrum, hierarchy and pictures of saved embeddings, taken as one\n"
+        "batch; with labels, how well the embeddings agree with them, level by level.",
         epilog=_FILES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -104,8 +110,8 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "compare",
         help="reports side by side, with the distance of each pair",
         description="Reports of several files side by side; for each pair the sliced Wasserstein\n"
-        "distance (files of one width) and linear CKA (files of one length, row i being\n"
-        "the same item in both).",
+        "distance (files of one width), linear CKA and the similarity of the hierarchies\n"
+        "(files of one length, row i being the same item in both).",
         epilog=_FILES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -150,6 +156,44 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         help="of the directions and of the rows drawn (default: %(default)s)",
     )
     parser.add_argument(
+        "--tree-rows",
+        metavar="COUNT",
+        type=_integer(2),
+        default=DEFAULT_TREE.rows,
+        help="draw this many rows, the same in files of one length, for the dendrogram and all "
+        "that is said of the hierarchy; exact for these rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--linkage",
+        choices=METHODS,
+        default=DEFAULT_TREE.method,
+        help="of the dendrogram (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metric",
+        choices=METRICS,
+        default=DEFAULT_TREE.metric,
+        help="distance of the dendrogram; Ward's linkage wants euclidean (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help=".npy or .csv, one row for each row of the embeddings, one column for each level of "
+        "the hierarchy, the coarsest first: adds hierarchical accuracies and Rand indices",
+    )
+    parser.add_argument(
+        "--class-tree",
+        metavar="FILE",
+        help=".csv, one path from coarse to fine for each class; --labels is then the finest level",
+    )
+    parser.add_argument(
+        "--clustering",
+        choices=CLUSTERINGS,
+        default=DEFAULT_TREE.clustering,
+        help="of the hierarchical Rand index: the dendrogram cut, or spectral clustering, which "
+        "takes long (default: %(default)s)",
+    )
+    parser.add_argument(
         "--backend",
         choices=_BACKENDS,
         default="numpy",
@@ -188,27 +232,42 @@ def _integer(lowest: int, highest: int | None = None):  # type: ignore[no-untype
 
 def _run(files: list[str], arguments: argparse.Namespace) -> int:
     wanted = [path for path in (arguments.json, arguments.html) if path is not None]
+    tree = TreeOptions(
+        arguments.tree_rows, arguments.linkage, arguments.metric, arguments.clustering
+    )
+    beside = [path for path in (arguments.labels, arguments.class_tree) if path is not None]
+    if beside == [arguments.class_tree]:
+        raise UsageError("--class-tree: expected --labels beside it; found none")
     stored = [load(file) for file in files]
     place = _place(arguments.backend, arguments.device)
     try:
-        _outputs.check(wanted, [file.split("::", 1)[0] for file in files])
+        tree.check()
+        _outputs.check(wanted, [file.split("::", 1)[0] for file in files] + beside)
     except ValueError as error:
         raise UsageError(str(error)) from None
     options = {
         "rows": arguments.rows,
         "seed": arguments.seed,
         "n_slices": arguments.slices,
+        "tree": tree,
+        "labels": _labels(stored, arguments.labels, arguments.class_tree),
         "place": place,
     }
     with ProgressBar() as bar:
         if len(stored) == 1:
-            comparison = Comparison([report(stored[0], tick=bar, **options)], [])
+            comparison = Comparison([report(stored[0], tick=bar, **options)], [], tree)
         else:
             comparison = compare(stored, tick=bar, **options)
     settings = {
         "rows": arguments.rows,
         "slices": arguments.slices,
         "seed": arguments.seed,
+        "tree_rows": arguments.tree_rows,
+        "linkage": arguments.linkage,
+        "metric": arguments.metric,
+        "labels": arguments.labels,
+        "class_tree": arguments.class_tree,
+        "clustering": arguments.clustering,
         "backend": arguments.backend,
         "device": arguments.device,
     }
@@ -226,6 +285,18 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     for line in met:
         print(f"visreg: {one_line(line)}", file=sys.stderr)
     return 3 if met else 0
+
+
+def _labels(
+    stored: Sequence[Embeddings], file: str | None, class_tree: str | None
+) -> np.ndarray | None:
+    if file is None:
+        return None
+    for other in stored[1:]:
+        if other.shape[0] != stored[0].shape[0]:
+            found = f"{other.shape[0]} rows in {other.name}"
+            raise EmbeddingsError(file, found, f"{stored[0].shape[0]}, for labels of all files")
+    return load_labels(file, stored[0].shape[0], class_tree)
 
 
 def _place(backend: str, device: str | None) -> Place:

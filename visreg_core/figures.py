@@ -100,7 +100,7 @@ def _spectrum(pictures: Sequence[Pictures]) -> str:
         else:
             ax.set_title("all eigenvalues are 0", loc="left")
 
-    return _svg(draw, (5.6, 3.8))
+    return svg_document(draw, (5.6, 3.8))
 
 
 def _deviations(pictures: Sequence[Pictures]) -> str:
@@ -116,7 +116,7 @@ def _deviations(pictures: Sequence[Pictures]) -> str:
         if len(pictures) > 1:
             ax.legend()
 
-    return _svg(draw, (5.6, 3.8))
+    return svg_document(draw, (5.6, 3.8))
 
 
 def _quantiles(pictures: Sequence[Pictures]) -> str:
@@ -142,7 +142,7 @@ def _quantiles(pictures: Sequence[Pictures]) -> str:
             ax.set_title(f"{_label(i, pictures)}shape loss by slice", loc="left")
             ax.legend(loc="upper left", markerscale=2)
 
-    return _svg(draw, _panel_size(len(pictures)))
+    return svg_document(draw, _panel_size(len(pictures)))
 
 
 def _correlation(pictures: Sequence[Pictures]) -> str:
@@ -164,7 +164,7 @@ def _correlation(pictures: Sequence[Pictures]) -> str:
             ax.set_title(f"{_label(i, pictures)}{some}", loc="left")
         figure.colorbar(image, ax=panels, fraction=0.046, pad=0.03)
 
-    return _svg(draw, _panel_size(len(pictures)))
+    return svg_document(draw, _panel_size(len(pictures)))
 
 
 def _panel_size(count: int) -> tuple[float, float]:
@@ -181,7 +181,7 @@ def _panels(figure: Any, count: int) -> list[Any]:
     return list(panels[:count])
 
 
-def _svg(draw: Any, size: tuple[float, float]) -> str:
+def svg_document(draw: Any, size: tuple[float, float]) -> str:
     """Draw on a figure of its own, outside of pyplot's state, and return the SVG document."""
     matplotlib = require("matplotlib", extra="report", purpose="an HTML report")
     from matplotlib.figure import Figure

@@ -1,7 +1,8 @@
-"""What `visreg report` and `visreg compare` compute: losses, spectrum and pictures of a file.
+"""What `visreg report` and `visreg compare` compute: losses, spectrum, hierarchy, pictures.
 
 Every number is that of the public function of its name with its defaults, on all rows as one
-batch; `visreg_core._streaming` says how they come about without the rows in memory.
+batch; `visreg_core._streaming` says how they come about without the rows in memory. Dendrograms
+are of a sample of the rows; see `visreg_core._hierarchies`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,18 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core import _checks
+from visreg_core._hierarchies import (
+    DEFAULT_TREE,
+    PAIR_OF_TREES,
+    Hierarchy,
+    Interval,
+    Rows,
+    TreeOptions,
+    TreePair,
+    hierarchy,
+    rows_of,
+    tree_pair,
+)
 from visreg_core._streaming import (
     Moments,
     Place,
@@ -41,6 +54,7 @@ from visreg_core.metrics import (
     rankme_from_singular_values,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.gaussianity import mean_z_scores
 from visreg_core.slices import random_slices
 
 LOSSES: tuple[str, ...] = (
@@ -61,7 +75,8 @@ SPECTRUM: tuple[str, ...] = (
     "alpha_req",
     "condition_number",
 )
-PAIR: tuple[str, ...] = ("sliced_wasserstein", "linear_cka")
+GAUSSIANITY: tuple[str, ...] = ("gaussianity_epps_pulley_z", "gaussianity_wasserstein_z")
+PAIR: tuple[str, ...] = ("sliced_wasserstein", "linear_cka", *PAIR_OF_TREES)
 
 # Points of a quantile plot, and dimensions of a correlation picture.
 _QUANTILES = 400
@@ -98,7 +113,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Report:
-    """Losses and spectrum of one file; see `report`."""
+    """Losses, spectrum and hierarchy of one file; see `report`."""
 
     name: str
     shape: tuple[int, int]
@@ -107,6 +122,8 @@ class Report:
     bad_rows: int
     losses: dict[str, Estimate]
     spectrum: dict[str, float]
+    gaussianity: dict[str, float]
+    hierarchy: Hierarchy
     pictures: Pictures
 
 
@@ -118,6 +135,15 @@ class Pair:
     second: str
     sliced_wasserstein: Estimate | None
     linear_cka: float | None
+    trees: TreePair | None
+
+    def measure(self, name: str) -> Estimate | Interval | None:
+        """The measure of `PAIR` of this name, or None."""
+        if name == "sliced_wasserstein":
+            return self.sliced_wasserstein
+        if name == "linear_cka":
+            return None if self.linear_cka is None else Estimate(self.linear_cka)
+        return None if self.trees is None else self.trees.measures[name]
 
 
 @dataclass(frozen=True)
@@ -126,6 +152,7 @@ class Comparison:
 
     reports: list[Report]
     pairs: list[Pair]
+    tree: TreeOptions = DEFAULT_TREE
 
 
 def _silent(doing: str, done: int, total: int) -> None:
@@ -138,10 +165,12 @@ def report(
     rows: int | None = None,
     seed: int = 0,
     n_slices: int = 256,
+    tree: TreeOptions = DEFAULT_TREE,
+    labels: np.ndarray | None = None,
     place: Place | None = None,
     tick: Tick = _silent,
 ) -> Report:
-    """Losses and spectrum of saved embeddings, taken as one batch.
+    """Losses, spectrum and hierarchy of saved embeddings, taken as one batch.
 
     Parameters
     ----------
@@ -153,6 +182,13 @@ def report(
         Of the slices and of the draw of rows.
     n_slices : int
         Random directions of the sliced losses, at least 2.
+    tree : TreeOptions
+        ``(rows, method, metric, clustering)``: how many rows the dendrogram and the measures of
+        the hierarchy are made of, drawn by `seed` (all, where there are fewer), how `linkage`
+        makes it, and the clustering of `hierarchical_rand_index`.
+    labels : array (N,) or (N, L), optional
+        Of all rows of the file, column 0 the coarsest level: adds the hierarchical accuracies and
+        Rand indices.
     place : Place, optional
         Namespace and device of the sliced terms; NumPy by default. Moments and spectrum are
         computed on the host in float64.
@@ -167,6 +203,8 @@ def report(
     ------
     EmbeddingsError
         Where rows hold NaN or Inf (how many, and the first few), or the file is truncated.
+    ValueError
+        Labels of another number of rows, or a tree that there is not.
 
     Examples
     --------
@@ -182,7 +220,10 @@ def report(
     """
     place = Place(as_namespace(None)) if place is None else place
     chosen = stored if rows is None else stored.sample(rows, seed=seed)
-    return _report(stored, chosen, moments(chosen, tick), seed, n_slices, place, tick)
+    tree.check()
+    of = moments(chosen, tick)
+    drawn = Rows(chosen, tree, seed)
+    return _report(stored, chosen, of, drawn, labels, seed, n_slices, place, tick)
 
 
 def compare(
@@ -191,19 +232,21 @@ def compare(
     rows: int | None = None,
     seed: int = 0,
     n_slices: int = 256,
+    tree: TreeOptions = DEFAULT_TREE,
+    labels: np.ndarray | None = None,
     place: Place | None = None,
     tick: Tick = _silent,
 ) -> Comparison:
-    """Reports of several files, and each pair's sliced Wasserstein distance and linear CKA.
+    """Reports of several files, and each pair's distance, linear CKA and similarity of hierarchies.
 
-    The distance (p = 2) needs files of one width; CKA needs files of one length, and takes row i
-    to be the same item in both.
+    The sliced Wasserstein distance (p = 2) needs files of one width; CKA and the similarity of the
+    dendrograms need files of one length, and take row i to be the same item in both.
 
     Parameters
     ----------
     stored : sequence of Embeddings
         Two or more.
-    rows, seed, n_slices, place, tick
+    rows, seed, n_slices, tree, labels, place, tick
         As for `report`; files of one length keep the same rows.
 
     Returns
@@ -219,15 +262,17 @@ def compare(
         raise ValueError(f"expected two files or more; found {len(stored)}")
     place = Place(as_namespace(None)) if place is None else place
     chosen = [s if rows is None else s.sample(rows, seed=seed) for s in stored]
+    tree.check()
     every = [moments(c, tick) for c in chosen]
+    drawn = [Rows(c, tree, seed) for c in chosen]
     reports = [
-        _report(s, c, m, seed, n_slices, place, tick)
-        for s, c, m in zip(stored, chosen, every, strict=True)
+        _report(s, c, m, r, labels, seed, n_slices, place, tick)
+        for s, c, m, r in zip(stored, chosen, every, drawn, strict=True)
     ]
     pairs = []
     for i, j in itertools.combinations(range(len(stored)), 2):
         a, b = chosen[i], chosen[j]
-        distance = cka = None
+        distance = cka = trees = None
         if a.shape[1] == b.shape[1]:
             slices = random_slices(a.shape[1], n_slices, seed=seed)
             power = _mean(two_sample_values(a, b, slices, place, tick))
@@ -235,26 +280,38 @@ def compare(
         if stored[i].shape[0] == stored[j].shape[0]:
             cross = cross_scatter(a, b, every[i], every[j], tick)
             cka = linear_cka_from_covariances(every[i].scatter(), every[j].scatter(), cross)
-        pairs.append(Pair(a.name, b.name, distance, cka))
-    return Comparison(reports, pairs)
+            tick("similarity of dendrograms", 0, 1)
+            trees = tree_pair(drawn[i], drawn[j])
+        pairs.append(Pair(a.name, b.name, distance, cka, trees))
+    return Comparison(reports, pairs, tree)
 
 
 def _report(
     stored: Embeddings,
     chosen: Embeddings,
     of: Moments,
+    drawn: Rows,
+    labels: np.ndarray | None,
     seed: int,
     n_slices: int,
     place: Place,
     tick: Tick,
 ) -> Report:
     _checks.positive_int("n_slices", n_slices, minimum=2)
+    if labels is not None:
+        if len(labels) != stored.shape[0]:
+            raise ValueError(
+                f"expected labels of {stored.shape[0]} rows, those of {stored.name}; "
+                f"found {len(labels)}"
+            )
+        labels = labels[rows_of(stored, drawn.selection)]
     slices = random_slices(chosen.shape[1], n_slices, seed=seed)
     values = slice_values(chosen, of, slices, place, tick)
     centred = of.singular_values(center=True)
     # Singular values of float32 embeddings are known to float32's rounding only.
     unit = 2.0**-52 if chosen.dtype == np.float64 else 2.0**-23
     rtol = min(chosen.shape) * unit
+    z_scores = mean_z_scores(values.sigreg, values.gaussian, of.n, slices)
     return Report(
         name=stored.name,
         shape=stored.shape,
@@ -263,6 +320,8 @@ def _report(
         bad_rows=0,
         losses=_losses(of, values),
         spectrum=_spectrum(of.singular_values(center=False), centred, rtol),
+        gaussianity=dict(zip(GAUSSIANITY, z_scores, strict=True)),
+        hierarchy=hierarchy(drawn, labels, seed),
         pictures=_pictures(chosen, of, values, slices, centred, rtol, place),
     )
 

@@ -72,7 +72,9 @@ def test_outputs(files):
     assert main(["report", "a.npy", *arguments]) == 0
     read = json.loads((files / "o.json").read_text())
     assert read["settings"] == {
-        "rows": 50, "slices": 8, "seed": 7, "backend": "numpy", "device": None
+        "rows": 50, "slices": 8, "seed": 7, "tree_rows": 2000, "linkage": "average",
+        "metric": "cosine", "labels": None, "class_tree": None, "clustering": "dendrogram",
+        "backend": "numpy", "device": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
     assert (files / "o.html").read_text().startswith("<!doctype html>")

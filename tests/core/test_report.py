@@ -247,8 +247,8 @@ def test_html_is_self_contained_and_escaped(comparison):
     assert "&lt;script&gt;alert(1)&lt;script&gt;.npy" in html
     assert "[red]$x_1$ &amp; “b”.npy" in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).replace("http-equiv", "")
-    assert html.count("<img") == 4
-    for name in report.LOSSES + report.SPECTRUM + report.PAIR:
+    assert html.count("<img") == 7  # a dendrogram each, and a tanglegram
+    for name in report.LOSSES + report.SPECTRUM + report.GAUSSIANITY + report.PAIR:
         assert f"<th>{name}</th>" in html
 
 
@@ -274,7 +274,7 @@ def test_json_has_no_bare_nan(saved):
 
 
 def test_every_name_has_a_meaning():
-    assert set(_render.MEANINGS) == set(report.LOSSES + report.SPECTRUM + report.PAIR)
+    assert set(_render.MEANINGS) == set(_conditions.known_names(pairs=True))
 
 
 # --- conditions ----------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_conditions(text, parsed):
         ("rankme", "expected NAME"),
         ("rankme<", "expected NAME"),
         ("rankme<x", "expected a number after rankme<; found 'x'"),
-        ("rank<5", "expected one of visreg_loss, .*, condition_number; found 'rank'"),
+        ("rank<5", "expected one of visreg_loss, .*, condition_number, .*; found 'rank'"),
         ("linear_cka<5", "found 'linear_cka'"),
         ("rankme=<5", "expected NAME"),
         ("__import__('os')", "expected NAME"),

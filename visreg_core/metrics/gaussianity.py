@@ -192,6 +192,19 @@ def gaussianity(
     return Gaussianity(*tests)
 
 
+def mean_z_scores(
+    epps_pulley_values: np.ndarray, wasserstein_values: np.ndarray, n: int, slices: np.ndarray
+) -> tuple[float, float]:
+    """`mean_z` of both tests from the statistics (K,) of `n` rows on `slices` (D, K), at hand.
+
+    The Epps-Pulley statistics are those of `epps_pulley`, the others squared W₂ distances.
+    """
+    laws = _laws(n, slices, 3.0, 17)
+    means = float(np.mean(epps_pulley_values)), float(np.mean(wasserstein_values)) * n
+    first, second = ((m - law.mean) / law.std_of_mean for m, law in zip(means, laws, strict=True))
+    return first, second
+
+
 class WorstDirection(NamedTuple):
     """A direction (D,) found on one half of the rows, and its test on the other half."""
 
