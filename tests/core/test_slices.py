@@ -85,7 +85,7 @@ def test_threefry_broadcasts(backend):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("dim", "n"), [(5, 7), (1, 4), (2, 2), (16, 3), (3, 40)])
+@pytest.mark.parametrize(("dim", "n"), [(5, 7), (1, 4), (3, 40)])
 def test_unit_columns_of_the_asked_kind(where, sampler, dim, n):
     w = drawn(where.backend, dim, n, dtype=where.dtype, sampler=sampler)
     assert where.backend.owns(w)
@@ -142,7 +142,7 @@ def test_directions_agree_across_backends_and_dtypes(where, sampler, dim):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 13])
+@pytest.mark.parametrize("start", [1, 5, 13])
 def test_start_addresses_slices(where, sampler, start):
     everything = where.to_numpy(drawn(where.backend, 5, 20, seed=3, step=2, sampler=sampler,
                                       dtype=where.dtype))  # fmt: skip
@@ -207,7 +207,7 @@ def box_muller(dim, k, seed, step):
     return [v / length for v in normals]
 
 
-@pytest.mark.parametrize("dim", [1, 2, 7])
+@pytest.mark.parametrize("dim", [1, 7])
 @pytest.mark.parametrize(
     ("seed", "step", "start"), [(0, 0, 0), (7, 5, 3), (2**32 - 1, 2**31, 2**32 - 4)]
 )
@@ -262,7 +262,7 @@ def test_slices_are_independent_of_each_other():
 # Orthogonal sampler ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5, 24])
+@pytest.mark.parametrize("dim", [1, 2, 24])
 def test_blocks_are_orthonormal(where, dim):
     w = where.to_numpy(
         drawn(where.backend, dim, 3 * dim, seed=8, sampler="orthogonal", dtype=where.dtype)

@@ -12,6 +12,7 @@ from tests.cases import CASES, PRIMARY, each
 from tests.core.losses.test_gradients import uneven_cotangents
 from visreg_core import (
     barlow_twins_loss,
+    covariance_loss,
     gaussian_sliced_wasserstein,
     random_slices,
     scale_loss,
@@ -164,6 +165,23 @@ def test_values_are_right_far_off_centre(case, where, offset, rng):
     _, expected = case.value_and_grad(centred)
     for g, e in zip(gradients, expected, strict=True):
         assert np.linalg.norm(where.to_numpy(g) - e) <= 2e-5 * np.linalg.norm(e)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize(("n", "d"), [(3000, 3), (40, 60)])
+def test_covariance_of_many_rows_at_every_scale(where, scale, n, d, rng):
+    """Sums of N products of 1e8 squared overflow float32 though their mean square does not."""
+    z = (scale * rng.normal(size=(n, d)) @ (np.eye(d) + 0.3 * rng.normal(size=(d, d)))).astype(
+        np.float32
+    )
+    c = np.cov(z.astype(np.float64), rowvar=False)
+    off = c - np.diag(np.diag(c))
+    value, gradient = value_and_grad(covariance_loss)(where.asarray(z))
+    assert_allclose(where.to_numpy(value), np.sum(off**2) / d, rtol=2e-5)
+    centred = z.astype(np.float64) - z.mean(0, dtype=np.float64)
+    expected = 4 / (d * (n - 1)) * centred @ off
+    error = np.linalg.norm(where.to_numpy(gradient).astype(np.float64) - expected)
+    assert error <= 2e-5 * np.linalg.norm(expected)
 
 
 SMALL = {"two rows": (2, 3, 4), "one dimension": (6, 1, 3), "two numbers": (2, 1, 1)}

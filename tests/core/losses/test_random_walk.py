@@ -91,6 +91,23 @@ def test_frequencies_match_the_transition_matrix(n_steps, rng):
         assert scipy.stats.chi2_contingency(table).pvalue > 1e-5
 
 
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_the_walk_is_the_inverse_cdf_of_the_documented_stream(where, n_steps, rng):
+    """Walker i at step t takes the uniform of the first word of counter (i, 2**28 + t)."""
+    n, seed, step = 40, 9, 2**31 + 5
+    p = rng.uniform(size=(n, n)).astype(np.float32).astype(np.float64)
+    got = sample_random_walk(where.asarray(p), seed=seed, step=step, n_steps=n_steps)
+    cumulative = np.cumsum(p, axis=1) / p.sum(axis=1, keepdims=True)
+    expected = np.arange(n)
+    for t in range(n_steps):
+        words = [reference.threefry2x32(seed, step, i, (1 << 28) + t)[0] for i in range(n)]
+        u = [((w >> 9) + 0.5) / 2**23 for w in words]
+        expected = np.array(
+            [np.searchsorted(cumulative[at], v) for at, v in zip(expected, u, strict=True)]
+        )
+    assert np.array_equal(where.to_numpy(got), expected)
+
+
 def test_steps_are_independent(rng):
     p = np.full((4, 4), 0.25)
     walks = np.stack([sample_random_walk(p, step=s) for s in range(2000)])
