@@ -170,9 +170,12 @@ class Case:
         return arrays
 
     def split(self, arrays):
-        """Positional and keyword arguments of a call."""
+        """Positional and keyword arguments of a call (JAX sorts dictionaries by key)."""
         keyword = {n: a for n, a in arrays.items() if n in ("x_weights", "y_weights")}
-        return [a for n, a in arrays.items() if n not in keyword], {**self.options, **keyword}
+        return [arrays[n] for n in self.array_ndims if n not in keyword], {
+            **self.options,
+            **keyword,
+        }
 
     @property
     def function(self):
