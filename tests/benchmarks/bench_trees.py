@@ -24,7 +24,8 @@ ABOUT = (
     "set. Times at N = {n} are medians of {rounds} interleaved rounds in one process, ratios (of "
     "wall time) the median over rounds; memory and the larger times are of fresh processes, one "
     "run each. On a machine with other work CPU time is what to read. Linkage multiplies about "
-    "3 N² D pairs of numbers, so that time grows as N² and memory as N·D. No GPU was there to run "
+    "3 N² D pairs of numbers, so that time grows as N² (a little faster once blocks of distances "
+    "leave the caches) and memory as N·D. No GPU was there to run "
     "on."
 )
 AIMS = {
