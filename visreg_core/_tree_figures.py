@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from visreg_core._hierarchies import Hierarchy, TreePair
+from visreg_core._optional import require
 from visreg_core.figures import svg_document
 
 _COLORS = (
     "#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#2a9d9a", "#c2578f", "#6b7f2a",
 )  # fmt: skip
-_WIDTH = 12.0  # inches, that of a page
+_WIDTH = 10.5  # inches, that of a page
 _INK = "#5d6775"
 _PALE = "#b4bac4"
 
@@ -146,13 +147,12 @@ def shapes(tree: Layout, group: np.ndarray) -> Shapes:
 
 
 def _draw(ax: Any, tree: Layout, group: np.ndarray, *, upright: bool) -> None:
-    from matplotlib.collections import LineCollection, PolyCollection
-
+    collections = _matplotlib("matplotlib.collections")
     drawn = shapes(tree, group)
     turn = slice(None) if upright else slice(None, None, -1)
     triangles = [corners[:, turn] for corners in drawn.triangles]
     ax.add_collection(
-        PolyCollection(
+        collections.PolyCollection(
             triangles,
             facecolors=drawn.triangle_colors,
             edgecolors=drawn.triangle_colors,
@@ -162,7 +162,9 @@ def _draw(ax: Any, tree: Layout, group: np.ndarray, *, upright: bool) -> None:
     )
     lines = [line[:, turn] for line in drawn.lines]
     ax.add_collection(
-        LineCollection(lines, colors=drawn.line_colors, linewidths=1.0, capstyle="projecting")
+        collections.LineCollection(
+            lines, colors=drawn.line_colors, linewidths=1.0, capstyle="projecting"
+        )
     )
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -205,10 +207,13 @@ def dendrogram(found: Hierarchy) -> str:
     return svg_document(draw, (_WIDTH, 3.6 + 0.35 * len(found.n_classes)))
 
 
+def _matplotlib(module: str) -> Any:
+    return require(module, extra="report", purpose="an HTML report")
+
+
 def _class_colors(count: int) -> np.ndarray:
     """Colours (count, 3), 20 different ones, or a round of hues where there are more classes."""
-    from matplotlib import colormaps
-
+    colormaps = _matplotlib("matplotlib").colormaps
     if count <= 20:
         cmap = colormaps["tab10" if count <= 10 else "tab20"]
         return cmap(np.arange(count))[:, :3]
@@ -221,7 +226,7 @@ def tanglegram(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Seq
     Branches and lines have the colours of the first tree's largest branches; a branch of the
     second tree has one where nine in ten of its leaves do.
     """
-    from matplotlib.collections import LineCollection
+    collections = _matplotlib("matplotlib.collections")
 
     def draw(figure: Any) -> None:
         left, middle, right = figure.subplots(1, 3, width_ratios=[4, 3, 4])
@@ -242,10 +247,12 @@ def tanglegram(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Seq
         ends = other[pair.layout.left[places]]
         lines = [[(0, p), (1, q)] for p, q in zip(places, ends, strict=True)]
         colors = [_COLORS[g] if g >= 0 else _PALE for g in group[places]]
-        middle.add_collection(LineCollection(lines, colors=colors, linewidths=0.5, alpha=0.6))
+        middle.add_collection(
+            collections.LineCollection(lines, colors=colors, linewidths=0.5, alpha=0.6)
+        )
         middle.set(xlim=(0, 1), ylim=(a.n - 0.5, -0.5), xticks=[], yticks=[])
         middle.spines[:].set_visible(False)
         some = f"lines of {len(places):,} of {a.n:,} rows" if len(places) < a.n else f"{a.n} rows"
         middle.set_xlabel(some)
 
-    return svg_document(draw, (_WIDTH, 6.4))
+    return svg_document(draw, (_WIDTH, 5.8))
