@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 from visreg_core import _xp
@@ -12,7 +13,7 @@ from visreg_core._typing import Array, Namespace
 
 def choice(argument: str, value: object, known: Iterable[object]) -> None:
     """ValueError listing `known` unless `value` is one of them."""
-    if value not in tuple(known):
+    if type(value) not in (str, int) or value not in tuple(known):
         raise ValueError(f"expected {argument} to be one of {list(known)}; found {value!r}")
 
 
@@ -99,22 +100,37 @@ def row_mask(mask: Array | None, z: Array) -> None:
         )
 
 
+def number(argument: str, value: Any, *, minimum: float = -math.inf, static: bool = False) -> None:
+    """TypeError unless `value` is a number, ValueError below `minimum` or if it is not finite.
+
+    An array of no axes, which may be traced, passes unless it must be `static`.
+    """
+    if not static and _xp.is_array(value) and tuple(value.shape) == ():
+        return
+    least = "" if minimum == -math.inf else f" >= {minimum:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"expected {argument} to be a number{least}; found {value!r}")
+    if not minimum <= float(value) < math.inf:
+        raise ValueError(f"expected {argument} to be a finite number{least}; found {value!r}")
+
+
 def not_negative(argument: str, value: Any) -> None:
-    """ValueError unless the Python number `value` is >= 0 and finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"expected {argument} to be a number >= 0; found {value!r}")
+    """As `number`, for Python numbers >= 0."""
+    number(argument, value, minimum=0, static=True)
 
 
 def positive_int(argument: str, value: Any, *, minimum: int = 1) -> None:
     """Integer of at least `minimum` (bool and float are refused)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(f"expected {argument} to be an integer >= {minimum}; found {value!r}")
 
 
 def weights(argument: str, value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     """One weight per name, as a tuple."""
-    if not isinstance(value, (tuple, list)) or len(value) != len(names):
+    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != len(names):
         raise ValueError(
             f"expected {argument} to be {len(names)} numbers ({', '.join(names)}); found {value!r}"
         )
+    for name, one in zip(names, value, strict=True):
+        number(f"the weight of {name}", one)
     return tuple(value)

@@ -58,14 +58,13 @@ def _flat_order(p: np.ndarray) -> np.ndarray:
     index order, and exchanging neighbours that are out of order (stable, as any bubble sort is)
     finishes the job. Rows that do not finish soon, or are not finite, sort wider words.
     """
+    p = np.ascontiguousarray(p)
     n = p.shape[1]
     index_bits = (n - 1).bit_length()
     low, high = p.min(axis=-1, keepdims=True), p.max(axis=-1, keepdims=True)
-    if (
-        index_bits > _PACKED_INDEX_BITS
-        or p.size > 1 << 31
-        or not (np.isfinite(low) & np.isfinite(high)).all()
-    ):
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(high - low).all()
+    if index_bits > _PACKED_INDEX_BITS or p.size > 1 << 31 or not finite:
         return _wide_order(p) + _row_starts(p, np.intp)
     key_bits = min(31 - index_bits, _KEY_BITS)
     width = np.maximum(high - low, np.finfo(p.dtype).tiny * 2.0**_KEY_BITS, dtype=p.dtype)

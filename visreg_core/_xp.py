@@ -65,10 +65,12 @@ def is_array(x: object) -> bool:
 
 
 def namespace(*arrays: Array | None) -> Namespace:
-    """Array-API namespace shared by `arrays` (None is skipped).
+    """Array-API namespace shared by `arrays` (None is skipped after the first).
 
     Raises TypeError where two libraries meet and ValueError where two devices do, naming both.
     """
+    if arrays[0] is None:
+        raise TypeError("expected an array; found None")
     given = [x for x in arrays if x is not None]
     libraries = [library(x) for x in given]
     for other in libraries[1:]:
@@ -143,8 +145,14 @@ def compute_dtype(xp: Namespace, x: Array) -> DType:
     return xp.float64 if dtype_name(x) == "float64" else xp.float32
 
 
+def _is_dtype(x: object) -> bool:
+    return isinstance(x, (type, np.dtype))  # which, like arrays, have a shape
+
+
 def is_dtype_of(xp: Namespace, dtype: Any) -> bool:
     """Whether `dtype` is a floating dtype that this package knows, of the library `xp`."""
+    if isinstance(dtype, (str, np.generic)) or (is_array(dtype) and not _is_dtype(dtype)):
+        return False
     try:
         found = dtype_name(dtype)
     except TypeError:
@@ -175,7 +183,7 @@ def cast_finite(xp: Namespace, x: Array, dtype: DType) -> Array:
     if dtype_name(dtype) != "float16":
         return cast(xp, x, dtype)
     largest = 65504.0
-    return cast(xp, xp.where(xp.abs(x) > largest, largest * xp.sign(x), x), dtype)
+    return cast(xp, xp.where(xp.abs(x) > largest, largest * sign(xp, x), x), dtype)
 
 
 # --- crossing to the host ------------------------------------------------------------------------
@@ -401,6 +409,20 @@ def cumulative_sum(xp: Namespace, x: Array) -> Array:
     return xp.cumulative_sum(x, axis=-1)
 
 
+def sign(xp: Namespace, x: Array) -> Array:
+    """−1, 0 or 1."""
+    if name(xp) == "torch":  # the wrapper of array-api-compat writes by a mask, which vmap refuses
+        return sys.modules["torch"].sign(x)
+    return xp.sign(x)
+
+
+def beside(xp: Namespace, x: Array, other: Array) -> Array:
+    """`x` on the device of `other`."""
+    if name(xp) in ("torch", "array_api_strict") and x.device != other.device:
+        return x.to(other.device) if name(xp) == "torch" else x.to_device(other.device)
+    return x
+
+
 def sum_rows(xp: Namespace, x: Array) -> Array:
     """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
 
@@ -446,15 +468,16 @@ def accumulate(
     if name(xp) == "jax" and size // chunk > 1:
         lax = sys.modules["jax"].lax
         whole = size // chunk
+        # The first chunk by itself: its sums are the carry, of the right shapes and shardings.
+        first, carry = body(columns[..., :chunk])
 
         def step(carry: Any, start: Array) -> tuple[Any, Any]:
             part = lax.dynamic_slice_in_dim(columns, start, chunk, axis=-1)
             stacked, summed = body(part)
             return [c + s for c, s in zip(carry, summed, strict=True)], stacked
 
-        shapes = sys.modules["jax"].eval_shape(body, columns[..., :chunk])
-        zeros = [xp.zeros(s.shape, s.dtype) for s in shapes[1]]
-        summed, stacked = lax.scan(step, zeros, xp.arange(whole) * chunk)
+        summed, rest = lax.scan(step, list(carry), xp.arange(1, whole) * chunk)
+        stacked = [xp.concat([f[None], r]) for f, r in zip(first, rest, strict=True)]
         # (chunks, ..., chunk) -> (..., chunks * chunk)
         stacked = [
             xp.reshape(xp.moveaxis(s, 0, -2), (*s.shape[1:-1], whole * s.shape[-1]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
 
 import numpy as np
 
@@ -55,16 +54,17 @@ def normal_quantiles(
 
 
 def _host_quantiles(n: int) -> np.ndarray:
-    if n not in _QUANTILES:
+    values = _QUANTILES.get(n)
+    if values is None:
         upper = np.arange(n // 2, 0, -1) / (n + 1)  # Φ⁻¹ is accurate where its argument is small
         half = -importlib.import_module("scipy.special").ndtri(upper)
         middle = [0.0] if n % 2 else []
         values = np.concatenate([-half[::-1], middle, half])
         values.flags.writeable = False
         if len(_QUANTILES) >= _MAX_CACHED:
-            _QUANTILES.pop(next(iter(_QUANTILES)))
+            _QUANTILES.pop(next(iter(_QUANTILES)), None)
         _QUANTILES[n] = values
-    return _QUANTILES[n]
+    return values
 
 
 def masked_normal_quantiles(xp: Namespace, size: int, n: Array, *, dtype: DType) -> Array:
@@ -88,15 +88,12 @@ def epps_pulley_knots(t_max: float, n_knots: int) -> tuple[list[float], list[flo
     and times e^{−t²/2}; targets e^{−t²/2}, the Gaussian's characteristic function.
     """
     _checks.positive_int("n_knots", n_knots, minimum=2)
-    _checks_positive("t_max", t_max)
+    _checks.number("t_max", t_max, static=True)
+    if t_max <= 0:
+        raise ValueError(f"expected t_max > 0; found {t_max!r}")
     step = float(t_max) / (n_knots - 1)
     knots = [j * step for j in range(n_knots)]
     targets = [math.exp(-t * t / 2) for t in knots]
     ends = (0, n_knots - 1)
     weights = [(step if j in ends else 2 * step) * targets[j] for j in range(n_knots)]
     return knots, weights, targets
-
-
-def _checks_positive(argument: str, value: Any) -> None:
-    if not value > 0 or not math.isfinite(value):
-        raise ValueError(f"expected {argument} to be a positive number; found {value!r}")

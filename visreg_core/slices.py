@@ -227,8 +227,8 @@ def _int32_range(xp: Namespace, first: int, count: int, where: dict[str, Device]
 
 def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
     """A key word as an int32 array that broadcasts with the counters."""
-    if isinstance(value, np.integer):
-        value = int(value)
+    if isinstance(value, (np.integer, np.ndarray)) and np.ndim(value) == 0:
+        value = np.asarray(value).item()
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < _WORD:
             raise ValueError(f"expected {argument} in 0 ... 2**32 - 1; found {value}")
@@ -238,7 +238,12 @@ def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
             f"expected {argument} to be an integer or an integer array of no axes; "
             f"found {type(value).__name__}"
         )
-    return xp.reshape(xp.astype(value, xp.int32), (1, 1))
+    if _xp.library(value) != _xp.name(xp):
+        raise TypeError(
+            f"expected {argument} of {_xp.name(xp)} or a Python integer; "
+            f"found an array of {_xp.library(value)}"
+        )
+    return xp.reshape(_xp.beside(xp, xp.astype(value, xp.int32), beside), (1, 1))
 
 
 def _signed(word: int) -> int:

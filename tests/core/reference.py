@@ -186,7 +186,9 @@ def wasserstein_power(u, v, p, u_weights=None, v_weights=None):
 
 def _sorted_masses(x, weights):
     weights = [1.0 / len(x)] * len(x) if weights is None else list(weights)
-    return sorted(zip((float(v) for v in x), weights, strict=True))
+    total = math.fsum(weights)
+    masses = [w / total for w in weights]
+    return sorted(zip((float(v) for v in x), masses, strict=True))
 
 
 def _powers_over_slices(x, y, slices, p, x_weights, y_weights):

@@ -57,7 +57,9 @@ def value_and_vjp(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Callable
     Notes
     -----
     No automatic differentiation is involved: it works on NumPy and CuPy, too. `vjp` may be called
-    several times, to weigh the terms anew.
+    several times, to weigh the terms anew. Where a torch tensor requires a gradient, torch records
+    this computation as it does any other, and keeps what a second derivative needs: call it under
+    ``torch.no_grad()`` where none is wanted.
 
     Examples
     --------

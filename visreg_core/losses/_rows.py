@@ -80,10 +80,11 @@ def centre(xp: Namespace, z: Array, row_mask: Array | None) -> tuple[Rows, Array
     )
     rounded = _xp.stop_gradient(mean)
     first = mean + (xp.minimum(xp.maximum(rounded, low), high) - rounded)
-    rows = Rows(xp, z, first, xp.zeros_like(first), n, keep)
-    shifted = rows.shifted()
+    # Not Rows.shifted: a second cast would give automatic differentiation a second path through
+    # z's dtype, and two overflows of float16 may cancel to NaN.
+    shifted = kept(xp, keep, wide - first)
     rest = _xp.sum_rows(xp, shifted) / n
-    return rows._replace(rest=rest), kept(xp, keep, shifted - rest)
+    return Rows(xp, z, first, rest, n, keep), kept(xp, keep, shifted - rest)
 
 
 def centre_gradient(xp: Namespace, gradient: Array, rows: Rows) -> Array:
@@ -102,14 +103,14 @@ def standard_deviation(
 
 def safe_root(xp: Namespace, x: Array) -> Array:
     """Square root of x >= 0 whose derivative at 0 is 0 for every automatic differentiation."""
-    positive = x > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+    zero = x == 0  # not x > 0: NaN must stay NaN
+    return xp.where(zero, xp.zeros_like(x), xp.sqrt(xp.where(zero, xp.ones_like(x), x)))
 
 
 def safe_reciprocal(xp: Namespace, x: Array) -> Array:
     """1 / x, and 0 at x = 0."""
-    positive = x > 0
-    return xp.where(positive, 1 / xp.where(positive, x, xp.ones_like(x)), xp.zeros_like(x))
+    zero = x == 0
+    return xp.where(zero, xp.zeros_like(x), 1 / xp.where(zero, xp.ones_like(x), x))
 
 
 def power_of_two_below(xp: Namespace, x: Array) -> Array:

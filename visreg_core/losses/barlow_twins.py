@@ -68,9 +68,10 @@ def _barlow_twins_loss(
     need_grad: bool,
 ) -> tuple[BarlowTwinsTerms, Callable[..., object]]:
     xp = _xp.namespace(a, b, row_mask)
-    views = as_views(a, b)
+    views = as_views(xp, a, b)
     _checks.row_mask(row_mask, views[0])
     _checks.not_negative("eps", eps)
+    _checks.number("off_diagonal_weight", off_diagonal_weight)
     rows, centred = zip(*(_rows.centre(xp, z, row_mask) for z in views), strict=True)
     n = rows[0].n
     reciprocals = [

@@ -107,7 +107,7 @@ def _epps_pulley(
         raise ValueError(
             f"expected x with at least 2 samples along axis {axis}; found shape {tuple(x.shape)}"
         )
-    moved = xp.moveaxis(x, axis, -1)
+    moved = x if axis == -1 else xp.matrix_transpose(x)
     _checks.row_mask(row_mask, moved[..., None])
     rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
     n = _rows.count(xp, rows[..., None], row_mask)
@@ -124,7 +124,9 @@ def _epps_pulley(
         scaled = xp.reshape(gradient[0], moved.shape)
         if _xp.is_array(cotangent) and cotangent.ndim:
             cotangent = cotangent[..., None]
-        return _xp.cast_finite(xp, xp.moveaxis(scaled * cotangent, -1, axis), x.dtype)
+        scaled = scaled * cotangent
+        scaled = scaled if axis == -1 else xp.matrix_transpose(scaled)
+        return _xp.cast_finite(xp, scaled, x.dtype)
 
     return xp.reshape(values, shape), vjp
 

@@ -38,18 +38,23 @@ def gaussian_term(
     Masked samples sort behind the kept ones, whose quantiles come first in `q`.
     """
     if row_mask is not None:
+        kept = xp.where(row_mask, p, xp.zeros_like(p))
         p = xp.where(row_mask, p, xp.inf * xp.ones_like(p))
     if not need_grad:
         ordered = sorted_values(xp, p)
         if row_mask is not None:
-            ordered = xp.where(ordered < xp.inf, ordered, xp.zeros_like(ordered))
+            rank = xp.arange(p.shape[-1], **_xp.on_device(p))
+            inside = rank < xp.sum(xp.astype(row_mask, rank.dtype))
+            ordered = xp.where(inside, ordered, xp.zeros_like(ordered))
+            # A NaN among the kept samples sorts behind the masked ones, but must be heard of.
+            ordered = ordered + 0 * xp.sum(kept, axis=-1, keepdims=True)
         difference = ordered - q
-        return (xp.vecdot(difference, difference),)
+        return (xp.sum(difference * difference, axis=-1),)
     targets = targets_by_rank(xp, p, q)
     if row_mask is not None:
         p = xp.where(row_mask, p, targets)
     difference = p - targets
-    return xp.vecdot(difference, difference), slope * difference
+    return xp.sum(difference * difference, axis=-1), slope * difference
 
 
 def sliced_gaussian(

@@ -75,6 +75,7 @@ def random_walk_affinity(
     size = a.shape[0]
     if n_neighbors > size:
         raise ValueError(f"expected n_neighbors <= N = {size}; found {n_neighbors}")
+    _checks.number("percentile", percentile, static=True)
     if not 0 <= percentile <= 100:
         raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")
     unit_a, unit_b = (_unit_rows(xp, _xp.stop_gradient(x)) for x in (a, b))

@@ -35,9 +35,13 @@ def _sag_vicreg_loss(
     need_grad: bool,
 ) -> tuple[SAGVICRegTerms, Callable[..., object]]:
     xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
-    as_views(a, b)
+    if b is None:
+        raise TypeError("expected b to be an array; found None")
+    views = as_views(xp, a, b)
     size = a.shape[-2]
     for argument, x in (("pairs", pairs), ("pair_weights", pair_weights)):
+        if not _xp.is_array(x):
+            raise TypeError(f"expected {argument} to be an array; found {type(x).__name__}")
         if tuple(x.shape) != (size,):
             raise ValueError(f"expected {argument} of shape ({size},); found {tuple(x.shape)}")
     if "int" not in _xp.dtype_name(pairs):
@@ -45,18 +49,19 @@ def _sag_vicreg_loss(
     _checks.floating("pair_weights", pair_weights)
     _checks.row_mask(row_mask, a)
     _checks.not_negative("eps", eps)
+    _checks.number("gamma", gamma)
     w_invariance, w_variance, w_covariance = _checks.weights(
         "weights", weights, SAGVICRegTerms._fields[1:]
     )
     dtype = _xp.compute_dtype(xp, a)
     keep = _rows.keep_column(row_mask)
-    wide_a, wide_b = (_rows.kept(xp, keep, _xp.cast(xp, z, dtype)) for z in (a, b))
+    wide_a, wide_b = (_rows.kept(xp, keep, v) for v in views)
     pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
     pair_weight = _rows.kept(xp, keep, pair_weight)
     difference = wide_a - xp.take(wide_b, pairs, axis=-2)
     scale = size / (_rows.count(xp, a, row_mask) * math.prod(a.shape))
     invariance = xp.sum(pair_weight * difference**2) * scale
-    variance, covariance, of_branches = branch_terms(xp, [a, b], gamma, eps, "vicreg", row_mask)
+    variance, covariance, of_branches = branch_terms(xp, views, gamma, eps, "vicreg", row_mask)
     total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
 
     def vjp(
@@ -94,7 +99,7 @@ def sag_vicreg_loss(
     a, b : arrays of shape (..., N, D)
         Embeddings of two views.
     pairs : integer array of shape (N,)
-        j(i), from `sample_random_walk`: row i of a is paired with row j(i) of b.
+        j(i) in 0 … N − 1, from `sample_random_walk`: row i of a is paired with row j(i) of b.
     pair_weights : array of shape (N,)
         w_i = W_{i, j(i)} of `random_walk_affinity`.
     weights, gamma, eps, row_mask

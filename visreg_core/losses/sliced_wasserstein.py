@@ -11,6 +11,7 @@ from visreg_core import _checks, _xp
 from visreg_core._sorting import sorted_rows, sorted_values, targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._rows import power_of_two_below
 from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
 
 
@@ -20,14 +21,14 @@ def _power(xp: Namespace, difference: Array, p: float, need_grad: bool) -> tuple
         return (difference * difference, 2 * difference)[: 2 if need_grad else 1]
     size = xp.abs(difference)
     if p == 1:
-        return (size, xp.sign(difference))[: 2 if need_grad else 1]
-    positive = size > 0
-    safe = xp.where(positive, size, xp.ones_like(size))
-    zero = xp.zeros_like(size)
-    value = xp.where(positive, safe**p, zero)
+        return (size, _xp.sign(xp, difference))[: 2 if need_grad else 1]
+    met = size == 0  # not size > 0: NaN must stay NaN
+    safe = xp.where(met, xp.ones_like(size), size)
+    value = xp.where(met, xp.zeros_like(size), safe**p)
     if not need_grad:
         return (value,)
-    return value, xp.where(positive, p * safe ** (p - 1) * xp.sign(difference), zero)
+    slope = p * safe ** (p - 1) * _xp.sign(xp, difference)
+    return value, xp.where(met, xp.zeros_like(size), slope)
 
 
 def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,8 +144,11 @@ def _two_sample(
     y_weights: Array | None,
     chunk_size: int | None,
     projection_dtype: DType,
-) -> Callable[..., tuple[Array, tuple[Array, ...]]]:
-    """Check the arguments; return slices, need_grad -> (W_p^p (B, K), gradients)."""
+) -> tuple[Array, Callable[..., tuple[Array, tuple[Array, ...]]]]:
+    """Check the arguments; return a unit (B,) and slices, need_grad -> (W_p^p (B, K), gradients).
+
+    Both are those of the samples divided by the unit, a power of two: p-th powers of 1e8 overflow.
+    """
     xp = _xp.namespace(x, y, slices, x_weights, y_weights)
     _checks.embeddings("x", x, min_rows=1)
     _checks.embeddings("y", y, min_rows=1)
@@ -155,12 +159,14 @@ def _two_sample(
             f"found {tuple(x.shape)} and {tuple(y.shape)}"
         )
     _checks.slices(slices, x)
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 1 <= p < math.inf:
-        raise ValueError(f"expected p to be a number >= 1; found {p!r}")
+    _checks.number("p", p, minimum=1, static=True)
     _check_weights("x_weights", x_weights, x)
     _check_weights("y_weights", y_weights, y)
     dtype = _xp.compute_dtype(xp, x)
     wide = tuple(_xp.cast(xp, flat_batch(xp, s), dtype) for s in (x, y))
+    of_x, of_y = (xp.max(xp.abs(_xp.stop_gradient(s)), axis=(-2, -1)) for s in wide)
+    unit = power_of_two_below(xp, xp.maximum(of_x, of_y))
+    wide = tuple(s / unit[:, None, None] for s in wide)
     if x_weights is None and y_weights is None:
         term = two_sample_term(xp, x.shape[-2], y.shape[-2], p, wide[0])
     else:
@@ -181,18 +187,23 @@ def _two_sample(
             projection_dtype=projection_dtype_for(xp, x, projection_dtype),
         )
 
-    return evaluate
+    return unit, evaluate
 
 
-def _root(xp: Namespace, mean: Array, p: float, power: bool) -> tuple[Array, Array]:
-    """mean^(1/p) and its derivative (0 at 0), or the mean itself and 1 where `power`."""
-    if power or p == 1:
-        return mean, xp.ones_like(mean)
-    positive = mean > 0
-    safe = xp.where(positive, mean, xp.ones_like(mean))
-    zero = xp.zeros_like(mean)
-    root = xp.where(positive, safe ** (1 / p), zero)
-    return root, xp.where(positive, safe ** (1 / p - 1) / p, zero)
+def _root(xp: Namespace, mean: Array, unit: Array, p: float, power: bool) -> tuple[Array, Array]:
+    """Distance (B,) from mean W_p^p of samples divided by `unit`, and its derivative by that mean.
+
+    mean^(1/p) · unit, with derivative 0 at 0; or mean · unit^p where `power`. The derivative is
+    that for the samples as they were: d(distance)/d(mean) / unit.
+    """
+    if power:
+        return mean * unit**p, unit ** (p - 1)
+    if p == 1:
+        return mean * unit, xp.ones_like(mean)
+    zero = mean == 0
+    safe = xp.where(zero, xp.ones_like(mean), mean)
+    root = xp.where(zero, xp.zeros_like(mean), safe ** (1 / p))
+    return root * unit, xp.where(zero, xp.zeros_like(mean), safe ** (1 / p - 1) / p)
 
 
 def _scaled(
@@ -216,11 +227,13 @@ def _sliced_wasserstein(
     projection_dtype: DType = None,
     need_grad: bool,
 ) -> tuple[Array, Callable[..., tuple[Array, Array]]]:
-    evaluate = _two_sample(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
+    unit, evaluate = _two_sample(
+        x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype
+    )
     xp = _xp.namespace(x)
     values, gradients = evaluate(flat_slices(xp, slices, x), need_grad)
     # One distance for each leading index, then their mean.
-    roots, slopes = _root(xp, xp.mean(values, axis=-1), p, power)
+    roots, slopes = _root(xp, xp.mean(values, axis=-1), unit, p, power)
 
     def vjp(cotangent: Scalar) -> tuple[Array, Array]:
         return _scaled(xp, gradients, slopes * (cotangent / math.prod(values.shape)), x, y)
@@ -315,18 +328,21 @@ def _max_sliced_wasserstein(
     projection_dtype: DType = None,
     need_grad: bool,
 ) -> tuple[Array, Callable[..., tuple[Array, Array]]]:
-    evaluate = _two_sample(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
+    unit, evaluate = _two_sample(
+        x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype
+    )
     xp = _xp.namespace(x)
     columns = flat_slices(xp, slices, x)
     values, _ = evaluate(columns, False)
-    roots, slopes = _root(xp, xp.max(values, axis=-1), p, power)
+    farthest = xp.argmax(values, axis=-1)[:, None]
+    largest = xp.take_along_axis(values, farthest, axis=-1)[:, 0]
+    roots, slopes = _root(xp, largest, unit, p, power)
 
     def vjp(cotangent: Scalar) -> tuple[Array, Array]:
         # Only the farthest slice has a gradient, so that one is evaluated again.
         batch = values.shape[0]
-        farthest = xp.argmax(values, axis=-1)
         every = xp.broadcast_to(columns, (batch, *columns.shape[1:]))
-        index = xp.broadcast_to(farthest[:, None, None], (batch, columns.shape[1], 1))
+        index = xp.broadcast_to(farthest[:, None, :], (batch, columns.shape[1], 1))
         _, gradients = evaluate(xp.take_along_axis(every, index, axis=-1), True)
         return _scaled(xp, gradients, slopes * (cotangent / batch), x, y)
 

@@ -37,7 +37,7 @@ Pullback = Callable[[Scalar], Array]
 
 def hinge_from_deviation(xp: Namespace, deviation: Array, gamma: float) -> Array:
     """max(0, γ − deviation); the variance loss is its mean, with deviation = sqrt(Var + ε)."""
-    return xp.where(deviation < gamma, gamma - deviation, xp.zeros_like(deviation))
+    return xp.where(deviation >= gamma, xp.zeros_like(deviation), gamma - deviation)
 
 
 def _variance(
@@ -146,6 +146,7 @@ def _variance_loss(
     need_grad: bool,
 ) -> tuple[Array, Callable[..., Array]]:
     _checks.not_negative("eps", eps)
+    _checks.number("gamma", gamma)
     return _single(_variance, z, row_mask, gamma, eps)
 
 
@@ -237,8 +238,17 @@ def covariance_loss(z: Array, *, row_mask: Array | None = None) -> Array:
 # --- several branches ----------------------------------------------------------------------------
 
 
-def as_views(a: Array, b: Array | None) -> list[Array]:
-    """The views to compare: a and b, or the views stacked in a (V, N, D)."""
+def as_views(xp: Namespace, a: Array, b: Array | None) -> list[Array]:
+    """The views to compare, in the compute dtype: a and b, or those stacked in a (V, N, D).
+
+    They are cast here, once: several casts would give automatic differentiation several paths
+    through a 16-bit dtype, where overflows may cancel to NaN.
+    """
+    views = _given_views(a, b)
+    return [_xp.cast(xp, v, _xp.compute_dtype(xp, v)) for v in views]
+
+
+def _given_views(a: Array, b: Array | None) -> list[Array]:
     if b is not None:
         _checks.embeddings("a", a)
         _checks.embeddings("b", b)
@@ -269,8 +279,7 @@ def _invariance(
     xp: Namespace, views: list[Array], row_mask: Array | None, n: Scalar
 ) -> tuple[Array, list[Pullback]]:
     """Mean over pairs of views of mean((a − b)²), and each view's gradient."""
-    keep = _rows.keep_column(row_mask)
-    wide = [_rows.kept(xp, keep, _xp.cast(xp, v, _xp.compute_dtype(xp, v))) for v in views]
+    wide = [_rows.kept(xp, _rows.keep_column(row_mask), v) for v in views]
     pairs = view_pairs(len(wide))
     scale = wide[0].shape[-2] / (n * (math.prod(wide[0].shape) * len(pairs)))
     squares = [xp.sum((wide[i] - wide[j]) ** 2) for i, j in pairs]
@@ -341,9 +350,10 @@ def _vicreg_loss(
     need_grad: bool,
 ) -> tuple[VICRegTerms, Callable[..., object]]:
     xp = _xp.namespace(a, b, row_mask)
-    views = as_views(a, b)
+    views = as_views(xp, a, b)
     _checks.row_mask(row_mask, views[0])
     _checks.not_negative("eps", eps)
+    _checks.number("gamma", gamma)
     _checks.choice("convention", convention, CONVENTIONS)
     w_invariance, w_variance, w_covariance = _checks.weights(
         "weights", weights, VICRegTerms._fields[1:]

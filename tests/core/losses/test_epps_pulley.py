@@ -61,7 +61,7 @@ def test_leading_axes_stay(where, rng):
 
 def test_other_axes_are_refused(rng):
     for axis in (0, 1, 2, -3):
-        with pytest.raises(ValueError, match=f"axis.*-2.*-1.*{axis}"):
+        with pytest.raises(ValueError, match=f"axis.*-1.*-2.*{axis}"):
             epps_pulley(rng.normal(size=(4, 5)), axis=axis)
 
 
