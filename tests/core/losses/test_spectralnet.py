@@ -95,3 +95,32 @@ def test_gradient_through_orthonormalize(where, rng):
     from tests.core.reference import central_difference
 
     assert_allclose(leaf.grad.numpy(), central_difference(loss, y), rtol=0, atol=1e-8)
+
+
+def test_row_mask_keeps_rows_and_columns_of_the_affinity(where, rng):
+    y, affinity = rng.normal(size=(9, 3)), rng.random((9, 9))
+    keep = np.arange(9) % 4 != 1
+    y[~keep], affinity[~keep] = np.nan, np.nan
+    affinity[:, ~keep] = np.nan
+    sub = affinity[np.ix_(keep, keep)]
+    expected, of_kept = value_and_grad(spectralnet_loss)(y[keep], sub)
+    got, gradient = value_and_grad(spectralnet_loss)(
+        where.asarray(y), where.asarray(affinity), row_mask=where.asarray(keep)
+    )
+    rtol = 1e-12 if where.dtype == "float64" else 2e-6
+    np.testing.assert_allclose(float(got), expected, rtol=rtol)
+    gradient = where.to_numpy(gradient)
+    np.testing.assert_allclose(gradient[keep], of_kept, rtol=0, atol=rtol * abs(of_kept).max())
+    assert not gradient[~keep].any()
+
+
+def test_clusters_far_apart_do_not_cancel(rng):
+    """Rows that the affinity joins are 1e-5 apart, clusters 2: differences keep all digits."""
+    side = np.where(np.arange(40) < 20, 1.0, -1.0)[:, None]
+    y = (side + 1e-5 * rng.normal(size=(40, 2))).astype(np.float32)
+    affinity = np.kron(np.eye(2), np.ones((20, 20)))
+    wide = y.astype(np.float64)
+    distances = ((wide[:, None] - wide[None]) ** 2).sum(-1)
+    expected = (affinity * distances).mean()
+    got = spectralnet_loss(y, affinity.astype(np.float32))
+    np.testing.assert_allclose(got, expected, rtol=2e-6)
