@@ -38,7 +38,8 @@ def _spectralnet_loss(
         # Differences, not degrees less affinities: where the rows that W joins are close to each
         # other, which is what the loss is for, those would cancel to nothing.
         difference = columns[:, :, None, :] - columns[:, None, :, :]
-        square = xp.sum(weights[..., None] * difference * difference, axis=(1, 2))
+        square = xp.sum(weights[..., None] * difference * difference, axis=2)
+        square = xp.sum(square, axis=1)  # rows first: two short sums round less than a long one
         if not need_grad:
             return [square], []
         return [square, xp.sum(symmetric[..., None] * difference, axis=2)], []
