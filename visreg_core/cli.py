@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -60,8 +61,15 @@ class UsageError(ValueError):
     """Arguments that cannot be followed."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments get one line, as wrong files do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="visreg",
         description="Losses and metrics of self-supervised representations.",
     )

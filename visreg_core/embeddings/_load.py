@@ -87,6 +87,8 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise EmbeddingsError(label, f"suffix {suffix!r}", f"one of {', '.join(FORMATS)}")
+    if not path.exists():
+        raise EmbeddingsError(label, "no such file", "an existing one")
     with parsing(label, "a readable file"):
         mode = path.stat().st_mode
     if suffix == ".zarr":
