@@ -92,7 +92,7 @@ exit status: 0; 2 for wrong input or arguments; 3 where a condition of --fail-if
 """
 
 
-def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
     """Declare `visreg report`."""
     parser = commands.add_parser(
         "report",
@@ -112,7 +112,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     return _run([arguments.file], arguments)
 
 
-def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     """Declare `visreg compare`."""
     parser = commands.add_parser(
         "compare",
@@ -321,7 +321,7 @@ def _place(backend: str, device: str | None) -> Place:
 # --- check ---------------------------------------------------------------------------------------
 
 
-def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     """Declare `visreg check`."""
     parser = commands.add_parser(
         "check",

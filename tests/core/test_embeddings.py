@@ -241,7 +241,7 @@ def test_csv_details(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    assert "No such file" in refused(tmp_path / "z.npy")
+    assert "no such file" in refused(tmp_path / "z.npy")
     assert "suffix '.txt'" in refused(tmp_path / "z.txt")
 
 
