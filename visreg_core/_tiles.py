@@ -1,19 +1,37 @@
-"""How much to work on at a time: chunks of slices to bound memory, tiles of rows for the cache."""
+"""How much to work on at a time: chunks of slices for memory, tiles for the cache, and threads.
+
+NumPy's loops release the interpreter lock, so that threads share the work. They share whole
+chunks, matrix products included, with BLAS held to one thread for each: after a product of its own
+threads BLAS keeps a core busy waiting for the next one, and handing the lock over at every small
+operation costs more than the operation.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from visreg_core import _xp
 from visreg_core._typing import Array, Namespace
 
-# Bytes of projections that a chunk may hold: on the host enough to feed one matrix product, on
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Bytes of projections that a chunk may hold: on the host what one thread works on at a time, on
 # devices enough to fill them.
-_CHUNK_BYTES = {"numpy": 1 << 23}
+_CHUNK_BYTES = {"numpy": 1 << 21}
 _CHUNK_BYTES_DEVICE = 1 << 26
+# Bytes of all arrays that a tile of rows works with: about two cores' caches. Half of that would
+# fit better, but makes operations so short that threads mostly wait for each other.
+_TILE_BYTES = 1 << 22
+_MAX_THREADS = 8
+_SMALL_BYTES = 1 << 17
 
 
 def default_chunk(xp: Namespace, row_bytes: int) -> int:
@@ -22,52 +40,101 @@ def default_chunk(xp: Namespace, row_bytes: int) -> int:
     return max(1, budget // max(row_bytes, 1))
 
 
-# What a thread works on at a time should stay in its core's own cache.
-_CACHE_BYTES = 1 << 20
+def in_tiles(
+    xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array, scratch: int
+) -> tuple[Array, ...]:
+    """`body(*arrays)` for a body that treats every index of the leading axis by itself.
+
+    On NumPy the rows are worked on in tiles for which `scratch` arrays fit the cache; elsewhere
+    `body` sees everything at once.
+    """
+    rows = arrays[0].shape[0]
+    if _xp.name(xp) != "numpy":
+        return body(*arrays)
+    row_bytes = max(a.nbytes for a in arrays) // rows
+    tile = max(1, _TILE_BYTES // (scratch * row_bytes))
+    if rows <= tile:
+        return body(*arrays)
+    out: tuple[Array, ...] = ()
+    for start in range(0, rows, tile):
+        parts = body(*(a[start : start + tile] for a in arrays))
+        if not out:
+            out = tuple(np.empty((rows, *x.shape[1:]), x.dtype) for x in parts)
+        for whole, part in zip(out, parts, strict=True):
+            whole[start : start + tile] = part
+    return out
 
 
 def map_rows(
     xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array, scratch: int
 ) -> tuple[Array, ...]:
-    """`body(*arrays)` for a body that treats every index of the leading axis by itself.
-
-    On NumPy the rows are worked on in tiles, spread over threads (NumPy's loops release the
-    interpreter lock), so small that `scratch` arrays of their size fit the cache; elsewhere `body`
-    sees everything at once.
-    """
+    """`in_tiles`, on NumPy with the rows spread over threads."""
     if _xp.name(xp) != "numpy":
         return body(*arrays)
-    rows = arrays[0].shape[0]
-    row_bytes = max(a.nbytes for a in arrays) // rows
-    tile = max(1, min(_CACHE_BYTES // (scratch * row_bytes), -(-rows // _threads())))
-    if rows <= tile:
-        return body(*arrays)
 
-    def run(start: int) -> tuple[Array, ...]:
-        return body(*(a[start : start + tile] for a in arrays))
+    def work(rows: Sequence[int]) -> tuple[Array, ...]:
+        mine = (a[rows[0] : rows[-1] + 1] for a in arrays)
+        return in_tiles(xp, body, *mine, scratch=scratch)
 
-    first = run(0)
-    out = tuple(np.empty((rows, *x.shape[1:]), x.dtype) for x in first)
-
-    def store(start: int, parts: tuple[Array, ...]) -> None:
-        for whole, part in zip(out, parts, strict=True):
-            whole[start : start + tile] = part
-
-    store(0, first)
-    starts = range(tile, rows, tile)
-    if _threads() == 1:
-        for start in starts:
-            store(start, run(start))
-    else:
-        from concurrent.futures import ThreadPoolExecutor  # loads logging, which takes a while
-
-        with ThreadPoolExecutor(_threads()) as pool:
-            for _ in pool.map(lambda start: store(start, run(start)), starts):
-                pass
-    return out
+    parts = spread(work, range(arrays[0].shape[0]), max(a.nbytes for a in arrays))
+    return tuple(p[0] if len(p) == 1 else np.concatenate(p) for p in zip(*parts, strict=True))
 
 
-def _threads() -> int:
+def spread(
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], nbytes: int
+) -> list[Result]:
+    """`work` on successive parts of `items`, one for each thread.
+
+    One thread takes them all where there is little to do (`nbytes` of data).
+    """
+    threads = min(available_threads(), _MAX_THREADS, len(items))
+    if threads == 1 or nbytes < _SMALL_BYTES:
+        return [work(items)]
+    from concurrent.futures import ThreadPoolExecutor  # loads logging, which takes a while
+
+    ends = [len(items) * t // threads for t in range(threads + 1)]
+    parts = [items[a:b] for a, b in itertools.pairwise(ends)]
+    with _BLAS.limited(max(1, available_threads() // threads)), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))
+
+
+def available_threads() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class _BlasThreads:
+    """Holds BLAS to a number of threads while any caller asks for it.
+
+    The number belongs to the process, so the first caller sets it and the last one restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callers = 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    @contextlib.contextmanager
+    def limited(self, threads: int) -> Iterator[None]:
+        with self._lock:
+            if self._controller is None:
+                import threadpoolctl  # scans the loaded libraries: once, when first needed
+
+                self._controller = threadpoolctl.ThreadpoolController()
+            if self._callers == 0:
+                self._limit = self._controller.limit(limits=threads, user_api="blas")
+                self._limit.__enter__()
+            self._callers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callers -= 1
+                if self._callers == 0:
+                    self._limit.__exit__(None, None, None)
+
+
+_BLAS = _BlasThreads()

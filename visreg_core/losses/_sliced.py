@@ -7,8 +7,10 @@ gradient is accumulated in the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace
@@ -51,23 +53,7 @@ def sliced(
     """
     dtype = samples[0].dtype
     batch = samples[0].shape[0]
-    if _xp.name(xp) == "numpy" and batch > 1:
-        # One batch at a time: with more slices in a chunk the matrix product does less packing.
-        every = [
-            sliced(
-                xp,
-                tuple(x[i : i + 1, ...] for x in samples),
-                slices[i : i + 1, ...] if slices.shape[0] > 1 else slices,
-                term,
-                scratch=scratch,
-                need_grad=need_grad,
-                chunk_size=chunk_size,
-                projection_dtype=projection_dtype,
-            )
-            for i in range(batch)
-        ]
-        per_sample = zip(*(g for _, g in every), strict=True)
-        return xp.concat([v for v, _ in every]), tuple(xp.concat(list(g)) for g in per_sample)
+    on_numpy = _xp.name(xp) == "numpy"
     units = [_unit(xp, x, projection_dtype) for x in samples]
     projected = [
         xp.permute_dims(_xp.cast(xp, x if u is None else x / u, projection_dtype), (0, 2, 1))
@@ -75,16 +61,18 @@ def sliced(
     ]
     rows = sum(x.shape[1] for x in samples)
     if chunk_size is None:
-        chunk_size = _tiles.default_chunk(xp, batch * rows * (8 if dtype == xp.float64 else 4))
+        together = 1 if on_numpy else batch
+        chunk_size = _tiles.default_chunk(xp, together * rows * (8 if dtype == xp.float64 else 4))
     _checks.positive_int("chunk_size", chunk_size)
+    chunk_size = min(chunk_size, slices.shape[-1])
 
-    def body(columns: Array) -> tuple[list[Array], list[Array]]:
+    def body(columns: Array, of: slice = slice(None)) -> tuple[list[Array], list[Array]]:
         directions = xp.permute_dims(columns, (0, 2, 1))
         narrow = _xp.cast(xp, directions, projection_dtype)
-        p = [_xp.matmul_accumulate(xp, narrow, x, dtype) for x in projected]
-        p = [x if u is None else x * u for x, u in zip(p, units, strict=True)]
+        p = [_xp.matmul_accumulate(xp, narrow, x[of, ...], dtype) for x in projected]
+        p = [x if u is None else x * u[of, ...] for x, u in zip(p, units, strict=True)]
         flat = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
-        values, *gradients = _tiles.map_rows(
+        values, *gradients = _tiles.in_tiles(
             xp, lambda *tile: term(need_grad, *tile), *flat, scratch=scratch
         )
         wide = _xp.cast(xp, directions, dtype)
@@ -96,10 +84,54 @@ def sliced(
             if need_grad
             else []
         )
-        return [xp.reshape(values, (batch, -1))], carried
+        return [xp.reshape(values, (-1, columns.shape[-1]))], carried
 
-    (values,), gradients = _xp.accumulate(xp, body, slices, min(chunk_size, slices.shape[-1]))
+    if on_numpy:
+        shapes = [x.shape for x in samples]
+        return _over_threads(body, slices, chunk_size, dtype, shapes, need_grad)
+    (values,), gradients = _xp.accumulate(xp, body, slices, chunk_size)
     return values, tuple(gradients)
+
+
+def _over_threads(
+    body: Callable[..., tuple[list[Array], list[Array]]],
+    slices: np.ndarray,
+    chunk: int,
+    dtype: DType,
+    shapes: list[tuple[int, ...]],
+    need_grad: bool,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The engine's loop on NumPy: chunks of slices of one batch index, shared out to threads."""
+    batch, n_slices = shapes[0][0], slices.shape[-1]
+    values = np.empty((batch, n_slices), dtype)
+    gradients = tuple(np.empty(shape, dtype) for shape in shapes if need_grad)
+
+    def work(items: Sequence[tuple[int, int]]) -> dict[int, list[np.ndarray]]:
+        sums: dict[int, list[np.ndarray]] = {}
+        for b, start in items:
+            own = slices[b : b + 1] if len(slices) > 1 else slices
+            (found,), carried = body(own[..., start : start + chunk], slice(b, b + 1))
+            values[b, start : start + chunk] = found[0]
+            if start == 0:  # whoever has the first chunk adds up in the result itself
+                sums[b] = [whole[b : b + 1] for whole in gradients]
+                for total, more in zip(sums[b], carried, strict=True):
+                    total[...] = more
+            elif b not in sums:
+                sums[b] = carried
+            else:
+                for total, more in zip(sums[b], carried, strict=True):
+                    total += more
+            del carried
+        return sums
+
+    items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
+    row_bytes = values.itemsize * sum(shape[1] for shape in shapes)
+    for sums in _tiles.spread(work, items, values.size * row_bytes):
+        for b, parts in sums.items():
+            for whole, part in zip(gradients, parts, strict=True):
+                if not np.shares_memory(whole, part):
+                    whole[b] += part[0]
+    return values, gradients
 
 
 def _unit(xp: Namespace, x: Array, projection_dtype: DType) -> Array | None:
