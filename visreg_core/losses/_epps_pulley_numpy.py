@@ -16,8 +16,17 @@ import math
 
 import numpy as np
 
-# Working arrays beside one row of samples, for the size of a cache tile.
-SCRATCH = 24
+
+def factors(m: int) -> tuple[int, int]:
+    """A and B, about √m, for which A B >= m."""
+    b = math.isqrt(m - 1) + 1
+    return -(-m // b), b
+
+
+def scratch(n_knots: int) -> int:
+    """Arrays of the samples' size that a row works with: (U, iU), V and V's product partner."""
+    a, b = factors(n_knots - 1)
+    return 4 * (a + b)
 
 
 class Multiples:
@@ -26,8 +35,7 @@ class Multiples:
     def __init__(self, angle: np.ndarray, m: int) -> None:
         rows, n = angle.shape
         self.m = m
-        self.b = math.isqrt(m - 1) + 1
-        self.a = -(-m // self.b)
+        self.a, self.b = factors(m)
         dtype = np.result_type(angle.dtype, np.complex64)
         u = np.empty((rows, 2 * self.b, n), dtype)
         v = np.empty((rows, self.a, n), dtype)

@@ -116,7 +116,7 @@ def _epps_pulley(
         xp,
         lambda tile: term(xp, tile, n, knots, row_mask, need_grad),
         rows,
-        scratch=_epps_pulley_numpy.SCRATCH,
+        scratch=_epps_pulley_numpy.scratch(n_knots),
     )
     shape = moved.shape[:-1]
 
@@ -212,7 +212,7 @@ def _sigreg(
         (wide,),
         flat_slices(xp, slices, z),
         lambda gradients, p: term(xp, p, n, knots, row_mask, gradients),
-        scratch=_epps_pulley_numpy.SCRATCH,
+        scratch=_epps_pulley_numpy.scratch(n_knots),
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
