@@ -309,6 +309,24 @@ CASES = tuple(_cases())
 # The first case of each loss: what costs much is run on these.
 PRIMARY = tuple(next(c for c in CASES if c.loss.name == name) for name in FUNCTIONS)
 
+# And those whose options take another path through the code: what is compiled is compiled on these.
+_OTHER_PATHS = (
+    "shape_loss-attached",
+    "invariance_loss-global",
+    "sliced_wasserstein-unequal",
+    "sliced_wasserstein-p1.5-power",
+    "max_sliced_wasserstein-weights",
+    "vicreg_loss-visreg",
+    "vicreg_loss-views",
+    "barlow_twins_loss-views",
+)
+PATHS = tuple(c for c in CASES if c in PRIMARY or c.id in _OTHER_PATHS)
+
+
+def named(*names):
+    """The first cases of these losses."""
+    return tuple(c for c in PRIMARY if c.loss.name in names)
+
 
 def each(cases):
     return pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in cases])

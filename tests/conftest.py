@@ -7,9 +7,11 @@ float32 holds without them. ``pytest --backend torch`` restricts the list; optio
 
 JAX compiles every operation for every shape, which is most of the suite's time. So there the
 variants of a loss (``Case.variant``) run only in tests marked ``variants_on_jax``, which compile a
-case once as a whole; all other tests run the first case of each loss.
+case once as a whole; all other tests run the first case of each loss. A test marked
+``lean_on_jax(name=[...])`` runs there for these values of its parameter only.
 """
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ def pytest_configure(config):
     for backend in OPTIONAL:
         config.addinivalue_line("markers", f"{backend.name.lower()}: needs {backend.value}")
     config.addinivalue_line("markers", "variants_on_jax: runs a loss's variants on JAX too")
+    config.addinivalue_line("markers", "lean_on_jax(**values): parameters to keep on JAX")
     config.addinivalue_line("markers", "dtypes(*names): dtypes of the `where` fixture")
     config.addinivalue_line("markers", "backends(*names): backends a test is meant for")
 
@@ -82,18 +85,28 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("where", params, indirect=True)
 
 
-def pytest_collection_modifyitems(config, items):
-    def wanted(item):
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        case, where = parameters.get("case"), parameters.get("where")
-        if not (isinstance(where, Where) and where.backend is Backend.JAX):
-            return True
-        variant = getattr(case, "variant", "")
-        return not variant or item.get_closest_marker("variants_on_jax") is not None
+def _worth_compiling(item):
+    """Whether JAX's compile time is spent on this item (always on other backends)."""
+    parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+    where = parameters.get("where", parameters.get("backend"))
+    if Backend.JAX not in (where, getattr(where, "backend", None)):
+        return True
+    if isinstance(where, Where):
+        parameters["dtype"] = where.dtype
+    variant = getattr(parameters.get("case"), "variant", "")
+    if variant and item.get_closest_marker("variants_on_jax") is None:
+        return False
+    return all(
+        parameters.get(name) in values
+        for marker in item.iter_markers("lean_on_jax")
+        for name, values in marker.kwargs.items()
+    )
 
-    kept = [item for item in items if wanted(item)]
-    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
-    items[:] = kept
+
+def pytest_collection_modifyitems(config, items):
+    skipped = [item for item in items if not _worth_compiling(item)]
+    config.hook.pytest_deselected(items=skipped)
+    items[:] = [item for item in items if _worth_compiling(item)]
 
 
 @pytest.fixture
@@ -111,6 +124,14 @@ def where(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261123)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled():
+    """JAX keeps every compiled operation: gigabytes by the end of the suite."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,6 +7,8 @@ from numpy.testing import assert_allclose
 
 from visreg_core import barlow_twins_loss, value_and_grad
 
+pytestmark = pytest.mark.lean_on_jax(dtype=[])  # test_values and test_jit are enough
+
 
 def published(a, b, eps):
     """Batch norm without affine, then the cross-correlation, as eager torch."""

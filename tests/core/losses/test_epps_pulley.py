@@ -10,6 +10,8 @@ from tests.core import reference
 from tests.core.losses.test_values import TOLERANCE
 from visreg_core import epps_pulley, random_slices, sigreg_loss, value_and_grad, value_and_vjp
 
+pytestmark = pytest.mark.lean_on_jax(dtype=["float64"])
+
 
 @pytest.mark.dtypes("float64")
 @pytest.mark.parametrize("n", [2, 15])
@@ -33,6 +35,7 @@ def test_gradient_tends_to_that_of_the_closed_form(where, rng):
 
 
 @pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.lean_on_jax(axis=[-2])
 def test_axis_of_the_samples(where, axis, rng):
     """The result has the shape of x without that axis."""
     x = rng.normal(size=(6, 9))

@@ -8,6 +8,8 @@ from numpy.testing import assert_allclose
 from tests.core import reference
 from visreg_core import random_slices, random_walk_affinity, sample_random_walk, transition_matrix
 
+pytestmark = pytest.mark.lean_on_jax(dtype=["float32"])
+
 
 def tolerance(where):
     return 1e-11 if where.dtype == "float64" else 2e-3
@@ -16,6 +18,7 @@ def tolerance(where):
 @pytest.mark.parametrize("scale", ["local", "global"])
 @pytest.mark.parametrize("symmetrize", [False, True])
 @pytest.mark.parametrize(("neighbors", "percentile"), [(10, 20), (4, 50), (12, 35), (1, 20)])
+@pytest.mark.lean_on_jax(neighbors=[4])
 def test_affinity_is_the_formula(where, scale, symmetrize, neighbors, percentile, rng):
     a, b = (rng.normal(size=(2, 12, 4))).astype(np.float32).astype(np.float64)
     options = {"scale": scale, "symmetrize": symmetrize}
@@ -27,16 +30,16 @@ def test_affinity_is_the_formula(where, scale, symmetrize, neighbors, percentile
 
 
 def test_defaults(where, rng):
-    a, b = rng.normal(size=(2, 14, 5))
+    a, b = rng.normal(size=(2, 12, 4))
     got = random_walk_affinity(where.asarray(a), where.asarray(b))
     expected = reference.random_walk_affinity(a, b, 10, 20)
     assert_allclose(where.to_numpy(got), expected, rtol=0, atol=tolerance(where))
 
 
 def test_rows_keep_their_neighbors_and_mass(where, rng):
-    a, b = rng.normal(size=(2, 20, 3))
-    w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 6))
-    assert np.all(np.count_nonzero(w, axis=1) <= 6)
+    a, b = rng.normal(size=(2, 12, 4))
+    w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 4))
+    assert np.all(np.count_nonzero(w, axis=1) <= 4)
     assert_allclose(w.max(axis=1), 1, rtol=1e-6)
     assert np.all(w >= 0)
 
@@ -59,7 +62,7 @@ def test_cosine_distance_ignores_scale(where, scale, rng):
 
 
 def test_zero_rows_are_finite(where, rng):
-    a, b = rng.normal(size=(2, 8, 3))
+    a, b = rng.normal(size=(2, 12, 4))
     a[2] = 0
     b[5] = 0
     w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 4))

@@ -7,6 +7,8 @@ from numpy.testing import assert_allclose
 
 from visreg_core import orthonormalize, spectralnet_loss, value_and_grad
 
+pytestmark = pytest.mark.lean_on_jax(dtype=["float64"])
+
 
 def graph(rng, n=12):
     w = np.exp(-rng.uniform(0, 3, size=(n, n)))
@@ -38,6 +40,7 @@ def test_an_asymmetric_affinity_counts_both_ways(rng):
 
 
 @pytest.mark.parametrize("shape", [(12, 3), (5, 5), (30, 1)])
+@pytest.mark.lean_on_jax(shape=[(12, 3)])
 def test_orthonormalize(where, shape, rng):
     y = rng.normal(size=shape) @ (np.eye(shape[1]) + 0.3 * rng.normal(size=(shape[1], shape[1])))
     q = orthonormalize(where.asarray(y))

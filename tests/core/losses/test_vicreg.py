@@ -17,6 +17,8 @@ from visreg_core import (
     vicreg_loss,
 )
 
+pytestmark = pytest.mark.lean_on_jax(dtype=[])  # test_values and test_jit are enough
+
 
 def published(a, b):
     """VICReg's loss as eager torch, with its own constants."""

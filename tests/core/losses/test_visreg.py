@@ -17,6 +17,8 @@ from visreg_core import (
     visreg_loss,
 )
 
+pytestmark = pytest.mark.lean_on_jax(dtype=["float64"])
+
 
 def algorithm_1(z, slices, eps=1e-6, detach=True):
     """The paper's Algorithm 1 with the formula's epsilon."""
@@ -40,6 +42,7 @@ def algorithm_1(z, slices, eps=1e-6, detach=True):
 
 
 @pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.lean_on_jax(dtype=[])
 def test_algorithm_1(where, detach, rng):
     z = rng.normal(size=(50, 8)) * rng.uniform(0.5, 1.5, size=8) + 0.2
     z = z.astype(np.float32).astype(np.float64)
