@@ -126,7 +126,7 @@ def bad_rows(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda p: None, "No such file"),
+        (lambda p: None, "no such file"),
         (lambda p: p.write_bytes(b""), "found first bytes b''; expected"),
         (lambda p: np.save(p, np.zeros((1, 3))), "expected (N, D) with N >= 2"),
         (lambda p: np.save(p, np.zeros((5, 3), int)), "found dtype int64; expected float16"),
