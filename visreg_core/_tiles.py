@@ -25,11 +25,11 @@ Result = TypeVar("Result")
 
 # Bytes of projections that a chunk may hold: on the host what one thread works on at a time, on
 # devices enough to fill them.
-_CHUNK_BYTES = {"numpy": 1 << 21}
+_CHUNK_BYTES = {"numpy": 1 << 22}
 _CHUNK_BYTES_DEVICE = 1 << 26
 # Bytes of all arrays that a tile of rows works with: about two cores' caches. Half of that would
 # fit better, but makes operations so short that threads mostly wait for each other.
-_TILE_BYTES = 1 << 22
+_TILE_BYTES = 1 << 23
 _MAX_THREADS = 8
 _SMALL_BYTES = 1 << 17
 

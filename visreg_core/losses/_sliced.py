@@ -71,19 +71,17 @@ def sliced(
         narrow = _xp.cast(xp, directions, projection_dtype)
         p = [_xp.matmul_accumulate(xp, narrow, x[of, ...], dtype) for x in projected]
         p = [x if u is None else x * u[of, ...] for x, u in zip(p, units, strict=True)]
-        flat = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
+        shapes = [x.shape for x in p]
+        p = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
         values, *gradients = _tiles.in_tiles(
-            xp, lambda *tile: term(need_grad, *tile), *flat, scratch=scratch
+            xp, lambda *tile: term(need_grad, *tile), *p, scratch=scratch
         )
+        del p  # not beside what is carried back
         wide = _xp.cast(xp, directions, dtype)
-        carried = (
-            [
-                xp.matmul(xp.permute_dims(xp.reshape(g, x.shape), (0, 2, 1)), wide)
-                for g, x in zip(gradients, p, strict=True)
-            ]
-            if need_grad
-            else []
-        )
+        carried = [
+            xp.matmul(xp.permute_dims(xp.reshape(g, shape), (0, 2, 1)), wide)
+            for g, shape in zip(gradients, shapes if need_grad else [], strict=True)
+        ]
         return [xp.reshape(values, (-1, columns.shape[-1]))], carried
 
     if on_numpy:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from visreg_core import _checks, _xp
+import numpy as np
+
+from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
@@ -14,6 +16,7 @@ from visreg_core.losses._sliced import projection_dtype_for
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS, sliced_gaussian
 
 EPS = 1e-6
+_BLOCK_BYTES = 1 << 19
 
 
 class VISRegTerms(NamedTuple):
@@ -71,10 +74,36 @@ def _gradient(
             on_centred = on_centred - on_shape / divisor * along * per_deviation
         on_all = on_all - on_shape * _xp.sum_rows(xp, of_shape) / rows.n
     # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
-    gradient = rows.shifted() * on_centred + (on_all - rows.rest * on_centred)
-    if of_shape is not None:
-        gradient = of_shape * on_shape + gradient
+    on_all = on_all - rows.rest * on_centred
+    if of_shape is None:
+        return _rows.kept(xp, rows.keep, rows.shifted() * on_centred + on_all)
+    if _xp.name(xp) == "numpy" and rows.keep is None:
+        return _combined(rows, of_shape, on_shape, on_centred, on_all)
+    gradient = of_shape * on_shape + (rows.shifted() * on_centred + on_all)
     return _rows.kept(xp, rows.keep, gradient)
+
+
+def _combined(
+    rows: _rows.Rows, g: np.ndarray, a: np.ndarray, f: np.ndarray, r: np.ndarray
+) -> np.ndarray:
+    """G a + (z − first) f + r on NumPy, in blocks of rows: no array of z's size in between."""
+    out = np.empty_like(g)
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in (out, g, rows.z, a, f, r, rows.first)]
+    block = max(1, _BLOCK_BYTES // (g.itemsize * g.shape[-1]))
+
+    def work(items: Sequence[tuple[int, int]]) -> None:
+        for b, start in items:
+            n = slice(start, start + block)
+            o, g_b, z_b, a_b, f_b, r_b, first = (x[b] for x in flat)
+            shifted = z_b[n].astype(out.dtype) - first
+            shifted *= f_b
+            shifted += r_b
+            np.multiply(g_b[n], a_b, out=o[n])
+            o[n] += shifted
+
+    starts = range(0, g.shape[-2], block)
+    _tiles.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], g.nbytes)
+    return out
 
 
 # --- public losses -------------------------------------------------------------------------------
