@@ -1,16 +1,19 @@
 """Values with analytic gradients: how a public loss finds the code that differentiates it.
 
-Each loss has one implementation, ``implementation(*arguments, need_grad) -> (result, vjp)``, with
-the public function's own arguments. The public function asks for the value alone and no gradient
-work is done; `value_and_vjp` asks for both. Terms that are moments of the batch are differentiated
-when `vjp` is called, from the mean and the standard deviation; a term that sorts or sketches
-accumulates its gradient in the pass that computes its value, so that nothing else has to be kept.
+Each loss has one implementation, ``implementation(*arguments, need_grad, execution) -> (result,
+vjp)``, with the public function's own arguments. The public function asks for the value alone and
+no gradient work is done; `value_and_vjp` asks for both. Terms that are moments of the batch are
+differentiated when `vjp` is called, from the mean and the standard deviation; a term that sorts or
+sketches accumulates its gradient in the pass that computes its value, so that nothing else has to
+be kept. What `vjp` keeps it closes over, and `closed_arrays` lists it for frameworks that hold
+arrays between the two passes themselves.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from visreg_core import _xp
@@ -30,6 +33,14 @@ def differentiated_by(implementation: Implementation) -> Callable[[Loss], Loss]:
         return loss
 
     return register
+
+
+def implementation_of(loss: Callable[..., Any]) -> Implementation:
+    """The function that computes a public loss and its gradient; TypeError for anything else."""
+    if loss not in _IMPLEMENTATIONS:
+        known = sorted(f.__name__ for f in _IMPLEMENTATIONS)
+        raise TypeError(f"expected one of the losses {', '.join(known)}; found {loss!r}")
+    return _IMPLEMENTATIONS[loss]
 
 
 def value_and_vjp(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[..., Any]]]:
@@ -70,10 +81,7 @@ def value_and_vjp(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Callable
     >>> vjp(0.0, 1.0, 0.5, 0.0).shape  # scale + shape / 2
     (64, 8)
     """
-    if loss not in _IMPLEMENTATIONS:
-        known = sorted(f.__name__ for f in _IMPLEMENTATIONS)
-        raise TypeError(f"expected one of the losses {', '.join(known)}; found {loss!r}")
-    implementation = _IMPLEMENTATIONS[loss]
+    implementation = implementation_of(loss)
 
     @functools.wraps(loss)
     def with_vjp(*args: Any, **kwargs: Any) -> tuple[Any, Callable[..., Any]]:
@@ -139,3 +147,57 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 def gradient_like(xp: Namespace, gradient: Array, z: Array) -> Array:
     """The gradient in the dtype and shape of `z`."""
     return _xp.cast_finite(xp, xp.reshape(gradient, z.shape), z.dtype)
+
+
+# --- closure conversion ---------------------------------------------------------------------------
+
+
+def closed_arrays(
+    function: Callable[..., Any],
+) -> tuple[list[Array], Callable[[Sequence[Array]], Callable[..., Any]]]:
+    """The arrays that a function closes over, and how to make it again over others in their place.
+
+    Looks into tuples, lists, dictionaries and the functions among what is closed over. An array
+    that is closed over twice is listed once.
+    """
+    arrays: list[Array] = []
+    return arrays, _convert(function, arrays, {})
+
+
+def _convert(
+    value: Any, arrays: list[Array], known: dict[int, int]
+) -> Callable[[Sequence[Array]], Any]:
+    """Append the arrays in `value` to `arrays`; return what puts others in their place."""
+    if _is_array(value):
+        index = known.setdefault(id(value), len(arrays))
+        if index == len(arrays):
+            arrays.append(value)
+        return lambda given: given[index]
+    if isinstance(value, (tuple, list)):
+        parts = [_convert(part, arrays, known) for part in value]
+        make = getattr(value, "_make", type(value))  # a NamedTuple takes its fields one by one
+        return lambda given: make(part(given) for part in parts)
+    if isinstance(value, dict):
+        of_key = {key: _convert(part, arrays, known) for key, part in value.items()}
+        return lambda given: {key: part(given) for key, part in of_key.items()}
+    if isinstance(value, types.FunctionType) and value.__closure__:
+        cells = [_convert(cell.cell_contents, arrays, known) for cell in value.__closure__]
+
+        def remake(given: Sequence[Array]) -> Callable[..., Any]:
+            closure = tuple(types.CellType(cell(given)) for cell in cells)
+            again = types.FunctionType(
+                value.__code__, value.__globals__, value.__name__, value.__defaults__, closure
+            )
+            again.__kwdefaults__ = value.__kwdefaults__
+            return again
+
+        return remake
+    return lambda given: value
+
+
+def _is_array(value: Any) -> bool:
+    try:
+        _xp.library(value)
+    except TypeError:
+        return False
+    return True

@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 from visreg_core import _xp
 from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core.losses._execution import PLAIN, Shards
 
 
 class Rows(NamedTuple):
     """What centring found: a few columns, from which the centred rows can be had again.
 
     z : embeddings (..., N, D) as passed; first, rest : (..., 1, D), the mean in two parts, the
-    second what rounding left of the first; n : number of kept rows (a Python float, or an array of
-    no axes under a row mask); keep : (N, 1) boolean or None.
+    second what rounding left of the first; n : number of kept rows of all shards (a Python float,
+    or an array of no axes under a row mask); keep : (N, 1) boolean or None.
     """
 
     xp: Namespace
@@ -22,6 +23,7 @@ class Rows(NamedTuple):
     rest: Array
     n: Scalar
     keep: Array | None
+    shards: Shards
 
     @property
     def mean(self) -> Array:
@@ -36,15 +38,19 @@ class Rows(NamedTuple):
         """Centred rows (..., N, D) in the compute dtype; masked rows 0."""
         return kept(self.xp, self.keep, self.shifted() - self.rest)
 
+    def sum(self, x: Array) -> Array:
+        """Sum over the rows of all shards, (..., 1, D)."""
+        return self.shards.sum(_xp.sum_rows(self.xp, x))
 
-def count(xp: Namespace, z: Array, row_mask: Array | None) -> Scalar:
-    """Number of kept rows in z's compute dtype; NaN below 2, where no statistic exists.
+
+def count(xp: Namespace, z: Array, row_mask: Array | None, shards: Shards = PLAIN.shards) -> Scalar:
+    """Number of kept rows of all shards in z's compute dtype; NaN below 2: no statistic exists.
 
     A mask's count is known only when the program runs, so that it cannot raise: NaN says it.
     """
     if row_mask is None:
-        return float(z.shape[-2])
-    n = xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z)))
+        return float(z.shape[-2] * shards.size)
+    n = shards.sum(xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z))))
     return xp.where(n >= 2, n, xp.nan * xp.ones_like(n))
 
 
@@ -60,7 +66,9 @@ def kept(xp: Namespace, keep: Array | None, x: Array, other: Array | None = None
     return xp.where(keep, x, xp.zeros_like(x) if other is None else other)
 
 
-def centre(xp: Namespace, z: Array, row_mask: Array | None) -> tuple[Rows, Array]:
+def centre(
+    xp: Namespace, z: Array, row_mask: Array | None, shards: Shards = PLAIN.shards
+) -> tuple[Rows, Array]:
     """Mean and centred rows (..., N, D) in the compute dtype, exact zeros in constant columns.
 
     A rounded mean can fall outside the range of the data (the mean of N equal numbers differs from
@@ -69,36 +77,37 @@ def centre(xp: Namespace, z: Array, row_mask: Array | None) -> tuple[Rows, Array
     mean left.
     """
     keep = keep_column(row_mask)
-    n = count(xp, z, row_mask)
+    n = count(xp, z, row_mask, shards)
     wide = kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
-    mean = _xp.sum_rows(xp, wide) / n
+    mean = shards.sum(_xp.sum_rows(xp, wide)) / n
     constant = _xp.stop_gradient(wide)
     beyond = None if keep is None else xp.inf * xp.ones_like(constant)
-    low = xp.min(kept(xp, keep, constant, beyond), axis=-2, keepdims=True)
-    high = xp.max(
+    lowest = xp.min(kept(xp, keep, constant, beyond), axis=-2, keepdims=True)
+    highest = xp.max(
         kept(xp, keep, constant, None if beyond is None else -beyond), axis=-2, keepdims=True
     )
+    low, high = _range(xp, lowest, highest, shards)
     rounded = _xp.stop_gradient(mean)
     first = mean + (xp.minimum(xp.maximum(rounded, low), high) - rounded)
     # Not Rows.shifted: a second cast would give automatic differentiation a second path through
     # z's dtype, and two overflows of float16 may cancel to NaN.
     shifted = kept(xp, keep, wide - first)
-    rest = _xp.sum_rows(xp, shifted) / n
-    return Rows(xp, z, first, rest, n, keep), kept(xp, keep, shifted - rest)
+    rest = shards.sum(_xp.sum_rows(xp, shifted)) / n
+    return Rows(xp, z, first, rest, n, keep, shards), kept(xp, keep, shifted - rest)
 
 
-def centre_gradient(xp: Namespace, gradient: Array, rows: Rows) -> Array:
-    """Gradient with respect to z of a function of the centred values; masked rows 0."""
-    gradient = kept(xp, rows.keep, gradient)
-    return kept(xp, rows.keep, gradient - _xp.sum_rows(xp, gradient) / rows.n)
+def _range(xp: Namespace, low: Array, high: Array, shards: Shards) -> tuple[Array, Array]:
+    """Least and greatest of all shards, by one reduction."""
+    if shards.size == 1:
+        return low, high
+    both = shards.maximum(xp.concat([-low, high], axis=-2))
+    return -both[..., :1, :], both[..., 1:, :]
 
 
-def standard_deviation(
-    xp: Namespace, centred: Array, n: Scalar, *, eps: float = 0.0, ddof: int = 0
-) -> Array:
+def standard_deviation(rows: Rows, centred: Array, *, eps: float = 0.0, ddof: int = 0) -> Array:
     """sqrt(Σ ẑ² / (n − ddof) + eps), (..., 1, D); its derivative at 0 is 0, not NaN."""
-    variance = _xp.sum_rows(xp, centred * centred) / (n - ddof)
-    return safe_root(xp, variance + eps)
+    variance = rows.sum(centred * centred) / (rows.n - ddof)
+    return safe_root(rows.xp, variance + eps)
 
 
 def safe_root(xp: Namespace, x: Array) -> Array:

@@ -7,6 +7,7 @@ gradient is accumulated in the same pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace
+from visreg_core.losses._execution import PLAIN, SORTING, Execution, Shards
 from visreg_core.losses._rows import power_of_two_below
 
 # term(need_grad, *projections (R, N_i)) -> values (R,) [, one gradient (R, N_i) for each sample]
@@ -43,10 +45,13 @@ def sliced(
     need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
+    exchange: Shards | None = None,
+    unit_shards: Shards = PLAIN.shards,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Values of `term` on every slice, and the gradients of their sum.
 
-    `scratch` is the number of arrays of a sample's size that the term works with.
+    `scratch` is the number of arrays of a sample's size that the term works with. With `exchange`
+    the samples are a shard's and the term sees all samples of a part of the slices.
 
     samples : arrays (B, N_i, D) of one compute dtype; slices : (B or 1, D, K).
     Returns values (B, K) and, if `need_grad`, one gradient (B, N_i, D) for each sample.
@@ -54,7 +59,7 @@ def sliced(
     dtype = samples[0].dtype
     batch = samples[0].shape[0]
     on_numpy = _xp.name(xp) == "numpy"
-    units = [_unit(xp, x, projection_dtype) for x in samples]
+    units = [_unit(xp, x, projection_dtype, unit_shards) for x in samples]
     projected = [
         xp.permute_dims(_xp.cast(xp, x if u is None else x / u, projection_dtype), (0, 2, 1))
         for x, u in zip(samples, units, strict=True)
@@ -64,6 +69,8 @@ def sliced(
         together = 1 if on_numpy else batch
         chunk_size = _tiles.default_chunk(xp, together * rows * (8 if dtype == xp.float64 else 4))
     _checks.positive_int("chunk_size", chunk_size)
+    if exchange is not None:  # a chunk that all shards can share
+        chunk_size = -(-chunk_size // exchange.size) * exchange.size
     chunk_size = min(chunk_size, slices.shape[-1])
 
     def body(columns: Array, of: slice = slice(None)) -> tuple[list[Array], list[Array]]:
@@ -73,10 +80,15 @@ def sliced(
         p = [x if u is None else x * u[of, ...] for x, u in zip(p, units, strict=True)]
         shapes = [x.shape for x in p]
         p = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
+        if exchange is not None:
+            p = [exchange.exchange(x, split=0, join=1) for x in p]
         values, *gradients = _tiles.in_tiles(
             xp, lambda *tile: term(need_grad, *tile), *p, scratch=scratch
         )
         del p  # not beside what is carried back
+        if exchange is not None:
+            values = exchange.gather(values, axis=0)
+            gradients = [exchange.exchange(g, split=1, join=0) for g in gradients]
         wide = _xp.cast(xp, directions, dtype)
         carried = [
             xp.matmul(xp.permute_dims(xp.reshape(g, shape), (0, 2, 1)), wide)
@@ -89,6 +101,59 @@ def sliced(
         return _over_threads(body, slices, chunk_size, dtype, shapes, need_grad)
     (values,), gradients = _xp.accumulate(xp, body, slices, chunk_size)
     return values, tuple(gradients)
+
+
+def sliced_sorting(
+    xp: Namespace,
+    z: Array,
+    slices: Array,
+    term: Term,
+    execution: Execution,
+    *,
+    need_grad: bool,
+    chunk_size: int | None,
+    projection_dtype: DType,
+) -> tuple[Array, Array | None]:
+    """`sliced` of one sample whose term sorts, so that it needs all rows of a slice in one place.
+
+    Of several shards each has rows z (B, N, D) and sorts a part of the slices. Either each gathers
+    all rows and returns the gradients of the others', which moves 2 B N D numbers a shard and peer;
+    or each projects its own rows and exchanges the projections, which moves 2 B N K / W.
+    """
+    shards = execution.shards
+    keywords: dict[str, Any] = {
+        "need_grad": need_grad,
+        "chunk_size": chunk_size,
+        "projection_dtype": projection_dtype,
+    }
+    if shards.size == 1:
+        values, gradients = sliced(xp, (z,), slices, term, **keywords)
+        return values, gradients[0] if need_grad else None
+    n_slices = slices.shape[-1]
+    surplus = -n_slices % shards.size
+    if surplus:  # directions of length 0, whose values are cut off and whose gradients are 0
+        nothing = xp.zeros_like(slices[..., :1])
+        slices = xp.concat([slices, *[nothing] * surplus], axis=-1)
+    if sorts_by_exchange(execution, dim=z.shape[-1], n_slices=n_slices):
+        values, gradients = sliced(
+            xp, (z,), slices, term, exchange=shards, unit_shards=shards, **keywords
+        )
+        gradient = gradients[0] if need_grad else None
+    else:
+        rows, own = shards.gather(z, axis=-2), shards.own(slices, axis=-1)
+        values, gradients = sliced(xp, (rows,), own, term, **keywords)
+        values = shards.gather(values, axis=-1)
+        gradient = shards.scatter_sum(gradients[0], axis=-2) if need_grad else None
+    return values[..., :n_slices], gradient
+
+
+def sorts_by_exchange(execution: Execution, *, dim: int, n_slices: int) -> bool:
+    """Whether shards exchange projections rather than gather embeddings (see `sliced_sorting`)."""
+    _checks.choice("sorting", execution.sorting, SORTING)
+    if execution.sorting != "auto":
+        return execution.sorting == "exchange"
+    size = execution.shards.size
+    return math.ceil(n_slices / size) < dim
 
 
 def _over_threads(
@@ -132,13 +197,12 @@ def _over_threads(
     return values, gradients
 
 
-def _unit(xp: Namespace, x: Array, projection_dtype: DType) -> Array | None:
+def _unit(xp: Namespace, x: Array, projection_dtype: DType, shards: Shards) -> Array | None:
     """What to divide by before a float16 product, whose range ends at 65504; else None."""
     if _xp.dtype_name(projection_dtype) != "float16":
         return None
-    return power_of_two_below(
-        xp, xp.max(xp.abs(_xp.stop_gradient(x)), axis=(-2, -1), keepdims=True)
-    )
+    largest = xp.max(xp.abs(_xp.stop_gradient(x)), axis=(-2, -1), keepdims=True)
+    return power_of_two_below(xp, shards.maximum(largest))
 
 
 def projection_dtype_for(xp: Namespace, z: Array, requested: Any) -> DType:

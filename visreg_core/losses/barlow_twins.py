@@ -10,6 +10,7 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by
+from visreg_core.losses._execution import PLAIN, Execution, Shards
 from visreg_core.losses.vicreg import as_views, off_diagonal, view_gradients, view_pairs
 
 
@@ -22,28 +23,31 @@ class BarlowTwinsTerms(NamedTuple):
 
 
 def _pair_terms(
-    xp: Namespace, a: Array, b: Array, n: Scalar
+    xp: Namespace, a: Array, b: Array, n: Scalar, shards: Shards
 ) -> tuple[Array, Array, Callable[[Scalar, Scalar], tuple[Array, Array]]]:
     """Σ(1 − C_ii)² and Σ_{i≠j} C_ij² of C = âᵀb̂/n, (..., 1, 1), and their pullback to â, b̂.
 
     Where N < D, Σ_ij C_ij² = ⟨ââᵀ, b̂b̂ᵀ⟩/n² by the N × N Gram matrices and no D × D array is made.
+    A shard then gathers all rows, which are fewer numbers, and makes its rows of the Gram matrices.
     """
-    rows, dim = a.shape[-2:]
-    diagonal = _xp.sum_rows(xp, a * b) / n  # (..., 1, D)
+    rows, dim = a.shape[-2] * shards.size, a.shape[-1]
+    diagonal = shards.sum(_xp.sum_rows(xp, a * b)) / n  # (..., 1, D)
     on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1), keepdims=True)
     if rows < dim:
-        gram_a, gram_b = (x @ xp.matrix_transpose(x) for x in (a, b))
-        every = xp.sum(gram_a * gram_b, axis=(-2, -1), keepdims=True) / (n * n)
+        every_a, every_b = (shards.gather(x, axis=-2) for x in (a, b))
+        gram_a, gram_b = a @ xp.matrix_transpose(every_a), b @ xp.matrix_transpose(every_b)
+        every = xp.sum(gram_a * gram_b, axis=(-2, -1), keepdims=True)
+        every = shards.sum(every) / (n * n)
         off = every - xp.sum(diagonal * diagonal, axis=(-2, -1), keepdims=True)
 
         def off_pullback() -> tuple[Array, Array]:
             scale = 2 / (n * n)
             return (
-                (gram_b @ a) * scale - b * (diagonal * (2 / n)),
-                (gram_a @ b) * scale - a * (diagonal * (2 / n)),
+                (gram_b @ every_a) * scale - b * (diagonal * (2 / n)),
+                (gram_a @ every_b) * scale - a * (diagonal * (2 / n)),
             )
     else:
-        correlation = (xp.matrix_transpose(a) @ b) / n
+        correlation = shards.sum(xp.matrix_transpose(a) @ b) / n
         others = off_diagonal(xp, correlation)
         off = xp.sum(others * others, axis=(-2, -1), keepdims=True)
 
@@ -66,20 +70,23 @@ def _barlow_twins_loss(
     eps: float = 0.0,
     row_mask: Array | None = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[BarlowTwinsTerms, Callable[..., object]]:
     xp = _xp.namespace(a, b, row_mask)
     views = as_views(xp, a, b)
     _checks.row_mask(row_mask, views[0])
     _checks.not_negative("eps", eps)
     _checks.number("off_diagonal_weight", off_diagonal_weight)
-    rows, centred = zip(*(_rows.centre(xp, z, row_mask) for z in views), strict=True)
+    shards = execution.shards
+    rows, centred = zip(*(_rows.centre(xp, z, row_mask, shards) for z in views), strict=True)
     n = rows[0].n
     reciprocals = [
-        _rows.safe_reciprocal(xp, _rows.standard_deviation(xp, c, n, eps=eps)) for c in centred
+        _rows.safe_reciprocal(xp, _rows.standard_deviation(r, c, eps=eps))
+        for r, c in zip(rows, centred, strict=True)
     ]
     standard = [c * s for c, s in zip(centred, reciprocals, strict=True)]
     pairs = view_pairs(len(views))
-    terms = [_pair_terms(xp, standard[i], standard[j], n) for i, j in pairs]
+    terms = [_pair_terms(xp, standard[i], standard[j], n, shards) for i, j in pairs]
     on_diagonal = sum(xp.mean(on) for on, _, _ in terms[1:]) + xp.mean(terms[0][0])
     off_diagonal = sum(xp.mean(off) for _, off, _ in terms[1:]) + xp.mean(terms[0][1])
     on_diagonal, off_diagonal = on_diagonal / len(pairs), off_diagonal / len(pairs)
@@ -96,9 +103,10 @@ def _barlow_twins_loss(
                 gradients[v] = g if gradients[v] is None else gradients[v] + g
         carried = []
         for r, x, s, g in zip(rows, standard, reciprocals, gradients, strict=True):
-            # x̂ = ẑ / sqrt(var + ε): along x̂ itself the standardisation takes the gradient away
-            through = x * (_xp.sum_rows(xp, g * x) / n)
-            carried.append(_rows.centre_gradient(xp, (g - through) * s, r))
+            # x̂ = ẑ / sqrt(var + ε): along x̂ itself the standardisation takes the gradient away.
+            # The centring takes nothing: g and x̂ are combinations of centred columns.
+            through = x * (r.sum(g * x) / n)
+            carried.append((g - through) * s)
         return view_gradients(xp, carried, a, b)
 
     return BarlowTwinsTerms(total, on_diagonal, off_diagonal), vjp

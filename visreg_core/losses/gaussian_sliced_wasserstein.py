@@ -11,18 +11,22 @@ from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
-from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.losses._execution import PLAIN, Execution
+from visreg_core.losses._sliced import (
+    flat_batch,
+    flat_slices,
+    projection_dtype_for,
+    sliced_sorting,
+)
 
 REDUCTIONS = ("mean", "sum")
 
 
-def quantiles_beside(xp: Namespace, z: Array, n: Scalar, row_mask: Array | None) -> Array:
-    """Gaussian quantiles for the (kept) rows of z (..., N, D), in z's dtype and on its device."""
-    if row_mask is None:
-        return normal_quantiles(
-            z.shape[-2], xp=xp, dtype=z.dtype, device=_xp.on_device(z).get("device")
-        )
-    return masked_normal_quantiles(xp, z.shape[-2], n, dtype=z.dtype)
+def quantiles_beside(xp: Namespace, size: int, z: Array, n: Scalar, masked: bool) -> Array:
+    """Gaussian quantiles for `size` rows, of which `n` are kept, in z's dtype and on its device."""
+    if not masked:
+        return normal_quantiles(size, xp=xp, dtype=z.dtype, device=_xp.on_device(z).get("device"))
+    return masked_normal_quantiles(xp, size, n, dtype=z.dtype)
 
 
 def gaussian_term(
@@ -67,20 +71,25 @@ def sliced_gaussian(
     need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Array | None]:
     """Mean over batch and slices of Σ_n (sort(z w)_n − q_n)², and its gradient (B, N, D)."""
-    q = quantiles_beside(xp, z, n, row_mask)
+    shards = execution.shards
+    q = quantiles_beside(xp, z.shape[-2] * shards.size, z, n, row_mask is not None)
+    mask = None if row_mask is None else shards.gather(row_mask, axis=0)
     size = math.prod(z.shape[:-2]) * slices.shape[-1]
-    values, gradients = sliced(
+    row_term = execution.kernels.get("gaussian_term", gaussian_term)
+    values, gradient = sliced_sorting(
         xp,
-        (flat_batch(xp, z),),
+        flat_batch(xp, z),
         flat_slices(xp, slices, z),
-        lambda gradients, p: gaussian_term(xp, p, q, row_mask, gradients, 2 / size),
+        lambda gradients, p: row_term(xp, p, q, mask, gradients, 2 / size),
+        execution,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
     )
-    return xp.mean(values), gradients[0] if need_grad else None
+    return xp.mean(values), gradient
 
 
 def _gaussian_sliced_wasserstein(
@@ -92,13 +101,14 @@ def _gaussian_sliced_wasserstein(
     chunk_size: int | None = None,
     projection_dtype: DType = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
     xp = _xp.namespace(z, slices, row_mask)
     _checks.embeddings("z", z)
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
-    n = _rows.count(xp, z, row_mask)
+    n = _rows.count(xp, z, row_mask, execution.shards)
     wide = _xp.cast(xp, z, _xp.compute_dtype(xp, z))
     value, gradient = sliced_gaussian(
         xp,
@@ -109,6 +119,7 @@ def _gaussian_sliced_wasserstein(
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+        execution=execution,
     )
     divisor = n if reduction == "mean" else 1.0
 

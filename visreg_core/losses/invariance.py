@@ -9,6 +9,7 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS
 
 
@@ -20,6 +21,7 @@ def _invariance_loss(
     reduction: str = "mean",
     row_mask: Array | None = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
@@ -35,25 +37,30 @@ def _invariance_loss(
     if n_global > views:
         raise ValueError(f"expected n_global <= {views} views; found {n_global}")
     keep = _rows.keep_column(row_mask)
-    wide = _rows.kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
-    center = xp.mean(wide[..., :n_global, :, :], axis=-3, keepdims=True)
-    if detach_center:
-        center = _xp.stop_gradient(center)
-    difference = wide - center
-    # Every mean is over all entries; masked rows add 0 and give their share back.
-    factor = z.shape[-1] if reduction == "sum" else 1
+    shards = execution.shards
+    # A mean over all entries; masked rows add 0 and are not counted.
+    rows = z.shape[-2] * shards.size
     if row_mask is not None:
-        factor = factor * z.shape[-2] / xp.sum(xp.astype(row_mask, wide.dtype))
-    value = xp.mean(difference * difference) * factor
+        rows = shards.sum(xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z))))
+    averaged = math.prod(z.shape[:-2]) * (1 if reduction == "sum" else z.shape[-1])
+    scale = 1 / (rows * averaged)
+
+    def difference() -> Array:
+        wide = _rows.kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
+        center = xp.mean(wide[..., :n_global, :, :], axis=-3, keepdims=True)
+        return wide - (_xp.stop_gradient(center) if detach_center else center)
+
+    of_views = difference()
+    value = shards.sum(xp.sum(of_views * of_views)) * scale
 
     def vjp(cotangent: Scalar) -> Array:
-        gradient = difference
+        gradient = difference()
         if not detach_center:
-            through = xp.sum(difference, axis=-3, keepdims=True) / n_global
-            local = xp.zeros_like(wide[..., n_global:, :, :])
-            spread = xp.broadcast_to(through, wide[..., :n_global, :, :].shape)
+            through = xp.sum(gradient, axis=-3, keepdims=True) / n_global
+            local = xp.zeros_like(gradient[..., n_global:, :, :])
+            spread = xp.broadcast_to(through, gradient[..., :n_global, :, :].shape)
             gradient = gradient - xp.concat([spread, local], axis=-3)
-        return gradient_like(xp, gradient * (cotangent * factor * (2 / math.prod(z.shape))), z)
+        return gradient_like(xp, gradient * (cotangent * scale * 2), z)
 
     return value, vjp
 

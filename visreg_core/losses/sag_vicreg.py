@@ -10,6 +10,7 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by
+from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses.vicreg import as_views, branch_terms, view_gradients
 
 
@@ -33,6 +34,7 @@ def _sag_vicreg_loss(
     eps: float = 1e-4,
     row_mask: Array | None = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[SAGVICRegTerms, Callable[..., object]]:
     xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
     if b is None:
@@ -58,10 +60,14 @@ def _sag_vicreg_loss(
     wide_a, wide_b = (_rows.kept(xp, keep, v) for v in views)
     pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
     pair_weight = _rows.kept(xp, keep, pair_weight)
-    difference = wide_a - xp.take(wide_b, pairs, axis=-2)
-    scale = size / (_rows.count(xp, a, row_mask) * math.prod(a.shape))
-    invariance = xp.sum(pair_weight * difference**2) * scale
-    variance, covariance, of_branches = branch_terms(xp, views, gamma, eps, "vicreg", row_mask)
+    shards = execution.shards
+    difference = wide_a - xp.take(shards.gather(wide_b, axis=-2), pairs, axis=-2)
+    entries = math.prod(a.shape[:-2]) * a.shape[-1]  # of one row
+    scale = 1 / (_rows.count(xp, a, row_mask, shards) * entries)
+    invariance = shards.sum(xp.sum(pair_weight * difference**2)) * scale
+    variance, covariance, of_branches = branch_terms(
+        xp, views, gamma, eps, "vicreg", row_mask, shards
+    )
     total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
 
     def vjp(
@@ -72,8 +78,10 @@ def _sag_vicreg_loss(
         )
         to_a = pair_weight * difference * (2 * scale * (on_total * w_invariance + on_invariance))
         columns = xp.matrix_transpose(to_a)
-        to_b = _xp.add_last(xp, size, xp.broadcast_to(pairs, columns.shape), columns)
-        pairing = (to_a, -xp.matrix_transpose(to_b))
+        every = size * shards.size
+        to_b = _xp.add_last(xp, every, xp.broadcast_to(pairs, columns.shape), columns)
+        to_b = shards.scatter_sum(xp.matrix_transpose(to_b), axis=-2)
+        pairing = (to_a, -to_b)
         gradients = [g + p for g, p in zip(branches, pairing, strict=True)]
         return view_gradients(xp, gradients, a, b)
 

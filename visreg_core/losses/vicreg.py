@@ -10,6 +10,7 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._execution import PLAIN, Execution, Shards
 
 # What the published variants change: variance counted once per branch instead of averaged over
 # branches; invariance summed over dimensions; squared hinge; views stacked into one batch.
@@ -44,7 +45,7 @@ def _variance(
     xp: Namespace, rows: _rows.Rows, centred: Array, gamma: float, eps: float, power: int = 1
 ) -> tuple[Array, Pullback]:
     """Mean over dimensions of max(0, γ − sqrt(Var + ε))^power; gradient for the centred rows."""
-    deviation = _rows.standard_deviation(xp, centred, rows.n, eps=eps, ddof=1)
+    deviation = _rows.standard_deviation(rows, centred, eps=eps, ddof=1)
     hinge = hinge_from_deviation(xp, deviation, gamma)
 
     def pullback(cotangent: Scalar) -> Array:
@@ -61,11 +62,12 @@ def _covariance(xp: Namespace, rows: _rows.Rows, centred: Array) -> tuple[Array,
     The rows are scaled by a power of two first: fourth powers of 1e8 overflow in float32, those
     of 1e-10 vanish.
     """
-    n, dim = centred.shape[-2:]
+    dim = centred.shape[-1]
     largest = xp.max(xp.abs(_xp.stop_gradient(centred)), axis=(-2, -1), keepdims=True)
-    scale = _rows.power_of_two_below(xp, largest)
+    scale = _rows.power_of_two_below(xp, rows.shards.maximum(largest))
     u = centred / scale
-    value, pullback = (_off_diagonal_gram if n < dim else _off_diagonal)(xp, u)
+    gram = u.shape[-2] * rows.shards.size < dim
+    value, pullback = (_off_diagonal_gram if gram else _off_diagonal)(xp, u, rows.shards)
     divisor = math.prod(centred.shape[:-2]) * dim * (rows.n - 1) * (rows.n - 1)
     square = scale * scale
     return (
@@ -79,20 +81,21 @@ def off_diagonal(xp: Namespace, matrix: Array) -> Array:
     return matrix * (1 - xp.eye(matrix.shape[-1], dtype=matrix.dtype, **_xp.on_device(matrix)))
 
 
-def _off_diagonal(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
+def _off_diagonal(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, Pullback]:
     """Σ_{i≠j} (u_i · u_j)² over columns, (..., 1, 1), by the D × D product; gradient for u."""
-    off = off_diagonal(xp, xp.matrix_transpose(u) @ u)
+    off = off_diagonal(xp, shards.sum(xp.matrix_transpose(u) @ u))
     return xp.sum(off * off, axis=(-2, -1), keepdims=True), lambda ct: u @ (off * (4 * ct))
 
 
-def _off_diagonal_gram(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
+def _off_diagonal_gram(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, Pullback]:
     """The same by the N × N Gram matrix: Σ_ij (u_i · u_j)² = ‖u uᵀ‖², less the diagonal.
 
     Taking the diagonal away cancels only where a few columns carry nearly all of the Gram matrix.
     So the heaviest ones, h, are multiplied with every column directly, and the Gram matrix is that
-    of the light ones alone, of which there are more than N.
+    of the light ones alone, of which there are more than N. A shard gathers all rows, which are
+    fewer numbers than the D × D product, and makes its own rows of the Gram matrix.
     """
-    squares = xp.sum(u * u, axis=-2, keepdims=True)
+    squares = shards.sum(xp.sum(u * u, axis=-2, keepdims=True))
     order = xp.argsort(_xp.stop_gradient(squares), axis=-1, descending=True, stable=True)
     heavy = order[..., : min(_HEAVY, u.shape[-1])]
     columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))
@@ -102,13 +105,16 @@ def _off_diagonal_gram(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
     h = xp.take_along_axis(u, index, axis=-1)
 
     rest = xp.where(light, u, xp.zeros_like(u))
-    gram = rest @ xp.matrix_transpose(rest)
-    cross = xp.matrix_transpose(h) @ u
+    every = shards.gather(u, axis=-2)
+    # The product of a matrix with itself takes NumPy half the time, though the heavy columns of
+    # only one factor need to be 0.
+    gram = rest @ xp.matrix_transpose(rest if shards.size == 1 else every)
+    cross = shards.sum(xp.matrix_transpose(h) @ u)
     cross = xp.where(own, xp.zeros_like(cross), cross)
     diagonal = xp.where(light, squares, xp.zeros_like(squares))
     # A light column meets a heavy one in two products, (i, j) and (j, i), which cross has once.
     times = 1 + xp.astype(light, u.dtype)
-    value = xp.sum(gram * gram, axis=(-2, -1), keepdims=True) + xp.sum(
+    value = shards.sum(xp.sum(gram * gram, axis=(-2, -1), keepdims=True)) + xp.sum(
         times * xp.sum(cross * cross, axis=-2, keepdims=True) - diagonal * diagonal,
         axis=-1,
         keepdims=True,
@@ -116,23 +122,27 @@ def _off_diagonal_gram(xp: Namespace, u: Array) -> tuple[Array, Pullback]:
 
     def pullback(ct: Array) -> Array:
         ct = 4 * ct
-        return (gram * ct) @ u + h @ (cross * ct) - u * (diagonal * ct)
+        return (gram * ct) @ every + h @ (cross * ct) - u * (diagonal * ct)
 
     return value, pullback
 
 
 def _single(
-    term: Callable[..., tuple[Array, Pullback]], z: Array, row_mask: Array | None, *args: float
+    term: Callable[..., tuple[Array, Pullback]],
+    z: Array,
+    row_mask: Array | None,
+    execution: Execution,
+    *args: float,
 ) -> tuple[Array, Callable[..., Array]]:
     """Value and vjp of a loss that is one branch term of one array of embeddings."""
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows, centred = _rows.centre(xp, z, row_mask)
+    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     value, pullback = term(xp, rows, centred, *args)
 
     def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, _rows.centre_gradient(xp, pullback(cotangent), rows), z)
+        return gradient_like(xp, pullback(cotangent), z)
 
     return value, vjp
 
@@ -144,10 +154,11 @@ def _variance_loss(
     *,
     row_mask: Array | None = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
     _checks.not_negative("eps", eps)
     _checks.number("gamma", gamma)
-    return _single(_variance, z, row_mask, gamma, eps)
+    return _single(_variance, z, row_mask, execution, gamma, eps)
 
 
 @differentiated_by(_variance_loss)
@@ -193,9 +204,13 @@ def variance_loss(
 
 
 def _covariance_loss(
-    z: Array, *, row_mask: Array | None = None, need_grad: bool
+    z: Array,
+    *,
+    row_mask: Array | None = None,
+    need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
-    return _single(_covariance, z, row_mask)
+    return _single(_covariance, z, row_mask, execution)
 
 
 @differentiated_by(_covariance_loss)
@@ -276,14 +291,15 @@ def view_pairs(views: int) -> list[tuple[int, int]]:
 
 
 def _invariance(
-    xp: Namespace, views: list[Array], row_mask: Array | None, n: Scalar
+    xp: Namespace, views: list[Array], row_mask: Array | None, n: Scalar, shards: Shards
 ) -> tuple[Array, list[Pullback]]:
     """Mean over pairs of views of mean((a − b)²), and each view's gradient."""
     wide = [_rows.kept(xp, _rows.keep_column(row_mask), v) for v in views]
     pairs = view_pairs(len(wide))
-    scale = wide[0].shape[-2] / (n * (math.prod(wide[0].shape) * len(pairs)))
+    entries = math.prod(wide[0].shape[:-2]) * wide[0].shape[-1] * len(pairs)  # of one row
+    scale = 1 / (n * entries)
     squares = [xp.sum((wide[i] - wide[j]) ** 2) for i, j in pairs]
-    value = sum(squares[1:], squares[0]) * scale
+    value = shards.sum(sum(squares[1:], squares[0])) * scale
 
     def of_view(v: int) -> Pullback:
         def pullback(cotangent: Scalar) -> Array:
@@ -302,6 +318,7 @@ def branch_terms(
     eps: float,
     convention: str,
     row_mask: Array | None,
+    shards: Shards,
 ) -> tuple[Array, Array, Callable[[Scalar, Scalar], list[Array]]]:
     """Variance and covariance of the views, and their pullback to a gradient for each view.
 
@@ -311,10 +328,9 @@ def branch_terms(
     stacked = convention == "visreg"
     batches = [xp.concat(views, axis=-2)] if stacked else views
     mask = xp.concat([row_mask] * len(views)) if stacked and row_mask is not None else row_mask
-    rows, variances, covariances = [], [], []
+    variances, covariances = [], []
     for z in batches:
-        r, centred = _rows.centre(xp, z, mask)
-        rows.append(r)
+        r, centred = _rows.centre(xp, z, mask, shards)
         variances.append(_variance(xp, r, centred, gamma, eps, power=2 if stacked else 1))
         covariances.append(_covariance(xp, r, centred))
     per_variance = (2 if convention in ("solo-learn", "paper") else 1) / len(batches)
@@ -322,12 +338,10 @@ def branch_terms(
 
     def pullback(on_variance: Scalar, on_covariance: Scalar) -> list[Array]:
         gradients = []
-        for r, (_, of_variance), (_, of_covariance) in zip(
-            rows, variances, covariances, strict=True
-        ):
+        # Multiples of centred rows, so that their sum over the rows is 0 already.
+        for (_, of_variance), (_, of_covariance) in zip(variances, covariances, strict=True):
             g = of_variance(on_variance * per_variance)
-            g = g + of_covariance(on_covariance * per_covariance)
-            gradients.append(_rows.centre_gradient(xp, g, r))
+            gradients.append(g + of_covariance(on_covariance * per_covariance))
         if not stacked:
             return gradients
         size = views[0].shape[-2]
@@ -348,6 +362,7 @@ def _vicreg_loss(
     convention: str = "vicreg",
     row_mask: Array | None = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[VICRegTerms, Callable[..., object]]:
     xp = _xp.namespace(a, b, row_mask)
     views = as_views(xp, a, b)
@@ -358,11 +373,14 @@ def _vicreg_loss(
     w_invariance, w_variance, w_covariance = _checks.weights(
         "weights", weights, VICRegTerms._fields[1:]
     )
-    n = _rows.count(xp, views[0], row_mask)
-    invariance, of_invariance = _invariance(xp, views, row_mask, n)
+    shards = execution.shards
+    n = _rows.count(xp, views[0], row_mask, shards)
+    invariance, of_invariance = _invariance(xp, views, row_mask, n, shards)
     invariance_scale = views[0].shape[-1] if convention == "paper" else 1
     invariance = invariance * invariance_scale
-    variance, covariance, of_branches = branch_terms(xp, views, gamma, eps, convention, row_mask)
+    variance, covariance, of_branches = branch_terms(
+        xp, views, gamma, eps, convention, row_mask, shards
+    )
     total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
 
     def vjp(

@@ -12,6 +12,7 @@ from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses import _rows
 from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses._sliced import projection_dtype_for
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS, sliced_gaussian
 
@@ -41,45 +42,90 @@ def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
     return xp.mean((1 - sigma) * (1 - sigma))
 
 
-def _gradient(
+class _Shape(NamedTuple):
+    """What the shape term keeps for its gradient; G = ds/dz̃ of s = Σ_n (sort(z̃ w)_n − q_n)².
+
+    total : mean of s over batch and slices; divisor : σ + ε, (..., 1, D); gradient : G (..., N, D);
+    mean : Σ_n G / N; along : Σ_n G ẑ, where the divisor is not held constant. The last three are
+    None without a gradient.
+    """
+
+    total: Array
+    divisor: Array
+    gradient: Array = None
+    mean: Array = None
+    along: Array = None
+
+
+def _shape_term(
     xp: Namespace,
+    rows: _rows.Rows,
+    centred: Array,
+    sigma: Array,
+    slices: Array,
+    row_mask: Array | None,
+    *,
+    detach_scale: bool,
+    eps: float,
+    need_grad: bool,
+    chunk_size: int | None,
+    projection_dtype: DType,
+    execution: Execution,
+) -> _Shape:
+    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
+    total, gradient = sliced_gaussian(
+        xp,
+        centred / divisor,
+        slices,
+        rows.n,
+        row_mask,
+        need_grad=need_grad,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype_for(xp, rows.z, projection_dtype),
+        execution=execution,
+    )
+    if gradient is None:
+        return _Shape(total, divisor)
+    gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, rows.z.shape))
+    along = None if detach_scale else rows.sum(gradient * centred)
+    return _Shape(total, divisor, gradient, rows.sum(gradient) / rows.n, along)
+
+
+def _gradient(
     rows: _rows.Rows,
     sigma: Array,
     *,
     center: Scalar = 0.0,
     scale: Scalar = 0.0,
-    shape: Scalar = 0.0,
-    of_shape: Array | None = None,
-    divisor: Array | None = None,
-    detach_scale: bool = True,
+    on_shape: Scalar = 0.0,
+    shape: _Shape | None = None,
 ) -> Array:
-    """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + shape · s(z̃).
+    """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + on_shape · s(z̃).
 
-    `of_shape` is ds/dz̃ =: G. With columns a, f and a row r it is G a + ẑ f + r, so that every
-    pass over (N, D) beyond this sum is gone:
+    With G = ds/dz̃, columns a, f and a row r it is G a + ẑ f + r, so that every pass over (N, D)
+    beyond this sum is gone:
 
     - centre: dμ/dz_n = 1/N, a row;
     - scale: dσ/dz_n = ẑ_n / (N σ), a multiple of ẑ;
     - shape: z̃ = ẑ / divisor, whose centring takes the mean of G a away; with the divisor σ + ε
       not held constant, also the multiple of ẑ that σ brings.
     """
+    xp = rows.xp
     per_deviation = _rows.safe_reciprocal(xp, sigma) / rows.n
     on_centred = (2 * scale) * (sigma - 1) * per_deviation
     on_all = (2 * center) * rows.mean / rows.n
-    if of_shape is not None:
-        of_shape = _rows.kept(xp, rows.keep, xp.reshape(of_shape, rows.z.shape))
-        on_shape = shape / divisor
-        if not detach_scale:
-            along = _xp.sum_rows(xp, of_shape * rows.centred())
-            on_centred = on_centred - on_shape / divisor * along * per_deviation
-        on_all = on_all - on_shape * _xp.sum_rows(xp, of_shape) / rows.n
+    if shape is not None:
+        of_shape = on_shape / shape.divisor
+        if shape.along is not None:
+            on_centred = on_centred - of_shape / shape.divisor * shape.along * per_deviation
+        on_all = on_all - of_shape * shape.mean
     # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
     on_all = on_all - rows.rest * on_centred
-    if of_shape is None:
+    if shape is None:
         return _rows.kept(xp, rows.keep, rows.shifted() * on_centred + on_all)
     if _xp.name(xp) == "numpy" and rows.keep is None:
-        return _combined(rows, of_shape, on_shape, on_centred, on_all)
-    gradient = of_shape * on_shape + (rows.shifted() * on_centred + on_all)
+        return _combined(rows, shape.gradient, of_shape, on_centred, on_all)
+    gradient = shape.gradient * of_shape + (rows.shifted() * on_centred + on_all)
     return _rows.kept(xp, rows.keep, gradient)
 
 
@@ -110,18 +156,23 @@ def _combined(
 
 
 def _center_loss(
-    z: Array, *, reduction: str = "mean", row_mask: Array | None = None, need_grad: bool
+    z: Array,
+    *,
+    reduction: str = "mean",
+    row_mask: Array | None = None,
+    need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
-    rows, _ = _rows.centre(xp, z, row_mask)
+    rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
 
     def vjp(cotangent: Scalar) -> Array:
         size = math.prod(rows.mean.shape[: None if reduction == "mean" else -1])
         sigma = xp.zeros_like(rows.mean)
-        return gradient_like(xp, _gradient(xp, rows, sigma, center=cotangent / size), z)
+        return gradient_like(xp, _gradient(rows, sigma, center=cotangent / size), z)
 
     return center_from_mean(xp, rows.mean, reduction), vjp
 
@@ -165,17 +216,21 @@ def center_loss(z: Array, *, reduction: str = "mean", row_mask: Array | None = N
 
 
 def _scale_loss(
-    z: Array, *, row_mask: Array | None = None, need_grad: bool
+    z: Array,
+    *,
+    row_mask: Array | None = None,
+    need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows, centred = _rows.centre(xp, z, row_mask)
-    sigma = _rows.standard_deviation(xp, centred, rows.n)
+    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
+    sigma = _rows.standard_deviation(rows, centred)
 
     def vjp(cotangent: Scalar) -> Array:
         size = math.prod(sigma.shape)
-        return gradient_like(xp, _gradient(xp, rows, sigma, scale=cotangent / size), z)
+        return gradient_like(xp, _gradient(rows, sigma, scale=cotangent / size), z)
 
     return scale_from_deviation(xp, sigma), vjp
 
@@ -228,6 +283,7 @@ def _shape_loss(
     chunk_size: int | None = None,
     projection_dtype: DType = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
     xp = _xp.namespace(z, slices, row_mask)
     _checks.embeddings("z", z)
@@ -235,36 +291,29 @@ def _shape_loss(
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
     _checks.not_negative("eps", eps)
-    rows, centred = _rows.centre(xp, z, row_mask)
-    sigma = _rows.standard_deviation(xp, centred, rows.n)
-    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
-    normalised = centred / divisor
-    del centred  # as large as z
-    total, of_shape = sliced_gaussian(
+    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
+    sigma = _rows.standard_deviation(rows, centred)
+    shape = _shape_term(
         xp,
-        normalised,
+        rows,
+        centred,
+        sigma,
         slices,
-        rows.n,
         row_mask,
+        detach_scale=detach_scale,
+        eps=eps,
         need_grad=need_grad,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+        projection_dtype=projection_dtype,
+        execution=execution,
     )
     samples = rows.n if reduction == "mean" else 1.0
 
     def vjp(cotangent: Scalar) -> Array:
-        gradient = _gradient(
-            xp,
-            rows,
-            sigma,
-            shape=cotangent / samples,
-            of_shape=of_shape,
-            divisor=divisor,
-            detach_scale=detach_scale,
-        )
+        gradient = _gradient(rows, sigma, on_shape=cotangent / samples, shape=shape)
         return gradient_like(xp, gradient, z)
 
-    return total / samples, vjp
+    return shape.total / samples, vjp
 
 
 @differentiated_by(_shape_loss)
@@ -351,6 +400,7 @@ def _visreg_loss(
     chunk_size: int | None = None,
     projection_dtype: DType = None,
     need_grad: bool,
+    execution: Execution = PLAIN,
 ) -> tuple[VISRegTerms, Callable[..., Array]]:
     xp = _xp.namespace(z, slices, row_mask)
     _checks.embeddings("z", z)
@@ -358,41 +408,38 @@ def _visreg_loss(
     _checks.row_mask(row_mask, z)
     _checks.not_negative("eps", eps)
     w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
-    rows, centred = _rows.centre(xp, z, row_mask)
-    sigma = _rows.standard_deviation(xp, centred, rows.n)
-    divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
-    normalised = centred / divisor
-    del centred  # as large as z
-    total_shape, of_shape = sliced_gaussian(
+    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
+    sigma = _rows.standard_deviation(rows, centred)
+    shape = _shape_term(
         xp,
-        normalised,
+        rows,
+        centred,
+        sigma,
         slices,
-        rows.n,
         row_mask,
+        detach_scale=detach_scale,
+        eps=eps,
         need_grad=need_grad,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+        projection_dtype=projection_dtype,
+        execution=execution,
     )
-    scale, shape = scale_from_deviation(xp, sigma), total_shape / rows.n
-    center = center_from_mean(xp, rows.mean)
-    total = w_scale * scale + w_shape * shape + w_center * center
+    scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean)
+    total = w_scale * scale + w_shape * (shape.total / rows.n) + w_center * center
 
     def vjp(on_total: Scalar, on_scale: Scalar, on_shape: Scalar, on_center: Scalar) -> Array:
         size = math.prod(sigma.shape)
         gradient = _gradient(
-            xp,
             rows,
             sigma,
             center=(on_total * w_center + on_center) / size,
             scale=(on_total * w_scale + on_scale) / size,
-            shape=(on_total * w_shape + on_shape) / rows.n,
-            of_shape=of_shape,
-            divisor=divisor,
-            detach_scale=detach_scale,
+            on_shape=(on_total * w_shape + on_shape) / rows.n,
+            shape=shape,
         )
         return gradient_like(xp, gradient, z)
 
-    return VISRegTerms(total, scale, shape, center), vjp
+    return VISRegTerms(total, scale, shape.total / rows.n, center), vjp
 
 
 @differentiated_by(_visreg_loss)
