@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-report
 	$(VENV)/bin/visreg compare demo/pixels.npy demo/projection.npy
 
 test: $(VENV)/.installed-test
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-lint
 	$(RUN) ruff check .
