@@ -1,0 +1,1 @@
+"""The reference trainer: run from the repository, not installed (see README.md here)."""

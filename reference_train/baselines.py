@@ -1,0 +1,125 @@
+"""The papers' baselines, small and plain: SimCLR and DINO.
+
+Sources: Chen et al. 2020 (NT-Xent over all pairs of views); Caron et al. 2021 (multi-crop,
+centring, EMA teacher; the teacher sees the global crops alone).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from reference_train.config import Config
+from reference_train.model import Learner, Outputs
+
+Terms = dict[str, torch.Tensor]
+
+
+def world_size() -> int:
+    """Training processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class Objective(nn.Module):
+    """A method: ``forward(outputs, crops, step)`` gives named terms, the first of them the loss."""
+
+    def after_step(self, learner: Learner, progress: float) -> None:
+        """Called once the weights have moved; `progress` runs from 0 to 1 over the training."""
+
+
+class SimCLR(Objective):
+    """NT-Xent, averaged over pairs of views; negatives of this process or of all."""
+
+    def __init__(self, temperature: float, scope: str) -> None:
+        super().__init__()
+        self.temperature, self.scope = temperature, scope
+
+    def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
+        """Terms of a step."""
+        views = F.normalize(outputs.embeddings, dim=-1)
+        everyone, first = views, 0
+        if self.scope == "global" and world_size() > 1:
+            from torch.distributed.nn.functional import all_gather  # with a backward pass
+
+            everyone = torch.cat(all_gather(views.contiguous()), dim=1)
+            first = dist.get_rank() * views.shape[1]
+        losses = [
+            nt_xent(views[i], everyone[i], everyone[j], first, self.temperature)
+            for i in range(len(views))
+            for j in range(len(views))
+            if i != j
+        ]
+        return {"loss": torch.stack(losses).mean()}
+
+
+def nt_xent(
+    rows: torch.Tensor, same: torch.Tensor, other: torch.Tensor, first: int, temperature: float
+) -> torch.Tensor:
+    """Cross-entropy of finding row i's other view, at ``first + i``, among 2M - 1 candidates."""
+    own = torch.arange(first, first + len(rows), device=rows.device)
+    with_same = (rows @ same.T / temperature).scatter(1, own[:, None], -torch.inf)
+    return F.cross_entropy(torch.cat([rows @ other.T / temperature, with_same], dim=1), own)
+
+
+class Prototypes(nn.Module):
+    """DINO's last layer: cosines with unit-norm prototypes."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Cosines (..., count)."""
+        return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=-1).T
+
+
+class DINO(Objective):
+    """Cross-entropy of all crops with an EMA teacher's distributions of the global crops."""
+
+    def __init__(self, config: Config, learner: Learner) -> None:
+        super().__init__()
+        m = config.method
+        self.student_temperature, self.teacher_temperature = m.temperature, m.teacher_temperature
+        self.momentum, self.center_momentum = m.teacher_momentum, m.center_momentum
+        self.teacher = copy.deepcopy(learner)
+        self.teacher.probe = None
+        self.teacher.requires_grad_(False)
+        self.half = config.run.precision == "bfloat16"
+        self.register_buffer("center", torch.zeros(m.prototypes))
+
+    def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
+        """Terms of a step."""
+        with torch.no_grad():
+            device = crops[0].device.type
+            with torch.autocast(device, torch.bfloat16, enabled=self.half):
+                logits = self.teacher(crops[:1]).embeddings
+            logits = logits.to(outputs.embeddings.dtype)
+            target = torch.softmax((logits - self.center) / self.teacher_temperature, dim=-1)
+            mean = logits.mean(dim=(0, 1))
+            if world_size() > 1:
+                dist.all_reduce(mean)
+                mean /= world_size()
+            self.center.lerp_(mean.to(self.center.dtype), 1 - self.center_momentum)
+        student = torch.log_softmax(outputs.embeddings / self.student_temperature, dim=-1)
+        losses = [
+            -(teacher * student[v]).sum(-1).mean()
+            for g, teacher in enumerate(target)
+            for v in range(len(student))
+            if v != g
+        ]
+        entropy = torch.special.entr(target).sum(-1).mean()
+        return {"loss": torch.stack(losses).mean(), "teacher_entropy": entropy}
+
+    @torch.no_grad()
+    def after_step(self, learner: Learner, progress: float) -> None:
+        """Move the teacher towards the student; the momentum goes to 1 by a cosine."""
+        keep = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        moved = dict(learner.named_parameters())
+        for name, parameter in self.teacher.named_parameters():
+            parameter.lerp_(moved[name], 1 - keep)

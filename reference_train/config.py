@@ -1,0 +1,295 @@
+"""Every setting of a run: typed, documented, composed by Hydra from ``recipes/NAME.yaml``.
+
+``python -m reference_train --help`` prints this page as a table. A recipe, or ``key=value`` on the
+command line, may set what is listed here and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING as UNSET
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from reference_train.errors import TrainError, choice, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+METHODS = ("visreg", "sigreg", "swd", "vicreg", "barlow_twins", "sag_vicreg", "simclr", "dino")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its documentation; lists are copied for each instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Run:
+    """Where a run lives and how long it is."""
+
+    folder: str = setting(MISSING, "checkpoints, metrics and results; the same folder resumes")
+    seed: int = setting(0, "of weights, data order, augmentation and slices")
+    epochs: float = setting(100, "passes over the training set")
+    max_steps: int | None = setting(None, "stop the whole schedule after this many steps instead")
+    precision: str = setting("float32", "float32, bfloat16 (mixed) or float64")
+    accumulate: int = setting(1, "micro-batches a step; a loss's statistics are a micro-batch's")
+    clip_norm: float | None = setting(None, "largest norm of the gradient, the probe's apart")
+    log_every: int = setting(50, "steps between readings of the metrics, the only synchronisation")
+    checkpoint_every: int = setting(500, "steps between checkpoints")
+    keep: int = setting(3, "checkpoints kept")
+    evaluate_every: float | None = setting(None, "epochs between kNN evaluations; none: at the end")
+    cpu: bool = setting(False, "train on the CPU even where there is a GPU")
+    threads: int | None = setting(None, "CPU threads of Torch in each process")
+    tensorboard: bool = setting(False, "also write the metrics for TensorBoard")
+    wandb: bool = setting(False, "also send the metrics to Weights & Biases, if it is installed")
+
+
+@dataclass
+class Data:
+    """Images, with labels for the probes only."""
+
+    source: str = setting("digits", "digits, folder, hf, webdataset or synthetic")
+    path: str | None = setting(None, "folder, Hugging Face name, or shards {000..146}.tar")
+    train_split: str = setting("train", "sub-folder or split that is trained on")
+    test_split: str | None = setting("val", "sub-folder or split for the evaluation")
+    file_list: str | None = setting(None, "folder: file of training images, 'PATH LABEL' a line")
+    image_key: str = setting("image", "hf: column of the image; webdataset: suffixes, 'jpg;png'")
+    label_key: str = setting("label", "hf: column of the label; webdataset: suffix")
+    streaming: bool = setting(False, "hf: read in order, with a shuffle buffer, without an index")
+    samples: int | None = setting(None, "length of an epoch where the source cannot tell (streams)")
+    shuffle_buffer: int = setting(2048, "streams: samples that are mixed")
+    classes: list[int] | None = setting(None, "train on these classes; the others stay unseen")
+    size: int = setting(256, "side of the square that images are resized and cut to on the host")
+    channels: int = setting(3, "1 (grey) or 3")
+    mean: list[float] = setting([0.485, 0.456, 0.406], "of the channels, in 0 ... 1")
+    std: list[float] = setting([0.229, 0.224, 0.225], "of the channels")
+    batch_size: int = setting(32, "images in a micro-batch of one process")
+    workers: int = setting(0, "loading processes; 0 loads in the training process")
+    unreadable: str = setting("stop", "an image that cannot be read: stop, or skip to the next")
+    long_tail: str | None = setting(None, "keep a long-tailed part: pareto or exponential")
+    long_tail_max: int = setting(1280, "images of the largest class of the long tail")
+    long_tail_min: int = setting(5, "images of its smallest class")
+
+
+@dataclass
+class Augment:
+    """Multi-crop, on the device. A probability of 0 leaves a transformation out."""
+
+    n_global: int = setting(2, "global crops")
+    n_local: int = setting(0, "local crops")
+    global_size: int = setting(224, "side of a global crop")
+    local_size: int = setting(96, "side of a local crop")
+    global_scale: list[float] = setting([0.3, 1.0], "share of the area in a global crop")
+    local_scale: list[float] = setting([0.05, 0.3], "share of the area in a local crop")
+    ratio: list[float] = setting([0.75, 1.3333], "width / height of a crop before resizing")
+    flip: float = setting(0.5, "probability of a horizontal flip")
+    jitter: float = setting(0.8, "probability of the colour jitter")
+    brightness: float = setting(0.4, "strength of the jitter")
+    contrast: float = setting(0.4, "strength of the jitter")
+    saturation: float = setting(0.2, "strength of the jitter")
+    hue: float = setting(0.1, "strength of the jitter")
+    grayscale: float = setting(0.2, "probability of grey")
+    blur: float = setting(0.5, "probability of a Gaussian blur")
+    blur_sigma: list[float] = setting([0.1, 2.0], "its standard deviation in pixels")
+    solarize: float = setting(0.2, "probability of inverting what is brighter than one half")
+    rotate: float = setting(0.0, "largest rotation, in degrees")
+    translate: float = setting(0.0, "largest shift, as a share of the side")
+
+
+@dataclass
+class Model:
+    """Backbone and projector. Names of backbones: model.py."""
+
+    backbone: str = setting("vit_s_16", "a name of model.py, hf:NAME (AutoModel) or timm:NAME")
+    pretrained: bool = setting(False, "hf: and timm: load weights instead of initialising")
+    patch: int | None = setting(None, "ViT: side of a patch, instead of the name's")
+    width: int | None = setting(None, "ViT: instead of the name's")
+    depth: int | None = setting(None, "ViT: instead of the name's")
+    heads: int | None = setting(None, "ViT: instead of the name's")
+    small_stem: bool = setting(False, "ResNet: 3x3 stem without pooling, for images of 32 pixels")
+    layers: int = setting(2, "ViT: the CLS tokens of this many last layers are the features")
+    hidden: int = setting(2048, "width of the projector's hidden layers")
+    projector_layers: int = setting(3, "linear layers of the projector")
+    dim: int = setting(256, "width of the projector's output, D")
+    norm: str = setting("batch", "in the projector: batch (over all processes), layer or none")
+    activation: str = setting("gelu", "in the projector: gelu or relu")
+
+
+@dataclass
+class Method:
+    """The loss. Each setting says which methods read it."""
+
+    name: str = setting("visreg", ", ".join(METHODS))
+    scope: str = setting("local", "statistics of each process's batch, or of the global one")
+    lam: float = setting(0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer")
+    n_slices: int = setting(4096, "K of a process (local) or in all (global)")
+    scale: float = setting(1.0, "visreg: weight of the scale term")
+    shape: float = setting(1.0, "visreg: weight of the shape term")
+    center: float = setting(1.0, "visreg: weight of the centre term")
+    detach_scale: bool = setting(True, "visreg: no gradient of the shape through the deviation")
+    invariance: float = setting(25.0, "vicreg, sag_vicreg: weight")
+    variance: float = setting(25.0, "vicreg, sag_vicreg: weight")
+    covariance: float = setting(1.0, "vicreg, sag_vicreg: weight")
+    n_neighbors: int = setting(10, "sag_vicreg: neighbours of a row in the affinity")
+    off_diagonal: float = setting(0.0051, "barlow_twins: weight")
+    temperature: float = setting(0.1, "simclr, and dino's student")
+    prototypes: int = setting(65536, "dino: width of the last layer")
+    teacher_temperature: float = setting(0.04, "dino")
+    teacher_momentum: float = setting(0.996, "dino: at the start; it goes to 1 by a cosine")
+    center_momentum: float = setting(0.9, "dino")
+
+
+@dataclass
+class Optim:
+    """Optimiser and schedule."""
+
+    name: str = setting("adamw", "adamw or lars")
+    lr: float = setting(1e-3, "largest learning rate")
+    weight_decay: float = setting(0.05, "of matrices; norms and biases have none")
+    betas: list[float] = setting([0.9, 0.999], "adamw")
+    momentum: float = setting(0.9, "lars")
+    trust: float = setting(1e-3, "lars: trust coefficient")
+    warmup_epochs: float = setting(5, "linear warm-up")
+    decay: str = setting("cosine", "cosine to lr * final, or constant after the warm-up")
+    final: float = setting(1e-3, "last learning rate, as a share of lr")
+
+
+@dataclass
+class Probe:
+    """How features are measured, while training and at its end."""
+
+    online: bool = setting(True, "train a linear classifier on the detached features")
+    online_lr: float = setting(1e-3, "its constant learning rate")
+    k: int = setting(20, "neighbours of the kNN accuracy")
+    max_rows: int = setting(10_000, "images of each split that the evaluation reads")
+    tree_rows: int = setting(2_000, "images in the dendrograms")
+    batch_size: int = setting(256, "images in a forward pass")
+
+
+@dataclass
+class Config:
+    """All of it."""
+
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    method: Method = field(default_factory=Method)
+    optim: Optim = field(default_factory=Optim)
+    probe: Probe = field(default_factory=Probe)
+
+
+def documented(node: Any = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """(key, type, default, help) of every setting."""
+    for f in fields(node):
+        inner = f.default_factory if f.default_factory is not UNSET else None
+        if inner is not None and is_dataclass(inner):
+            yield from documented(inner, f"{prefix}{f.name}.")
+        else:
+            default = f.default if inner is None else inner()
+            yield f"{prefix}{f.name}", str(f.type), default, f.metadata["help"]
+
+
+def known_keys() -> list[str]:
+    """Dotted names of all settings."""
+    return [key for key, *_ in documented()]
+
+
+def load(
+    name: str, overrides: list[str] | tuple[str, ...] = (), folder: Path | str = RECIPES
+) -> Config:
+    """The configuration of a recipe with ``key=value`` overrides.
+
+    Raises
+    ------
+    TrainError
+        One line: an unknown recipe or key with the nearest known one, a value of the wrong type,
+        or a setting that has to be given and was not.
+    """
+    folder = Path(folder).resolve()
+    recipes = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in recipes:
+        raise TrainError(f"no recipe {name!r} in {folder}{nearest(name, recipes)}")
+    known = known_keys()
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise TrainError(f"expected key=value; found {override!r}")
+        if key not in known:
+            raise TrainError(f"unknown key {key!r}{nearest(key, known)}")
+    ConfigStore.instance().store(name="settings", node=Config)
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            config = OmegaConf.to_object(compose(name, list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise TrainError(_one_line(error, name, known)) from None
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise on what the types cannot say: names, and settings that do not go together."""
+    choices = {
+        "run.precision": ["float32", "bfloat16", "float64"],
+        "data.source": ["digits", "folder", "hf", "webdataset", "synthetic"],
+        "data.unreadable": ["stop", "skip"],
+        "model.norm": ["batch", "layer", "none"],
+        "model.activation": ["gelu", "relu"],
+        "method.name": list(METHODS),
+        "method.scope": ["local", "global"],
+        "optim.name": ["adamw", "lars"],
+        "optim.decay": ["cosine", "constant"],
+    }
+    for key, known in choices.items():
+        group, name = key.split(".")
+        choice(key, getattr(getattr(config, group), name), known)
+    for key in ("run.accumulate", "run.log_every", "run.checkpoint_every", "run.keep"):
+        if getattr(config.run, key.split(".")[1]) < 1:
+            raise TrainError(f"{key}: expected at least 1")
+    views = config.augment.n_global + config.augment.n_local
+    if config.augment.n_global < 1 or views < 2:
+        raise TrainError("augment: expected at least one global crop and two crops in all")
+    if config.method.name == "sag_vicreg" and (config.augment.n_global, views) != (2, 2):
+        raise TrainError("sag_vicreg pairs two views: augment.n_global=2 augment.n_local=0")
+    if config.data.channels not in (1, 3):
+        raise TrainError(f"data.channels: expected 1 or 3; found {config.data.channels}")
+    if config.data.source not in ("digits", "synthetic") and config.data.path is None:
+        raise TrainError(f"data.path has to be given for data.source={config.data.source}")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain dictionaries, lists and scalars."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def from_dict(settings: dict[str, Any]) -> Config:
+    """The configuration that `to_dict` gave."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
+
+
+def _one_line(error: BaseException, recipe: str, known: list[str]) -> str:
+    """What Hydra and OmegaConf say in several lines, over several exceptions."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__
+    text = "\n".join(texts)
+    found = re.search(r"full_key: (\S+)", text)
+    if found is None:
+        return f"{recipe}: {' '.join(text.split())}"
+    key = found[1]
+    if re.search(r"Key '.*' not in '", text):
+        return f"{recipe}: unknown key {key!r}{nearest(key, known)}"
+    if "missing mandatory value" in text:
+        return f"{recipe}: {key} has to be given, as {key}=VALUE"
+    line = next(t for t in text.splitlines() if "could not be converted" in t or "Value" in t)
+    return f"{recipe}: {key}: {line.strip()}"

@@ -1,0 +1,23 @@
+"""What stops a run, as one line for whoever started it."""
+
+from difflib import get_close_matches
+
+
+class TrainError(Exception):
+    """An expected way to fail: its message is printed alone, and the exit status is 1."""
+
+
+class LocalError(TrainError):
+    """One that a single process meets, and so has to report itself."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``"; nearest: ..."`` with the known name that looks most like this one, or all of them."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; nearest: {close[0]}" if close else f"; known: {', '.join(known)}"
+
+
+def choice(argument: str, value: str, known: list[str]) -> None:
+    """Raise unless `value` is one of `known`."""
+    if value not in known:
+        raise TrainError(f"{argument}: no such choice {value!r}{nearest(value, known)}")

@@ -1,0 +1,284 @@
+"""Where images come from: every source gives uint8 squares, a label and an id, by index.
+
+Streams, which cannot be indexed, are in streams.py.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from reference_train.config import Data
+from reference_train.errors import TrainError
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class Sample(NamedTuple):
+    """One image before it is batched."""
+
+    image: torch.Tensor  # uint8, (C, size, size)
+    label: int  # -1 where there is none
+    id: int  # its index in the source
+
+
+class Unreadable(NamedTuple):
+    """What stands in a sample's place where it cannot be read."""
+
+    name: str
+    reason: str
+
+
+class Source(Protocol):
+    """Indexed images. `labels` is known without reading an image."""
+
+    labels: np.ndarray  # int64, (n,); -1 where there is none
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample | Unreadable: ...
+
+
+class Splits(NamedTuple):
+    """What a run reads. `bank` and `test` have all classes, `train` those of ``data.classes``."""
+
+    train: Any  # Source, or a stream
+    bank: Source | None  # labelled training images, which probes are fitted on
+    test: Source | None
+
+
+def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
+    """Resized to `size` on the shorter side, the middle square cut: uint8, (C, size, size)."""
+    image = image.convert("L" if channels == 1 else "RGB")
+    width, height = image.size
+    scale = size / min(width, height)
+    if scale != 1:
+        shape = max(size, round(width * scale)), max(size, round(height * scale))
+        image = image.resize(shape, Image.Resampling.BICUBIC)
+        width, height = image.size
+    left, top = (width - size) // 2, (height - size) // 2
+    image = image.crop((left, top, left + size, top + size))
+    pixels = np.array(image, dtype=np.uint8)  # a copy, which Torch may own
+    return torch.from_numpy(pixels).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+class Arrays:
+    """Images that are in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images = torch.from_numpy(images)
+        self.labels = np.asarray(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.images[index], int(self.labels[index]), index)
+
+
+class Files:
+    """Image files; opened when they are asked for."""
+
+    def __init__(self, paths: list[Path], labels: list[int], data: Data) -> None:
+        self.paths = paths
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.size, self.channels = data.size, data.channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels = square(image, self.size, self.channels)
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            return Unreadable(str(path), str(error))
+        return Sample(pixels, int(self.labels[index]), index)
+
+
+class Table:
+    """A Hugging Face dataset with an index."""
+
+    def __init__(self, table: Any, data: Data) -> None:
+        _check_columns(table.column_names, data)
+        self.table = table
+        self.image_key = data.image_key
+        has_label = data.label_key in table.column_names
+        labels = table[data.label_key] if has_label else [-1] * len(table)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.size, self.channels = data.size, data.channels
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        try:
+            pixels = square(self.table[int(index)][self.image_key], self.size, self.channels)
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            return Unreadable(f"row {index}", str(error))
+        return Sample(pixels, int(self.labels[index]), index)
+
+
+class Subset:
+    """Some of a source's images; their ids remain the source's."""
+
+    def __init__(self, source: Source, index: np.ndarray) -> None:
+        self.source, self.index = source, index
+        self.labels = source.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        return self.source[int(self.index[index])]
+
+
+def open_splits(data: Data, seed: int = 0) -> Splits:
+    """The training source and what it is evaluated on."""
+    if data.source == "webdataset" or (data.source == "hf" and data.streaming):
+        from reference_train.streams import open_stream  # its libraries are for streams alone
+
+        return Splits(open_stream(data, seed), None, None)
+    bank, test = {
+        "digits": _digits,
+        "folder": _folders,
+        "hf": _tables,
+        "synthetic": _synthetic,
+    }[data.source](data)
+    train = bank
+    if data.classes is not None:
+        train = Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
+        if len(train) == 0:
+            raise TrainError(f"data.classes: no image of the classes {data.classes}")
+    if data.long_tail is not None:
+        train = Subset(train, long_tail(train.labels, data, seed))
+    labelled = test is not None and bool((bank.labels >= 0).all())
+    return Splits(train, bank if labelled else None, test if labelled else None)
+
+
+def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
+    """Indices of a part whose class sizes fall from ``long_tail_max`` to ``long_tail_min``.
+
+    Class c of C (a random order, by the seed) keeps, with u = c / (C - 1),
+    "pareto": the quantile of a Pareto law with exponent 6, as ImageNet-LT's, brought to the range;
+    "exponential": max (min / max)^u, as CIFAR-LT's. A class that has fewer images keeps them all.
+    """
+    classes = np.unique(labels)
+    u = np.linspace(0, 1, len(classes))
+    largest, smallest = data.long_tail_max, data.long_tail_min
+    if data.long_tail == "exponential":
+        sizes = largest * (smallest / largest) ** u
+    elif data.long_tail == "pareto":
+        # x(q) = (1 - q)^(-1/6) at q = (C - c) / (C + 1): finite, and from its largest to its least
+        x = ((np.arange(len(classes)) + 1) / (len(classes) + 1)) ** (-1 / 6)
+        share = (x - x[-1]) / max(x[0] - x[-1], np.finfo(float).tiny)
+        sizes = smallest + (largest - smallest) * share
+    else:
+        raise TrainError(f"data.long_tail: expected pareto or exponential; found {data.long_tail}")
+    rng = np.random.default_rng(seed)
+    kept = []
+    for label, size in zip(rng.permutation(classes), np.rint(sizes).astype(int), strict=True):
+        members = np.flatnonzero(labels == label)
+        kept.append(rng.permutation(members)[:size])
+    return np.sort(np.concatenate(kept))
+
+
+# --- the sources ----------------------------------------------------------------------------------
+
+
+def _digits(data: Data) -> tuple[Arrays, Arrays]:
+    """scikit-learn's 1797 handwritten digits, 8 x 8; every fifth image is for the test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    if data.channels != 1 or data.size != 8:
+        raise TrainError("digits are grey, 8 x 8: data.channels=1 data.size=8")
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    test = np.arange(len(images)) % 5 == 0
+    return Arrays(images[~test], digits.target[~test]), Arrays(images[test], digits.target[test])
+
+
+def _synthetic(data: Data) -> tuple[Arrays, Arrays]:
+    """Noise with ten labels: shapes and throughput without a data set."""
+    rng = np.random.default_rng(0)
+    shape = (data.channels, data.size, data.size)
+
+    def noise(n: int) -> Arrays:
+        return Arrays(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10)
+
+    return noise(data.samples or 256), noise(64)
+
+
+def _folders(data: Data) -> tuple[Files, Files | None]:
+    """PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or a list of files with labels."""
+    root = Path(data.path)
+    if not root.is_dir():
+        raise TrainError(f"data.path: no folder {root}")
+    if data.file_list is not None:
+        train = _listed(root, Path(data.file_list), data)
+    else:
+        train = _classes(root / data.train_split, data)
+    return train, None if data.test_split is None else _classes(root / data.test_split, data)
+
+
+@functools.cache
+def _files_below(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
+
+
+def _classes(folder: Path, data: Data) -> Files:
+    if not folder.is_dir():
+        raise TrainError(f"data.path: no folder {folder}")
+    paths = _files_below(folder)
+    if not paths:
+        raise TrainError(f"{folder}: no image ({', '.join(sorted(SUFFIXES))})")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    number = {name: i for i, name in enumerate(names)}
+    labels = [number.get(p.relative_to(folder).parts[0], -1) for p in paths]
+    return Files(list(paths), labels, data)
+
+
+def _listed(root: Path, file: Path, data: Data) -> Files:
+    try:
+        lines = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise TrainError(f"data.file_list: {error}") from None
+    try:
+        return Files([root / path for path, _ in lines], [int(label) for _, label in lines], data)
+    except ValueError:
+        raise TrainError(f"{file}: expected 'PATH LABEL' on each line") from None
+
+
+def _tables(data: Data) -> tuple[Table, Table | None]:
+    """A data set of Hugging Face: a folder of `save_to_disk`, or a name that its hub knows."""
+    test = None if data.test_split is None else Table(load_table(data, data.test_split), data)
+    return Table(load_table(data, data.train_split), data), test
+
+
+def load_table(data: Data, split: str, streaming: bool = False) -> Any:
+    """One split of a Hugging Face data set, from a folder or by name."""
+    import datasets
+
+    try:
+        if not Path(data.path).is_dir():
+            return datasets.load_dataset(data.path, split=split, streaming=streaming)
+        try:
+            loaded = datasets.load_from_disk(data.path)
+        except FileNotFoundError:  # files of images, parquet, ... rather than save_to_disk's
+            return datasets.load_dataset(data.path, split=split, streaming=streaming)
+        if isinstance(loaded, datasets.DatasetDict):
+            loaded = loaded[split]
+        return loaded.to_iterable_dataset(num_shards=16) if streaming else loaded
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise TrainError(f"data.path={data.path}, split {split!r}: {error}") from None
+
+
+def _check_columns(names: list[str], data: Data) -> None:
+    if data.image_key not in names:
+        raise TrainError(f"data.image_key={data.image_key!r}: the columns are {', '.join(names)}")

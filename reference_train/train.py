@@ -1,0 +1,322 @@
+r"""Train a backbone with any of the losses.
+
+    python -m reference_train --config-name digits
+    python -m reference_train --config-name digits method.name=vicreg run.folder=runs/vicreg
+    accelerate launch --num_processes 2 -m reference_train --config-name digits
+    accelerate launch --num_processes 8 -m reference_train \
+        --config-name visreg_vit_b16_imagenet1k data.path=/data/imagenet run.folder=runs/b16
+
+The same command again resumes from the last checkpoint. Every setting: ``--help``. What a run
+leaves in its folder: README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from reference_train import checkpoint, data, methods, optim
+from reference_train.augment import MultiCrop
+from reference_train.baselines import Prototypes
+from reference_train.config import RECIPES, Config, documented, load, to_dict
+from reference_train.errors import LocalError, TrainError
+from reference_train.measure import Measured, pixels, save_embeddings, table
+from reference_train.model import Learner, describe, synchronised
+from reference_train.record import (
+    Ledger,
+    Log,
+    Trackers,
+    batch_statistics,
+    draw_curves,
+    environment,
+    write_atomically,
+)
+from reference_train.sources import Splits, open_splits
+
+
+def train(config: Config) -> dict[str, dict[str, float]]:
+    """A whole run; returns the table of measures at its end (empty where there are no labels)."""
+    accelerator = start(config)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    folder = Path(config.run.folder)
+    settings = to_dict(config)
+
+    # What is trained on
+    splits = open_splits(config.data, config.run.seed)
+    micro_batches = data.batches_per_epoch(splits.train, config.data, world)
+    steps_per_epoch = micro_batches / config.run.accumulate
+    steps = config.run.max_steps or max(1, round(config.run.epochs * steps_per_epoch))
+    warmup = round(config.optim.warmup_epochs * steps_per_epoch)
+    crops_of = MultiCrop(config.augment, config.data).to(device)
+
+    # What is trained. Weights are the seed's on every process; augmentation is each one's own.
+    torch.manual_seed(config.run.seed)
+    learner = new_learner(config, splits).to(device)
+    if world > 1:
+        synchronised(learner, device)
+    method = methods.build(config, learner, rank).to(device)
+    dtype = torch.float64 if config.run.precision == "float64" else torch.float32
+    learner.to(dtype), method.to(dtype)
+    optimizer = optim.optimizer(learner, config.optim, config.probe)
+    seed_process(config.run.seed, rank)
+
+    # Where it stands
+    first = resume(accelerator, folder, settings, learner, method, optimizer)
+    log = accelerator.is_main_process and Log(folder, "metrics", first)
+    evaluations = accelerator.is_main_process and Log(folder, "evaluations", first)
+    trackers = accelerator.is_main_process and Trackers(folder, settings, first)
+    measured = Measured(config, splits, device) if splits.test is not None else None
+    ledger = Ledger(accelerator, folder)
+    model = accelerator.prepare(learner)  # data parallel; under autocast with bfloat16
+    say(accelerator, f"{describe(learner)}; steps {first} ... {steps} on {world} x {device}")
+
+    position = first * config.run.accumulate
+    stream = data.batches(
+        splits.train, config.data, seed=config.run.seed, rank=rank, world=world, start=position
+    )
+    bar = tqdm(
+        total=steps, initial=first, unit="step", disable=not accelerator.is_main_process or None
+    )
+    for step in range(first, steps):
+        lr = optim.learning_rate(step, steps, warmup, config.optim)
+        optim.set_learning_rate(optimizer, lr, config.probe.online_lr)
+        try:
+            batches = [next(stream) for _ in range(config.run.accumulate)]
+        except LocalError:
+            if world == 1 and step > first:  # alone, so that no other process has to agree
+                ledger.read()
+                save(accelerator, folder, config, step, learner, method, optimizer)
+            raise
+
+        for micro, batch in enumerate(batches):
+            crops = [c.to(dtype) for c in crops_of(batch.images.to(device, non_blocking=True))]
+            labels = batch.labels.to(device, non_blocking=True)
+            last = micro + 1 == len(batches)
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                outputs = model(crops)
+                terms = method(outputs, crops, step * config.run.accumulate + micro)
+                terms = terms | probe_terms(outputs.logits, labels)
+                loss = terms["loss"] + terms.get("probe_loss", 0.0)
+                (loss / len(batches)).backward()
+
+        trained = list(optim.trained(learner))
+        if config.run.clip_norm is not None:
+            terms["gradient"] = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
+        else:
+            terms["gradient"] = torch.nn.utils.get_total_norm(
+                [p.grad for p in trained if p.grad is not None]
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step(learner, (step + 1) / steps)
+        ledger.add(step, terms, batch_statistics(crops, outputs.embeddings), batch.ids)
+        bar.update()
+
+        # Everything below happens every n-th step; reading the ledger is what waits for the device.
+        done = step + 1
+        saving = done % config.run.checkpoint_every == 0 or done == steps
+        if done % config.run.log_every == 0 or saving:
+            means = ledger.read()
+            if log:
+                log.add({"step": done, "epoch": done / steps_per_epoch, "lr": lr, **means})
+                trackers.add(done, {"lr": lr, **means})
+                bar.set_postfix(loss=f"{means['loss']:.4f}")
+        if saving:
+            save(accelerator, folder, config, done, learner, method, optimizer)
+        if measured and log and evaluates(config, done, steps, steps_per_epoch):
+            accuracy = measured.knn(encoder(learner))
+            evaluations.add({"step": done, "epoch": done / steps_per_epoch, "knn": accuracy})
+            trackers.add(done, {"knn": accuracy})
+    bar.close()
+
+    results = {}
+    if log:
+        if log.rows:
+            draw_curves(folder)
+        if measured:
+            results = final_table(config, splits, measured, learner, folder)
+        trackers.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def start(config: Config) -> Accelerator:
+    """Process group, device, threads, and the run's folder with its configuration."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    accelerator = Accelerator(
+        cpu=config.run.cpu or not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.run.precision == "bfloat16" else "no",
+        # the BatchNorms are synchronised, so that there are no buffers to broadcast
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    folder = Path(config.run.folder)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=1))
+        facts = environment(accelerator.num_processes, accelerator.device)
+        write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
+    return accelerator
+
+
+def new_learner(config: Config, splits: Splits) -> Learner:
+    """The untrained model; the same weights for the same seed."""
+    labels = splits.bank.labels if splits.bank is not None else []
+    n_classes = int(max(labels)) + 1 if len(labels) else 0
+    head = None
+    if config.method.name == "dino":
+        head = Prototypes(config.model.dim, config.method.prototypes)
+    return Learner(config, n_classes, head)
+
+
+def seed_process(seed: int, rank: int) -> None:
+    """Give a process its own stream of random numbers, for the augmentation."""
+    torch.manual_seed((seed << 16) + rank + 1)
+
+
+def probe_terms(logits: torch.Tensor | None, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Loss and accuracy of the online probe; its gradient stops at the features."""
+    if logits is None:
+        return {}
+    labels = labels.expand(logits.shape[:2])
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    accuracy = (logits.argmax(-1) == labels).to(loss.dtype).mean()
+    return {"probe_loss": loss, "probe_accuracy": accuracy}
+
+
+def evaluates(config: Config, done: int, steps: int, steps_per_epoch: float) -> bool:
+    """Whether a kNN evaluation is due after `done` steps."""
+    if config.run.evaluate_every is None:
+        return False
+    every = max(1, round(config.run.evaluate_every * steps_per_epoch))
+    return done % every == 0 or done == steps
+
+
+def save(
+    accelerator: Accelerator,
+    folder: Path,
+    config: Config,
+    step: int,
+    learner: torch.nn.Module,
+    method: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """A checkpoint by the main process, with the random numbers of all."""
+    generators = gather_object([checkpoint.random_state()])
+    if accelerator.is_main_process:
+        state = {
+            "config": to_dict(config),
+            "world": accelerator.num_processes,
+            "step": step,
+            "learner": learner.state_dict(),
+            "method": method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generators": generators,
+        }
+        checkpoint.save(folder, state, config.run.keep)
+
+
+def resume(
+    accelerator: Accelerator,
+    folder: Path,
+    settings: dict[str, Any],
+    learner: torch.nn.Module,
+    method: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Load the newest usable checkpoint, the same one on every process; the step to go on from."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            world = accelerator.num_processes
+            found[0] = checkpoint.latest(folder, settings, world, lambda t: say(accelerator, t))
+        except TrainError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    path, problem = found
+    if problem is not None:
+        raise TrainError(problem)
+    if path is None:
+        return 0
+    state = checkpoint.read(path)
+    learner.load_state_dict(state["learner"])
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    checkpoint.set_random_state(state["generators"][accelerator.process_index])
+    say(accelerator, f"resuming from {path}")
+    return state["step"]
+
+
+def encoder(learner: torch.nn.Module) -> Any:
+    """Images -> features, in evaluation mode for the time of the call."""
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        learner.eval()
+        try:
+            return learner.backbone(images.to(next(learner.parameters()).dtype))
+        finally:
+            learner.train()
+
+    return features
+
+
+def final_table(
+    config: Config, splits: Splits, measured: Measured, learner: torch.nn.Module, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Measures of the trained encoder, of the same one untrained, and of the pixels."""
+    torch.manual_seed(config.run.seed)
+    untrained = new_learner(config, splits).to(next(learner.parameters()))
+    results, features = {}, {}
+    for name, encode in {
+        "trained": encoder(learner),
+        "untrained": encoder(untrained),
+        "pixels": pixels,
+    }.items():
+        results[name], features[name] = measured.all(encode)
+    save_embeddings(folder / "embeddings", features, measured)
+    write_atomically(folder / "results.json", json.dumps(results, indent=1))
+    print(table(results))  # noqa: T201
+    return results
+
+
+def say(accelerator: Accelerator, text: str) -> None:
+    """A line from the main process, which does not break the progress bar."""
+    if accelerator.is_main_process:
+        tqdm.write(text, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="reference_train", add_help=False, description=__doc__, usage=__doc__
+    )
+    parser.add_argument("--config-name", metavar="RECIPE")
+    parser.add_argument("--config-dir", default=RECIPES, help="folder of other recipes")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    given = parser.parse_args(arguments)
+    if given.help or given.config_name is None:
+        recipes = ", ".join(sorted(p.stem for p in Path(given.config_dir).glob("*.yaml")))
+        lines = [f"{key:26} {default!s:24} {text}" for key, _, default, text in documented()]
+        print(__doc__, f"Recipes: {recipes}", "", *lines, sep="\n")  # noqa: T201
+        sys.exit(0 if given.help else 2)
+    try:
+        train(load(given.config_name, given.settings, given.config_dir))
+    except (TrainError, OSError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or isinstance(error, LocalError):
+            where = f" (process {rank})" if rank else ""
+            print(f"reference_train{where}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
