@@ -14,15 +14,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from reference_train.collectives import all_stack, all_sum, world_size
 from reference_train.config import Config
 from reference_train.model import Learner, Outputs
 
 Terms = dict[str, torch.Tensor]
-
-
-def world_size() -> int:
-    """Training processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class Objective(nn.Module):
@@ -44,9 +40,7 @@ class SimCLR(Objective):
         views = F.normalize(outputs.embeddings, dim=-1)
         everyone, first = views, 0
         if self.scope == "global" and world_size() > 1:
-            from torch.distributed.nn.functional import all_gather  # with a backward pass
-
-            everyone = torch.cat(all_gather(views.contiguous()), dim=1)
+            everyone = all_stack(views).transpose(0, 1).flatten(1, 2)
             first = dist.get_rank() * views.shape[1]
         losses = [
             nt_xent(views[i], everyone[i], everyone[j], first, self.temperature)
@@ -101,10 +95,7 @@ class DINO(Objective):
                 logits = self.teacher(crops[:1]).embeddings
             logits = logits.to(outputs.embeddings.dtype)
             target = torch.softmax((logits - self.center) / self.teacher_temperature, dim=-1)
-            mean = logits.mean(dim=(0, 1))
-            if world_size() > 1:
-                dist.all_reduce(mean)
-                mean /= world_size()
+            mean = all_sum(logits.mean(dim=(0, 1))) / world_size()
             self.center.lerp_(mean.to(self.center.dtype), 1 - self.center_momentum)
         student = torch.log_softmax(outputs.embeddings / self.student_temperature, dim=-1)
         losses = [

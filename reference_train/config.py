@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING as UNSET
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,7 @@ def check(config: Config) -> None:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain dictionaries, lists and scalars."""
-    return OmegaConf.to_container(OmegaConf.structured(config))
+    return asdict(config)
 
 
 def from_dict(settings: dict[str, Any]) -> Config:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from reference_train.collectives import all_sum
 from reference_train.config import Config, Model
 from reference_train.errors import TrainError, nearest
 
@@ -226,16 +227,13 @@ class AllReducedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalised over all axes but the second."""
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce  # with a backward pass
-
         self._check_input_dim(x)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        count = torch.tensor(x.numel() / x.shape[1], dtype=x.dtype, device=x.device)
-        torch.distributed.all_reduce(count)
-        mean = all_reduce(x.sum(axes)) / count
+        count = all_sum(torch.tensor(x.numel() / x.shape[1], dtype=x.dtype, device=x.device))
+        mean = all_sum(x.sum(axes)) / count
         centred = x - mean.view(shape)
-        variance = all_reduce((centred * centred).sum(axes)) / count
+        variance = all_sum((centred * centred).sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -91,4 +91,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, probe_lr: flo
 
 def trained(learner: Learner) -> Iterable[nn.Parameter]:
     """Parameters whose gradients come from the method: all but the probe's."""
-    return (p for n, p in learner.named_parameters() if not n.startswith("probe."))
+    named = learner.named_parameters()
+    return (p for n, p in named if p.requires_grad and not n.startswith("probe."))

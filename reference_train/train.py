@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -69,7 +69,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     dtype = torch.float64 if config.run.precision == "float64" else torch.float32
     learner.to(dtype), method.to(dtype)
     optimizer = optim.optimizer(learner, config.optim, config.probe)
-    seed_process(config.run.seed, rank)
+    set_seed((config.run.seed * world + rank + 1) % 2**32)
 
     # Where it stands
     first = resume(accelerator, folder, settings, learner, method, optimizer)
@@ -85,6 +85,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     stream = data.batches(
         splits.train, config.data, seed=config.run.seed, rank=rank, world=world, start=position
     )
+    trained = list(optim.trained(learner))
     bar = tqdm(
         total=steps, initial=first, unit="step", disable=not accelerator.is_main_process or None
     )
@@ -110,13 +111,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
                 loss = terms["loss"] + terms.get("probe_loss", 0.0)
                 (loss / len(batches)).backward()
 
-        trained = list(optim.trained(learner))
-        if config.run.clip_norm is not None:
-            terms["gradient"] = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
+        if config.run.clip_norm is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
-            terms["gradient"] = torch.nn.utils.get_total_norm(
-                [p.grad for p in trained if p.grad is not None]
-            )
+            norm = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
+        terms["gradient"] = norm
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)
@@ -179,11 +178,6 @@ def new_learner(config: Config, splits: Splits) -> Learner:
     if config.method.name == "dino":
         head = Prototypes(config.model.dim, config.method.prototypes)
     return Learner(config, n_classes, head)
-
-
-def seed_process(seed: int, rank: int) -> None:
-    """Give a process its own stream of random numbers, for the augmentation."""
-    torch.manual_seed((seed << 16) + rank + 1)
 
 
 def probe_terms(logits: torch.Tensor | None, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,0 +1,9 @@
+"""What the server of `tests.train.runs` imports before it forks."""
+
+import kornia.augmentation  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import sklearn.linear_model  # noqa: F401
+from transformers import ViTModel  # noqa: F401
+
+import reference_train.train  # noqa: F401
