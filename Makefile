@@ -3,6 +3,7 @@
 # make check    linter and type checker
 # make docs     HTML documentation, warnings are errors
 # make bench    benchmarks against eager torch, POT and SciPy, into docs/benchmarks
+# make train-demo   train a small ViT on digits, some minutes; report on and compare its embeddings
 # make clean    remove everything that these made
 
 PYTHON ?= python3
@@ -12,12 +13,17 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo train-demo test check docs bench clean
 
 demo: $(VENV)/.installed-report
 	$(VENV)/bin/python docs/examples/make_digits_embeddings.py demo
 	$(VENV)/bin/visreg report demo/projection.npy --html report.html
 	$(VENV)/bin/visreg compare demo/pixels.npy demo/projection.npy
+
+train-demo: $(VENV)/.installed-train
+	$(RUN) reference_train --config-name digits run.folder=runs/demo
+	$(VENV)/bin/visreg report runs/demo/embeddings/trained.npy --labels runs/demo/embeddings/labels.npy --html runs/demo/report.html
+	$(VENV)/bin/visreg compare runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
 
 test: $(VENV)/.installed-test
 	$(RUN) pytest --numprocesses auto --dist loadfile $(ARGS)
@@ -34,7 +40,7 @@ bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_trees --json docs/benchmarks/trees.json $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo report.html docs/_build docs/generated
+	rm -rf $(VENV) demo runs/demo report.html docs/_build docs/generated
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
