@@ -2,7 +2,7 @@
 
 import kornia.augmentation  # noqa: F401
 import matplotlib.figure  # noqa: F401
-import sklearn.datasets  # noqa: F401
+import sklearn.datasets
 import sklearn.linear_model  # noqa: F401
 from transformers import ViTModel  # noqa: F401
 

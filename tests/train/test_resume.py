@@ -16,9 +16,7 @@ def uninterrupted(request, tmp_path_factory):
     runs.run(str, output=folder / "output")  # so that the server's own start is not counted
     begun = time.monotonic()
     arguments = runs.command(folder / "run")
-    codes, printed = runs.run(
-        main, arguments, output=folder / "output", processes=request.param
-    )
+    codes, printed = runs.run(main, arguments, output=folder / "output", processes=request.param)
     assert codes == [0] * request.param, printed
     return request.param, runs.state(folder / "run"), time.monotonic() - begun
 
