@@ -225,7 +225,7 @@ def load(
         if not equals:
             raise TrainError(f"expected key=value; found {override!r}")
         if key not in known:
-            raise TrainError(f"unknown key {key!r}{nearest(key, known)}")
+            raise TrainError(f"unknown key {key!r}{_nearest_key(key, known)}")
     ConfigStore.instance().store(name="settings", node=Config)
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
@@ -276,6 +276,18 @@ def from_dict(settings: dict[str, Any]) -> Config:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))
 
 
+def _nearest_key(key: str, known: list[str]) -> str:
+    """A key of that name in another group, those of its group that its words describe, or one."""
+    group, _, name = key.lstrip("+~").rpartition(".")
+    words = name.replace("_", " ").lower()
+    same_name = [k for k in known if k.rpartition(".")[2] == name]
+    same_group = [k for k in known if k.rpartition(".")[0] == group]
+    described = [k for k, _, _, text in documented() if k in same_group and words in text.lower()]
+    if same_name or described:
+        return f"; nearest: {', '.join(same_name or described)}"
+    return nearest(key, same_group or known)
+
+
 def _one_line(error: BaseException, recipe: str, known: list[str]) -> str:
     """What Hydra and OmegaConf say in several lines, over several exceptions."""
     texts = []
@@ -288,7 +300,7 @@ def _one_line(error: BaseException, recipe: str, known: list[str]) -> str:
         return f"{recipe}: {' '.join(text.split())}"
     key = found[1]
     if re.search(r"Key '.*' not in '", text):
-        return f"{recipe}: unknown key {key!r}{nearest(key, known)}"
+        return f"{recipe}: unknown key {key!r}{_nearest_key(key, known)}"
     if "missing mandatory value" in text:
         return f"{recipe}: {key} has to be given, as {key}=VALUE"
     line = next(t for t in text.splitlines() if "could not be converted" in t or "Value" in t)

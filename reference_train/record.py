@@ -66,17 +66,16 @@ class Ledger:
         """Write what is known of the step at fault, and raise."""
         step = self.steps[row]
         ids = gather_object([self.ids[row].tolist()])
-        process, term = (~torch.isfinite(values[:, : len(self.names)])).nonzero()[0].tolist()
-        # a total that is not finite follows from a term that is not: name the term
-        for column in (~torch.isfinite(values[process, : len(self.names)])).nonzero()[:, 0]:
-            if self.names[column] not in ("loss", "regularizer"):
-                term = int(column)
-                break
+        # the process and the term where it began: the most is amiss there, and totals follow terms
+        amiss = ~torch.isfinite(values)
+        process = int(amiss.sum(dim=1).argmax())
+        wrong = [n for n, bad in zip(self.names, amiss[process], strict=False) if bad]
+        term = next((n for n in wrong if n not in ("loss", "regularizer")), wrong[0])
         columns = self.names + self.statistics
         dump = {
             "step": step,
             "process": process,
-            "term": self.names[term],
+            "term": term,
             "processes": [
                 {
                     "values": {
@@ -92,7 +91,7 @@ class Ledger:
         if self.accelerator.is_main_process:
             path.write_text(json.dumps(dump, indent=1))
         raise TrainError(
-            f"step {step}: {self.names[term]} is {values[process, term].item()} on process "
+            f"step {step}: {term} is {values[process, self.names.index(term)].item()} on process "
             f"{process}; statistics of the batch: {path}"
         )
 

@@ -274,7 +274,8 @@ def load_table(data: Data, split: str, streaming: bool = False) -> Any:
             return datasets.load_dataset(data.path, split=split, streaming=streaming)
         if isinstance(loaded, datasets.DatasetDict):
             loaded = loaded[split]
-        return loaded.to_iterable_dataset(num_shards=16) if streaming else loaded
+        shards = min(64, len(loaded))
+        return loaded.to_iterable_dataset(num_shards=shards) if streaming else loaded
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise TrainError(f"data.path={data.path}, split {split!r}: {error}") from None
 

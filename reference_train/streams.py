@@ -11,6 +11,7 @@ import io
 import itertools
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -20,6 +21,8 @@ from reference_train.config import Data
 from reference_train.data import Batch, collate
 from reference_train.errors import LocalError, TrainError
 from reference_train.sources import Sample, Unreadable, load_table, square
+
+Raw = tuple[bytes, int, str]  # an encoded image, its label, its name
 
 
 class Shards:
@@ -35,41 +38,50 @@ class Shards:
         """Shards."""
         return len(self.urls)
 
-    def read(self, epoch: int, part: int, parts: int) -> Iterator[tuple[Any, int, str]]:
+    def read(self, epoch: int, part: int, parts: int) -> Iterator[Raw]:
         """(image, label, name) of every parts-th shard of a pass."""
-        import webdataset
+        from webdataset.gopen import gopen
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
         urls = list(self.urls)
         random.Random(f"{self.seed} {epoch}").shuffle(urls)
-        mine = webdataset.SimpleShardList(urls[part::parts])
         suffixes = self.image_key.split(";")
-        for sample in webdataset.DataPipeline(mine, webdataset.tarfile_to_samples()):
-            found = next((s for s in suffixes if s in sample), None)
-            if found is None:
-                keys = ", ".join(k for k in sample if not k.startswith("__"))
-                raise LocalError(f"data.image_key={self.image_key!r}: a sample has {keys}")
-            label = int(sample.get(self.label_key, b"-1"))
-            yield sample[found], label, sample["__key__"]
+        for url in urls[part::parts]:
+            with gopen(url) as stream:
+                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                    found = next((s for s in suffixes if s in sample), None)
+                    if found is None:
+                        keys = ", ".join(k for k in sample if not k.startswith("__"))
+                        raise LocalError(
+                            f"data.image_key={self.image_key!r}: {sample['__key__']} has {keys}"
+                        )
+                    label = int(sample.get(self.label_key, b"-1"))
+                    yield sample[found], label, sample["__key__"]
 
 
 class Rows:
     """A streaming data set of Hugging Face."""
 
     def __init__(self, data: Data, seed: int) -> None:
-        self.table = load_table(data, data.train_split, streaming=True)
+        from datasets import Image as Column
+
+        table = load_table(data, data.train_split, streaming=True)
+        self.table = table.cast_column(data.image_key, Column(decode=False))
         self.image_key, self.label_key, self.seed = data.image_key, data.label_key, seed
 
     def parts(self) -> int:
         """Shards."""
         return self.table.num_shards
 
-    def read(self, epoch: int, part: int, parts: int) -> Iterator[tuple[Any, int, str]]:
+    def read(self, epoch: int, part: int, parts: int) -> Iterator[Raw]:
         """(image, label, name) of every parts-th shard of a pass."""
         order = list(range(self.parts()))
         random.Random(f"{self.seed} {epoch}").shuffle(order)
         for shard in order[part::parts]:
             for row in self.table.shard(num_shards=self.parts(), index=shard):
-                yield row[self.image_key], int(row.get(self.label_key, -1)), f"shard {shard}"
+                content = row[self.image_key]  # bytes, or where they are
+                raw = content["bytes"] or Path(content["path"]).read_bytes()
+                yield raw, int(row.get(self.label_key, -1)), f"shard {shard}"
 
 
 def open_stream(data: Data, seed: int) -> Stream:
@@ -122,7 +134,7 @@ class Batches(IterableDataset):
         """Samples that batch's reader gave before it (exactly so unless unreadable are skipped)."""
         return batch // workers * self.size
 
-    def _endless(self, part: int, parts: int) -> Iterator[tuple[Any, int, str]]:
+    def _endless(self, part: int, parts: int) -> Iterator[Raw]:
         for epoch in itertools.count():
             rng = random.Random(f"{self.stream.reader.seed} {epoch} {part}")
             samples = self.stream.reader.read(epoch, part, parts)
@@ -133,12 +145,12 @@ class Batches(IterableDataset):
             if empty:
                 raise LocalError(f"data.path={self.stream.data.path}: a reader found no sample")
 
-    def _decode(self, sample: tuple[Any, int, str]) -> Sample | Unreadable:
+    def _decode(self, sample: Raw) -> Sample | Unreadable:
         raw, label, name = sample
         data = self.stream.data
         try:
-            image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else raw
-            return Sample(square(image, data.size, data.channels), label, -1)
+            with Image.open(io.BytesIO(raw)) as image:
+                return Sample(square(image, data.size, data.channels), label, -1)
         except (OSError, UnidentifiedImageError, ValueError) as error:
             return Unreadable(name, str(error))
 

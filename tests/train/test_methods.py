@@ -1,0 +1,266 @@
+"""Methods, optimisers and normalisation against transcriptions and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import visreg_core as vc
+from reference_train import baselines, config, methods, optim
+from reference_train.augment import MultiCrop, Resize
+from reference_train.config import METHODS, Augment, Data
+from reference_train.model import Learner, Outputs, backbone
+from reference_train.sources import open_splits
+from reference_train.train import new_learner
+
+SMALL = [
+    "run.folder=unused",
+    "model.width=16",
+    "model.depth=2",
+    "model.heads=2",
+    "model.hidden=16",
+    "model.dim=8",
+    "method.n_slices=8",
+    "method.n_neighbors=4",
+    "method.prototypes=16",
+]
+
+
+def built(*overrides):
+    settings = config.load("digits", [*SMALL, *overrides])
+    torch.manual_seed(0)
+    learner = new_learner(settings, open_splits(settings.data))
+    return settings, learner, methods.build(settings, learner)
+
+
+def outputs_of(views, n_global=2):
+    return Outputs(views, views[:n_global], None), [torch.empty(n_global)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_terms_start_with_the_loss_and_move_every_weight(name):
+    settings, learner, method = built(f"method.name={name}")
+    images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8)
+    crops = MultiCrop(settings.augment, settings.data)(images)
+    terms = method(learner(crops), crops, 3)
+    assert next(iter(terms)) == "loss"
+    assert all(t.ndim == 0 and math.isfinite(t.item()) for t in terms.values())
+    terms["loss"].backward()
+    assert all(p.grad is not None for p in optim.trained(learner))
+
+
+def test_visreg_is_the_joint_objective():
+    _, _, method = built("method.lam=0.7", "method.shape=2", "run.seed=4")
+    views = torch.randn(4, 12, 8, dtype=torch.float64)
+    outputs, crops = outputs_of(views, n_global=3)
+    terms = method(outputs, crops, 5)
+    slices = vc.random_slices(8, 8, seed=4, step=5, xp=torch, dtype=torch.float64)
+    expected = vc.visreg_loss(views, slices, (1.0, 2.0, 1.0))
+    spread = ((views - views[:3].mean(0)) ** 2).mean()
+    torch.testing.assert_close(terms["invariance"], spread)
+    torch.testing.assert_close(terms["shape"], expected.shape)
+    torch.testing.assert_close(terms["loss"], 0.3 * spread + 0.7 * expected.total)
+
+
+def test_slices_change_with_the_step_and_the_process():
+    settings, learner, method = built("method.name=swd")
+    views = torch.randn(2, 12, 8)
+    outputs, crops = outputs_of(views)
+    other = methods.build(settings, learner, rank=1)
+    values = [method(outputs, crops, s)["regularizer"].item() for s in (0, 1, 0)]
+    assert values[0] == values[2] != values[1]
+    assert other(outputs, crops, 0)["regularizer"].item() != values[0]
+
+
+def test_simclr_against_a_transcription():
+    rng = np.random.default_rng(0)
+    views = rng.standard_normal((3, 5, 4))
+    unit = views / np.linalg.norm(views, axis=-1, keepdims=True)
+    temperature, total, count = 0.3, 0.0, 0
+    for i in range(3):
+        for j in range(3):
+            if i == j:
+                continue
+            for n in range(5):
+                mine = unit[i, n]
+                others = [unit[i, m] @ mine for m in range(5) if m != n]
+                others += [unit[j, m] @ mine for m in range(5)]
+                positive = math.exp(unit[j, n] @ mine / temperature)
+                total -= math.log(positive / sum(math.exp(s / temperature) for s in others))
+                count += 1
+    outputs, crops = outputs_of(torch.from_numpy(views))
+    loss = baselines.SimCLR(temperature, "local")(outputs, crops, 0)["loss"]
+    assert loss.item() == pytest.approx(total / count, rel=1e-12)
+
+
+def test_dino_against_a_transcription():
+    settings, learner, method = built("method.name=dino")
+    method.center.copy_(torch.linspace(-0.1, 0.1, 16))
+    center = method.center.numpy().astype(float)
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    crops = MultiCrop(settings.augment, settings.data)(images)
+    with torch.no_grad():
+        outputs = learner(crops)
+        teacher = method.teacher(crops[:1]).embeddings.double().numpy()
+        loss = method(outputs, crops, 0)["loss"].item()
+
+    def softmax(x):
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    target = softmax((teacher - center) / 0.04)
+    log_student = np.log(softmax(outputs.embeddings.double().numpy() / 0.1))
+    pairs = [(0, 1), (1, 0)]
+    expected = np.mean([-(target[g] * log_student[v]).sum(-1).mean() for g, v in pairs])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    moved = 0.9 * center + 0.1 * teacher.mean((0, 1))
+    np.testing.assert_allclose(method.center.numpy(), moved, atol=1e-6)
+
+
+def test_dinos_teacher_follows_by_the_momentum():
+    _, learner, method = built("method.name=dino")
+    name = "backbone.model.layernorm.weight"
+    before = method.teacher.get_parameter(name).clone()
+    with torch.no_grad():
+        learner.get_parameter(name).add_(1.0)
+    method.after_step(learner, progress=0.5)
+    keep = 1 - (1 - 0.996) / 2  # half of the way of the cosine
+    moved = keep * before + (1 - keep) * (before + 1)
+    torch.testing.assert_close(method.teacher.get_parameter(name), moved)
+    method.after_step(learner, progress=1.0)
+    torch.testing.assert_close(method.teacher.get_parameter(name), moved)
+
+
+# --- optimisers -----------------------------------------------------------------------------------
+
+
+def test_lars_against_its_formula():
+    torch.manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+    b = torch.nn.Parameter(torch.randn(4, dtype=torch.float64))
+    groups = [
+        {"name": "decayed", "params": [w]},
+        {"name": "plain", "params": [b], "weight_decay": 0.0},
+    ]
+    optimizer = optim.LARS(groups, lr=0.5, weight_decay=0.01, momentum=0.9, trust=0.02)
+    weight, bias, momentum = w.detach().numpy().copy(), b.detach().numpy().copy(), [0.0, 0.0]
+    for step in range(3):
+        gradients = [np.full((4, 3), 1.0 + step), np.arange(4.0)]
+        w.grad, b.grad = (torch.from_numpy(g) for g in gradients)
+        optimizer.step()
+        g = gradients[0] + 0.01 * weight
+        g *= 0.02 * np.linalg.norm(weight) / np.linalg.norm(g)
+        momentum = [0.9 * momentum[0] + g, 0.9 * momentum[1] + gradients[1]]
+        weight, bias = weight - 0.5 * momentum[0], bias - 0.5 * momentum[1]
+    np.testing.assert_allclose(w.detach().numpy(), weight, rtol=1e-12)
+    np.testing.assert_allclose(b.detach().numpy(), bias, rtol=1e-12)
+
+
+def test_lars_leaves_zero_weights_and_gradients_finite():
+    w = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = optim.LARS([{"name": "decayed", "params": [w]}], 1.0, 0.0, 0.9, 1e-3)
+    w.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert torch.equal(w, torch.zeros(2, 2))
+
+
+def test_only_matrices_decay():
+    _, learner, _ = built()
+    groups = {g["name"]: g for g in optim.parameter_groups(learner, config.Optim(), config.Probe())}
+    names = {id(p): n for n, p in learner.named_parameters()}
+    decayed = {names[id(p)] for p in groups["decayed"]["params"]}
+    plain = {names[id(p)] for p in groups["plain"]["params"]}
+    assert len(decayed) + len(plain) + 2 == len(names)
+    assert all(n.endswith("weight") and "norm" not in n for n in decayed)
+    assert any("cls_token" in n for n in plain) and any("position" in n for n in plain)
+    assert all(g["weight_decay"] == 0 for n, g in groups.items() if n != "decayed")
+
+
+# --- model and crops ------------------------------------------------------------------------------
+
+
+def test_features_are_the_cls_tokens_of_the_last_layers():
+    _, learner, _ = built()
+    images = torch.randn(3, 1, 8, 8)
+    states = learner.backbone.model(images, output_hidden_states=True).hidden_states
+    norm = learner.backbone.model.layernorm
+    expected = torch.cat([norm(states[-2])[:, 0], norm(states[-1])[:, 0]], dim=-1)
+    torch.testing.assert_close(learner.backbone(images), expected)
+    last = learner.backbone.model(images).last_hidden_state[:, 0]
+    torch.testing.assert_close(learner.backbone(images, layers=1), last)
+
+
+def test_the_probe_leaves_the_backbone_alone():
+    _, learner, _ = built()
+    learner([torch.randn(2, 6, 1, 8, 8)]).logits.sum().backward()
+    assert all(p.grad is None for p in learner.backbone.parameters())
+    assert all(p.grad is not None for p in learner.probe.parameters())
+
+
+def test_a_local_crop_has_its_own_size():
+    settings = Augment(n_global=1, n_local=3, global_size=16, local_size=8)
+    images = torch.randint(0, 256, (5, 3, 20, 20), dtype=torch.uint8)
+    sizes = [tuple(c.shape) for c in MultiCrop(settings, Data())(images)]
+    assert sizes == [(1, 5, 3, 16, 16), (3, 5, 3, 8, 8)]
+
+
+def test_crops_differ_by_image_and_by_crop():
+    images = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8).expand(2, -1, -1, -1)
+    (crops,) = MultiCrop(Augment(global_size=16), Data())(images)
+    flat = crops.flatten(0, 1)
+    assert all(not torch.equal(flat[i], flat[j]) for i in range(4) for j in range(i))
+
+
+def test_without_augmentation_a_crop_is_the_image():
+    plain = Augment(
+        global_size=16, global_scale=[1.0, 1.0], ratio=[1.0, 1.0], flip=0.0, jitter=0.0,
+        grayscale=0.0, blur=0.0, solarize=0.0,
+    )  # fmt: skip
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    (crops,) = MultiCrop(plain, Data())(images)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (Data().mean, Data().std))
+    expected = (images / 255 - mean) / std
+    torch.testing.assert_close(Resize(plain, Data())(images), expected)
+    for crop in crops:
+        torch.testing.assert_close(crop, expected, atol=1e-4, rtol=0)
+
+
+def test_unknown_backbones_and_patches_that_do_not_tile():
+    from reference_train.errors import TrainError
+
+    with pytest.raises(TrainError, match="nearest: vit_b_16"):
+        backbone(config.Model(backbone="vit_b16"), 224, 3)
+    with pytest.raises(TrainError, match="patches of 14 do not tile 225"):
+        backbone(config.Model(backbone="vit_l_14"), 225, 3)
+    with pytest.raises(TrainError, match="timm:resnet18 needs timm"):
+        backbone(config.Model(backbone="timm:resnet18"), 224, 3)
+
+
+def test_any_automodel_from_a_folder(tmp_path):
+    from transformers import ResNetConfig, ViTConfig, ViTModel
+
+    made = ViTModel(
+        ViTConfig(
+            hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64,
+            image_size=8, patch_size=4,
+        ),
+        add_pooling_layer=False,
+    )  # fmt: skip
+    made.save_pretrained(tmp_path / "vit")
+    settings = config.Model(backbone=f"hf:{tmp_path / 'vit'}", pretrained=True)
+    loaded = backbone(settings, 8, 3)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(loaded(images, layers=1), made(images).last_hidden_state[:, 0])
+    ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1]).save_pretrained(
+        tmp_path / "res"
+    )
+    fresh = backbone(config.Model(backbone=f"hf:{tmp_path / 'res'}"), 32, 3)
+    assert isinstance(fresh, torch.nn.Module) and fresh.n_features == 12
+
+
+def test_the_same_seed_makes_the_same_learner():
+    a, b = (built()[1] for _ in range(2))
+    assert isinstance(a, Learner)
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y)
