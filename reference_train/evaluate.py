@@ -1,0 +1,262 @@
+r"""Evaluate what a run learned.
+
+    python -m reference_train.evaluate probe runs/digits
+    python -m reference_train.evaluate knn runs/digits --k 5 20
+    python -m reference_train.evaluate hierarchy runs/digits --class-tree tree.csv
+    python -m reference_train.evaluate fewshot runs/digits --shots 1 5 10
+    python -m reference_train.evaluate finetune runs/digits --epochs 20
+    python -m reference_train.evaluate export runs/digits --split test
+    python -m reference_train.evaluate pca runs/digits --against runs/vicreg
+
+RUN is a run's folder: its newest checkpoint is read, on the images it was trained and tested on.
+Other images: key=value after RUN, as in training: data.source=folder data.path=/data/pets
+data.classes=null. The classes of a tree are their numbers. --untrained evaluates the same encoder before its training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from reference_train import checkpoint
+from reference_train.config import Config, check, from_dict, known_keys
+from reference_train.errors import TrainError, nearest
+from reference_train.finetune import finetune
+from reference_train.measure import Measured, embed, rows_of
+from reference_train.model import Learner
+from reference_train.pictures import compare_patches
+from reference_train.probe import GRID, few_shot, linear_probe
+from reference_train.record import write_atomically
+from reference_train.sources import Splits, open_splits
+from visreg_core.metrics import (
+    hierarchical_knn_accuracy,
+    hierarchical_labels,
+    hierarchical_linear_accuracy,
+)
+
+
+class Loaded(NamedTuple):
+    """A run's encoder and the images to evaluate it on."""
+
+    config: Config
+    learner: Learner
+    splits: Splits
+    device: torch.device
+
+
+def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -> Loaded:
+    """The newest readable checkpoint of a run, and its splits or those that `settings` name."""
+    from omegaconf import OmegaConf
+
+    from reference_train.train import new_learner
+
+    paths = sorted(folder.glob(checkpoint.PATTERN), reverse=True)
+    if not paths:
+        raise TrainError(f"{folder}: no checkpoint")
+    for path in paths:
+        try:
+            state = checkpoint.read(path)
+            break
+        except TrainError as error:
+            print(f"{error}: passed over", file=sys.stderr)  # noqa: T201
+    else:
+        raise TrainError(f"{folder}: no checkpoint can be read")
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if key not in known_keys():
+            raise TrainError(f"unknown key {key!r}{nearest(key, known_keys())}")
+    trained = from_dict(state["config"])
+    changed = OmegaConf.merge(OmegaConf.structured(trained), OmegaConf.from_dotlist(settings))
+    config = OmegaConf.to_object(changed)
+    check(config)
+    torch.manual_seed(trained.run.seed)
+    learner = new_learner(trained, open_splits(trained.data, trained.run.seed))
+    if not untrained:
+        learner.load_state_dict(state["learner"])
+    splits = open_splits(config.data, config.run.seed)
+    if splits.test is None:
+        raise TrainError("the evaluation needs labelled images of both splits: data.source, ...")
+    device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
+    return Loaded(config, learner.to(device).float().eval(), splits, device)
+
+
+class Features(NamedTuple):
+    """CLS tokens of the last layers side by side, on both splits, with labels."""
+
+    bank: np.ndarray
+    bank_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+
+def features(run: Loaded, layers: int) -> Features:
+    """Of the last `layers` layers (all there are where there are fewer)."""
+    measured = Measured(run.config, run.splits, run.device)
+    layers = min(layers, run.learner.backbone.depth)
+    bank, test = measured.features(lambda images: run.learner.backbone(images, layers=layers))
+    return Features(bank, measured.bank_labels, test, measured.test_labels)
+
+
+def probe(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Linear probe with the papers' grid of learning rates."""
+    f = features(run, given.layers)
+    accuracies = linear_probe(
+        f.bank, f.bank_labels, f.test, f.test_labels, epochs=given.epochs, device=run.device
+    )
+    best = max(accuracies, key=accuracies.get)
+    return {
+        "accuracy": accuracies[best],
+        "learning rate": best,
+        "by learning rate": {f"{rate:g}": value for rate, value in accuracies.items()},
+    }
+
+
+def knn(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Nearest neighbours, for each k."""
+    f = features(run, 1)
+    return {
+        f"k = {k}": hierarchical_knn_accuracy(
+            f.bank, f.bank_labels, test=f.test, test_labels=f.test_labels, k=k
+        )[0]
+        for k in given.k
+    }
+
+
+def hierarchy(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """KNN and linear accuracy on each level of a tree of the classes, the coarsest first."""
+    f = features(run, 1)
+    bank, test = (
+        hierarchical_labels([str(label) for label in labels], given.class_tree)
+        for labels in (f.bank_labels, f.test_labels)
+    )
+    both = {"test": f.test, "test_labels": test}
+    return {
+        "kNN by level": hierarchical_knn_accuracy(f.bank, bank, k=given.k[0], **both),
+        "linear by level": hierarchical_linear_accuracy(f.bank, bank, **both),
+    }
+
+
+def fewshot(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Linear accuracy from a few labelled images a class: mean and spread over draws."""
+    f = features(run, given.layers)
+    return {
+        f"{shots} shots": few_shot(
+            f.bank, f.bank_labels, f.test, f.test_labels, shots=shots, draws=given.draws
+        )._asdict()
+        for shots in given.shots
+    }
+
+
+def fine_tune(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy of the whole network after training it on the labels."""
+    accuracy = finetune(
+        run.learner.backbone, run.config, run.splits, epochs=given.epochs, lr=given.lr,
+        device=run.device,
+    )  # fmt: skip
+    return {"accuracy": accuracy, "epochs": given.epochs, "lr": given.lr}
+
+
+def export(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Embeddings, labels and ids of a split, as ``embeddings-SPLIT.safetensors``."""
+    from safetensors.numpy import save_file
+
+    from reference_train.augment import Resize
+
+    source = run.splits.bank if given.split == "train" else run.splits.test
+    rows = rows_of(source, len(source) if given.rows is None else given.rows)
+    embeddings = embed(
+        lambda images: run.learner.backbone(images, layers=given.layers),
+        source,
+        rows,
+        Resize(run.config.augment, run.config.data).to(run.device),
+        batch_size=run.config.probe.batch_size,
+        device=run.device,
+    )
+    path = Path(given.run) / f"embeddings-{given.split}.safetensors"
+    arrays = {"embeddings": embeddings, "labels": source.labels[rows], "ids": rows}
+    save_file(arrays, path, metadata={"run": str(given.run), "split": given.split})
+    return {"file": f"{path}::embeddings", "shape": embeddings.shape}
+
+
+def pca(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Pictures of the patch features' first three components, matched between two runs."""
+    other = load_run(given.against, given.settings, untrained=False, cpu=given.cpu)
+    path = Path(given.run) / "patches.png"
+    correlations = compare_patches(run, other, count=given.images, path=path)
+    return {"file": str(path), "matched |correlation|": correlations}
+
+
+COMMANDS = {
+    "probe": probe,
+    "knn": knn,
+    "hierarchy": hierarchy,
+    "fewshot": fewshot,
+    "finetune": fine_tune,
+    "export": export,
+    "pca": pca,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m reference_train.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, function in COMMANDS.items():
+        text = function.__doc__.rstrip(".")
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("run", type=Path, metavar="RUN")
+        command.add_argument("settings", nargs="*", metavar="key=value")
+        command.add_argument("--untrained", action="store_true")
+        command.add_argument("--cpu", action="store_true")
+        if name in ("probe", "fewshot"):
+            command.add_argument("--layers", type=int, default=4, help="last layers (default 4)")
+        if name in ("knn", "hierarchy"):
+            command.add_argument("--k", type=int, nargs="+", default=[20])
+        if name == "probe":
+            rates = ", ".join(f"{rate:g}" for rate in GRID)
+            command.add_argument("--epochs", type=int, default=10, help=f"rates: {rates}")
+        if name == "hierarchy":
+            command.add_argument("--class-tree", required=True, metavar="CSV")
+        if name == "fewshot":
+            command.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10])
+            command.add_argument("--draws", type=int, default=5)
+        if name == "finetune":
+            command.add_argument("--epochs", type=int, default=20)
+            command.add_argument("--lr", type=float, default=1e-3)
+        if name == "export":
+            command.add_argument("--split", choices=("train", "test"), default="test")
+            command.add_argument("--rows", type=int)
+            command.add_argument("--layers", type=int, default=1)
+        if name == "pca":
+            command.add_argument("--against", type=Path, required=True, metavar="RUN")
+            command.add_argument("--images", type=int, default=6)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; the result is printed and written into the run's folder."""
+    given = parser().parse_args(arguments)
+    try:
+        run = load_run(given.run, given.settings, untrained=given.untrained, cpu=given.cpu)
+        result = COMMANDS[given.command](run, given)
+    except (TrainError, OSError, ValueError) as error:
+        print(f"reference_train.evaluate: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    text = json.dumps(result, indent=1)
+    name = f"{given.command}{'-untrained' if given.untrained else ''}.json"
+    write_atomically(given.run / name, text)
+    print(text)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Evaluation of a checkpoint: the probes, the export, the pictures."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sklearn.decomposition import PCA
+
+from reference_train import evaluate, pictures, probe
+from reference_train.train import main
+from tests.train import runs
+from visreg_core import cli
+
+LINE = ["--cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    arguments = runs.command(folder / "run", "run.max_steps=3", "probe.max_rows=300")
+    codes, printed = runs.run(main, arguments, output=folder / "output")
+    assert codes == [0], printed
+    return folder / "run"
+
+
+def result(capsys, *arguments):
+    evaluate.main([*map(str, arguments), *LINE])
+    return json.loads(capsys.readouterr().out)
+
+
+def clusters(rng, n=60, classes=3, dim=5):
+    labels = np.arange(n) % classes
+    centres = 4 * rng.standard_normal((classes, dim))
+    return (centres[labels] + rng.standard_normal((n, dim))).astype(np.float32), labels
+
+
+def test_the_grid_is_so_many_separate_probes(rng):
+    """Each head of the grid is Torch's own SGD on the same batches."""
+    x, y = clusters(rng)
+    test, test_labels = clusters(rng, n=90)
+    rates = (0.02, 0.5)
+    found = probe.linear_probe(x, y, test, test_labels, epochs=2, rates=rates, batch_size=8, seed=3)
+    for rate in rates:
+        generator = torch.Generator().manual_seed(3)
+        head = torch.nn.Linear(5, 3)
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(5, 3, generator=generator).T * 0.01)
+            head.bias.zero_()
+        norm = torch.nn.BatchNorm1d(5, affine=False)
+        optimizer = torch.optim.SGD(head.parameters(), rate * 8 / 256, momentum=0.9)
+        annealing = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda s: (1 + math.cos(math.pi * s / 14)) / 2
+        )
+        for _ in range(2):
+            order = torch.randperm(60, generator=generator)
+            for batch in range(7):
+                rows = order[8 * batch : 8 * batch + 8]
+                logits = head(norm(torch.from_numpy(x)[rows]))
+                loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y)[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                annealing.step()
+        predicted = head(norm.eval()(torch.from_numpy(test))).argmax(-1).numpy()
+        assert found[rate] == pytest.approx((predicted == test_labels).mean(), abs=1e-9)
+
+
+def test_the_papers_grid_has_thirteen_rates():
+    assert len(probe.GRID) == 13
+
+
+def test_few_shots_draw_that_many_of_each_class(rng, monkeypatch):
+    x, y = clusters(rng)
+    seen = []
+
+    def spy(bank, labels, **named):
+        seen.append(np.bincount(labels).tolist())
+        return (0.25 * len(seen),)
+
+    monkeypatch.setattr(probe, "hierarchical_linear_accuracy", spy)
+    spread = probe.few_shot(x, y, x, y, shots=4, draws=3)
+    assert seen == [[4, 4, 4]] * 3
+    assert spread == (0.5, pytest.approx(np.std([0.25, 0.5, 0.75])))
+    with pytest.raises(evaluate.TrainError, match="30 shots: a class has 20 images"):
+        probe.few_shot(x, y, x, y, shots=30, draws=1)
+
+
+def test_components_are_scikit_learns(rng):
+    patches = rng.standard_normal((30, 6)) * np.arange(1, 7)
+    expected = PCA(3).fit_transform(patches)
+    found = pictures.principal_components(patches)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-9)
+
+
+def test_matching_undoes_order_and_sign(rng):
+    reference = rng.standard_normal((40, 3))
+    other = np.stack([-reference[:, 2], reference[:, 0], -reference[:, 1]], axis=1)
+    noisy = other + 0.1 * rng.standard_normal(other.shape)
+    aligned, correlation = pictures.matched(reference, noisy)
+    assert (correlation > 0.9).all()
+    for column in range(3):
+        assert np.corrcoef(aligned[:, column], reference[:, column])[0, 1] > 0.9
+
+
+def test_colours_fill_the_range(rng):
+    scaled = pictures.colours(rng.standard_normal((10, 3)))
+    np.testing.assert_allclose([scaled.min(axis=0), scaled.max(axis=0)], [[0] * 3, [1] * 3])
+    assert np.isfinite(pictures.colours(np.ones((4, 3)))).all()
+
+
+def test_probe_and_knn(run, capsys):
+    found = result(capsys, "probe", run, "--epochs", 2)
+    assert len(found["by learning rate"]) == 13
+    assert found["accuracy"] == max(found["by learning rate"].values())
+    neighbours = result(capsys, "knn", run, "--k", 3, 7)
+    assert list(neighbours) == ["k = 3", "k = 7"]
+    before = result(capsys, "knn", run, "--k", 3, "--untrained")
+    assert before["k = 3"] != neighbours["k = 3"]
+    assert json.loads((run / "knn.json").read_text()) == neighbours
+    assert json.loads((run / "knn-untrained.json").read_text()) == before
+
+
+def test_hierarchy(run, capsys, tmp_path):
+    tree = tmp_path / "tree.csv"
+    tree.write_text("".join(f"{'even' if d % 2 == 0 else 'odd'},{d}\n" for d in range(10)))
+    found = result(capsys, "hierarchy", run, "--class-tree", tree, "--k", 5)
+    coarse, fine = found["kNN by level"]
+    assert coarse >= fine
+    assert len(found["linear by level"]) == 2
+
+
+def test_few_shots_and_fine_tuning(run, capsys):
+    shots = result(capsys, "fewshot", run, "--shots", 1, 3, "--draws", 2)
+    assert list(shots) == ["1 shots", "3 shots"]
+    tuned = result(capsys, "finetune", run, "--epochs", 1)
+    assert 0 <= tuned["accuracy"] <= 1
+
+
+def test_export_has_labels_and_ids_and_is_read_by_the_report(run, capsys):
+    from sklearn.datasets import load_digits
+
+    found = result(capsys, "export", run, "--split", "train", "--rows", 50)
+    arrays = load_file(run / "embeddings-train.safetensors")
+    assert arrays["embeddings"].shape == (50, 16) == tuple(found["shape"])
+    kept = np.flatnonzero(np.arange(1797) % 5)[arrays["ids"]]
+    np.testing.assert_array_equal(arrays["labels"], load_digits().target[kept])
+    assert cli.main(["report", found["file"], "--slices", "8"]) in (0, None)
+
+
+def test_pictures_of_two_runs(run, capsys):
+    found = result(capsys, "pca", run, "--against", run, "--images", 2)
+    assert (run / "patches.png").read_bytes().startswith(b"\x89PNG")
+    np.testing.assert_allclose(found["matched |correlation|"], 1, atol=1e-9)
+
+
+def test_another_data_set_by_settings(run, capsys):
+    found = result(capsys, "knn", run, "data.source=synthetic", "data.classes=null", "--k", 3)
+    assert 0 <= found["k = 3"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["knn", "{run}", "data.sauce=folder"], "unknown key 'data.sauce'; nearest: data.source"),
+        (["knn", "{run}/nothing"], "no checkpoint"),
+        (["hierarchy", "{run}", "--class-tree", "none.csv"], "none.csv"),
+    ],
+)
+def test_what_is_wrong_is_one_line(run, capsys, arguments, said):
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.main([a.format(run=run) for a in arguments])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("reference_train.evaluate: ") and said in line
