@@ -10,7 +10,8 @@ r"""Evaluate what a run learned.
 
 RUN is a run's folder: its newest checkpoint is read, on the images it was trained and tested on.
 Other images: key=value after RUN, as in training: data.source=folder data.path=/data/pets
-data.classes=null. The classes of a tree are their numbers. --untrained evaluates the same encoder before its training.
+data.classes=null. The classes of a tree are their numbers. --untrained evaluates the same encoder
+before its training.
 """
 
 from __future__ import annotations
