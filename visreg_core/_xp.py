@@ -423,6 +423,14 @@ def beside(xp: Namespace, x: Array, other: Array) -> Array:
     return x
 
 
+def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
+    """`x` with leading axes of length 1 up to `ndim`.
+
+    Broadcasting would add them, but users of JAX may have told it not to.
+    """
+    return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
+
+
 def sum_rows(xp: Namespace, x: Array) -> Array:
     """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
 

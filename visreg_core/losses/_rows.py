@@ -63,6 +63,7 @@ def kept(xp: Namespace, keep: Array | None, x: Array, other: Array | None = None
     """`x` with masked rows replaced by `other` (default zeros)."""
     if keep is None:
         return x
+    keep = _xp.of_rank(xp, keep, x.ndim)
     return xp.where(keep, x, xp.zeros_like(x) if other is None else other)
 
 

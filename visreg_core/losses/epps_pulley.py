@@ -15,7 +15,7 @@ from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype
 
 
 class Knots(NamedTuple):
-    """Knots 1 … m of the integral (knot 0 adds nothing), as arrays (m,) beside the samples."""
+    """Knots 1 … m of the integral (knot 0 adds nothing), as arrays (1, m) beside the samples."""
 
     first: float
     knots: Array
@@ -26,7 +26,7 @@ class Knots(NamedTuple):
 def knots_beside(xp: Namespace, x: Array, t_max: float, n_knots: int) -> Knots:
     """The integral's constants in x's dtype and on its device."""
     constants = epps_pulley_knots(t_max, n_knots)
-    arrays = [xp.asarray(c[1:], dtype=x.dtype, **_xp.on_device(x)) for c in constants]
+    arrays = [xp.asarray([c[1:]], dtype=x.dtype, **_xp.on_device(x)) for c in constants]
     return Knots(constants[0][1], *arrays)
 
 
@@ -94,7 +94,7 @@ def term(
     """
     keep = None if mask is None else mask[None, :]
     angle = k.first * _rows.kept(xp, keep, x)
-    m = k.knots.shape[0]
+    m = k.knots.shape[-1]
     make: Callable[..., Any] = execution.kernels.get("multiples", multiples)
     of_angle = make(xp, angle, m)
     sums = xp.concat(of_angle.sums(keep), axis=-1)

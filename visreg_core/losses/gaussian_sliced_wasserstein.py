@@ -42,6 +42,7 @@ def gaussian_term(
     Masked samples sort behind the kept ones, whose quantiles come first in `q`.
     """
     if row_mask is not None:
+        row_mask = row_mask[None, :]
         kept = xp.where(row_mask, p, xp.zeros_like(p))
         p = xp.where(row_mask, p, xp.inf * xp.ones_like(p))
     if not need_grad:
@@ -49,10 +50,10 @@ def gaussian_term(
         if row_mask is not None:
             rank = xp.arange(p.shape[-1], **_xp.on_device(p))
             inside = rank < xp.sum(xp.astype(row_mask, rank.dtype))
-            ordered = xp.where(inside, ordered, xp.zeros_like(ordered))
+            ordered = xp.where(inside[None, :], ordered, xp.zeros_like(ordered))
             # A NaN among the kept samples sorts behind the masked ones, but must be heard of.
             ordered = ordered + 0 * xp.sum(kept, axis=-1, keepdims=True)
-        difference = ordered - q
+        difference = ordered - q[None, :]
         return (xp.sum(difference * difference, axis=-1),)
     targets = targets_by_rank(xp, p, q)
     if row_mask is not None:

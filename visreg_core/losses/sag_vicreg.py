@@ -59,7 +59,7 @@ def _sag_vicreg_loss(
     keep = _rows.keep_column(row_mask)
     wide_a, wide_b = (_rows.kept(xp, keep, v) for v in views)
     pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
-    pair_weight = _rows.kept(xp, keep, pair_weight)
+    pair_weight = _xp.of_rank(xp, _rows.kept(xp, keep, pair_weight), a.ndim)
     shards = execution.shards
     difference = wide_a - xp.take(shards.gather(wide_b, axis=-2), pairs, axis=-2)
     entries = math.prod(a.shape[:-2]) * a.shape[-1]  # of one row

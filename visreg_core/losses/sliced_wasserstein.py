@@ -69,7 +69,7 @@ def two_sample_term(
     where = _xp.on_device(like)
     i = _xp.from_numpy(xp, host_i, **where)
     j = _xp.from_numpy(xp, host_j, **where)
-    mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)
+    mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)[None, :]
 
     def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         xs, ys = sorted_values(xp, px), sorted_values(xp, py)
@@ -103,7 +103,7 @@ def _weighted_term(
         # Of the intervals before an end, those that x closed tell x's order statistic there.
         closes_x = xp.astype(merged < n, merged.dtype)
         closed_x = _xp.cumulative_sum(xp, closes_x) - closes_x
-        here = xp.arange(n + m, dtype=merged.dtype, **_xp.on_device(merged))
+        here = xp.arange(n + m, dtype=merged.dtype, **_xp.on_device(merged))[None, :]
         i = xp.minimum(closed_x, n - 1 + xp.zeros_like(closed_x))
         j = xp.minimum(here - closed_x, m - 1 + xp.zeros_like(closed_x))
         difference = xp.take_along_axis(xs, i, axis=-1) - xp.take_along_axis(ys, j, axis=-1)

@@ -31,18 +31,18 @@ def _spectralnet_loss(
     n = _rows.count(xp, y, row_mask)
     wide = _rows.kept(xp, keep, _xp.cast(xp, flat_batch(xp, y), dtype))
     weights = _rows.kept(xp, keep, _xp.cast(xp, affinity, dtype))
-    weights = _rows.kept(xp, row_mask, weights)
-    symmetric = weights + weights.T
+    weights = _rows.kept(xp, row_mask, weights)[None, :, :, None]
+    symmetric = weights + xp.permute_dims(weights, (0, 2, 1, 3))
 
     def body(columns: Array) -> tuple[list[Array], list[Array]]:
         # Differences, not degrees less affinities: where the rows that W joins are close to each
         # other, which is what the loss is for, those would cancel to nothing.
         difference = columns[:, :, None, :] - columns[:, None, :, :]
-        square = xp.sum(weights[..., None] * difference * difference, axis=2)
+        square = xp.sum(weights * difference * difference, axis=2)
         square = xp.sum(square, axis=1)  # rows first: two short sums round less than a long one
         if not need_grad:
             return [square], []
-        return [square, xp.sum(symmetric[..., None] * difference, axis=2)], []
+        return [square, xp.sum(symmetric * difference, axis=2)], []
 
     chunk = _tiles.default_chunk(xp, math.prod(wide.shape[:2]) * size * 8)
     found, _ = _xp.accumulate(xp, body, wide, min(chunk, y.shape[-1]))

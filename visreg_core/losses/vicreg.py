@@ -78,7 +78,8 @@ def _covariance(xp: Namespace, rows: _rows.Rows, centred: Array) -> tuple[Array,
 
 def off_diagonal(xp: Namespace, matrix: Array) -> Array:
     """A square matrix with its diagonal set to 0; covariance loss: Σ off_diagonal(C)² / D."""
-    return matrix * (1 - xp.eye(matrix.shape[-1], dtype=matrix.dtype, **_xp.on_device(matrix)))
+    eye = xp.eye(matrix.shape[-1], dtype=matrix.dtype, **_xp.on_device(matrix))
+    return matrix * _xp.of_rank(xp, 1 - eye, matrix.ndim)
 
 
 def _off_diagonal(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, Pullback]:

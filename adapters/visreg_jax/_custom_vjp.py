@@ -1,0 +1,160 @@
+"""A core loss as a JAX function: `jax.custom_vjp` over the core's value and vector-Jacobian product.
+
+The core computes both; what it keeps between them becomes the residuals. Nothing of the losses'
+mathematics is here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+
+from visreg_core.losses._differentiable import closed_arrays, implementation_of
+from visreg_core.losses._execution import PLAIN, Execution
+
+# Arguments that the core documents as constants: their gradient is 0 by definition.
+_CONSTANTS = ("pair_weights", "x_weights", "y_weights", "affinity")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a loss: everything but its arrays.
+
+    embeddings : names of the differentiated arguments; structure : of all arguments by name;
+    leaves : those arguments' leaves, `None` in the places of arrays; names : the argument that each
+    array is of.
+    """
+
+    loss: Callable[..., Any]
+    embeddings: tuple[str, ...]
+    structure: Any
+    leaves: tuple[Any, ...]
+    names: tuple[str, ...]
+    execution: Execution
+
+    def run(self, arrays: Sequence[jax.Array], *, need_grad: bool) -> tuple[Any, Any]:
+        """The implementation's ``(result, vjp)`` with the arrays in their places."""
+        given = iter([jnp.asarray(x) for x in arrays])  # jax.grad hands NumPy's on as they are
+        leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
+        arguments = jax.tree.unflatten(self.structure, leaves)
+        implementation = implementation_of(self.loss)
+        if takes_execution(self.loss):
+            arguments["execution"] = self.execution
+        return implementation(**arguments, need_grad=need_grad)
+
+
+class _Array:
+    """Stands in the place of an array among a call's leaves."""
+
+
+_ARRAY = _Array()
+
+
+def takes_execution(loss: Callable[..., Any]) -> bool:
+    """Whether a loss can be told what to run on (the two-sample distances cannot)."""
+    return "execution" in inspect.signature(implementation_of(loss)).parameters
+
+
+def prepare(
+    loss: Callable[..., Any],
+    embeddings: tuple[str, ...],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    execution: Execution = PLAIN,
+) -> tuple[Call, list[jax.Array]]:
+    """Split the arguments of a call into arrays and everything else."""
+    arguments = inspect.signature(loss).bind(*args, **kwargs).arguments
+    for name in embeddings:
+        given = arguments.get(name)
+        if given is not None and not isinstance(given, jax.Array):
+            kind = f"{type(given).__module__}.{type(given).__qualname__}"
+            raise TypeError(f"expected {name} to be an array of jax; found {kind}")
+    paths, structure = jax.tree.flatten_with_path(dict(arguments))
+    is_array = [isinstance(leaf, jax.Array) for _, leaf in paths]
+    call = Call(
+        loss,
+        embeddings,
+        structure,
+        tuple(_ARRAY if yes else leaf for yes, (_, leaf) in zip(is_array, paths, strict=True)),
+        tuple(path[0].key for yes, (path, _) in zip(is_array, paths, strict=True) if yes),
+        execution,
+    )
+    return call, [leaf for yes, (_, leaf) in zip(is_array, paths, strict=True) if yes]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def evaluate(call: Call, arrays: list[jax.Array]) -> Any:
+    """The loss's result, differentiable with respect to the embeddings."""
+    return call.run(arrays, need_grad=False)[0]
+
+
+def _forward(call: Call, arrays: list[CustomVJPPrimal]) -> tuple[Any, Pullback]:
+    for name, array in zip(call.names, arrays, strict=True):
+        if array.perturbed and name not in (*call.embeddings, *_CONSTANTS):
+            raise ValueError(
+                f"expected {name} without gradient: {call.loss.__name__} is differentiated with "
+                f"respect to {' and '.join(call.embeddings)} only; pass stop_gradient({name})"
+            )
+    values = [array.value for array in arrays]
+    result, vjp = call.run(values, need_grad=True)
+    return result, Pullback.of(call, vjp)
+
+
+def _backward(call: Call, pullback: Pullback, cotangent: Any) -> tuple[list[Any]]:
+    fields = cotangent if isinstance(cotangent, tuple) else (cotangent,)
+    gradient = pullback(*(0.0 if isinstance(c, SymbolicZero) else c for c in fields))
+    of_name = dict(
+        zip(call.embeddings, gradient if isinstance(gradient, tuple) else (gradient,), strict=False)
+    )
+    return ([of_name.get(name) for name in call.names],)  # None: a cotangent of 0
+
+
+evaluate.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+# --- what is kept for the backward pass -----------------------------------------------------------
+
+
+class _Remake:
+    """Makes a vjp over other arrays. Those of one call and of equal shapes are interchangeable."""
+
+    def __init__(self, key: object, function: Callable[[Sequence[Any]], Any]) -> None:
+        self.key, self.function = key, function
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Remake) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@jax.tree_util.register_pytree_node_class
+class Pullback:
+    """A vjp of the core as a pytree: its leaves are the arrays that it closes over."""
+
+    def __init__(self, arrays: Sequence[Any], remake: _Remake) -> None:
+        self.arrays, self.remake = list(arrays), remake
+
+    @classmethod
+    def of(cls, call: Call, vjp: Callable[..., Any]) -> Pullback:
+        arrays, function = closed_arrays(vjp)
+        shapes = tuple((a.shape, np.dtype(a.dtype).name) for a in arrays)
+        return cls(arrays, _Remake((call, shapes), function))
+
+    def __call__(self, *cotangents: Any) -> Any:
+        return self.remake.function(self.arrays)(*cotangents)
+
+    def tree_flatten(self) -> tuple[list[Any], _Remake]:
+        return self.arrays, self.remake
+
+    @classmethod
+    def tree_unflatten(cls, remake: _Remake, arrays: Sequence[Any]) -> Pullback:
+        return cls(arrays, remake)
