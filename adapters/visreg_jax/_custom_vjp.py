@@ -1,4 +1,4 @@
-"""A core loss as a JAX function: `jax.custom_vjp` over the core's value and vector-Jacobian product.
+"""A core loss as a JAX function: `jax.custom_vjp` over the core's value and gradient.
 
 The core computes both; what it keeps between them becomes the residuals. Nothing of the losses'
 mathematics is here.
@@ -29,8 +29,8 @@ class Call:
     """One call of a loss: everything but its arrays.
 
     embeddings : names of the differentiated arguments; structure : of all arguments by name;
-    leaves : those arguments' leaves, `None` in the places of arrays; names : the argument that each
-    array is of.
+    leaves : of that structure, with `_ARRAY` in the places of arrays; names : the argument that
+    each array belongs to.
     """
 
     loss: Callable[..., Any]

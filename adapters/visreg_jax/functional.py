@@ -7,8 +7,8 @@ slices, so that a backward pass holds no projections. A gradient with respect to
 other numbers is an error, with respect to pairs, masses and affinities it is 0.
 
 Forward mode (``jvp``, ``jacfwd``) is an error of JAX's for every `jax.custom_vjp` function; the
-functions of the same names in `visreg_core` take JAX arrays, too, and have it. ``jax.hessian`` works:
-it is forward mode over the finished gradient.
+functions of the same names in `visreg_core` take JAX arrays, too, and have it. ``jax.hessian``
+works: it is forward mode over the finished gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EMBEDDINGS: dict[str, tuple[str, ...]] = {}
 def _differentiable(
     loss: Callable[Arguments, Result], *embeddings: str, example: str
 ) -> Callable[Arguments, Result]:
-    """`loss` with its analytic gradient as JAX's; the docstring is the core's, with this example."""
+    """`loss` with its analytic gradient as JAX's; the core's docstring, with this example."""
     LOSSES[loss.__name__], EMBEDDINGS[loss.__name__] = loss, embeddings
 
     @functools.wraps(loss)
@@ -52,7 +52,7 @@ def _differentiable(
 
 def documented(loss: Callable[..., Any], example: str) -> str:
     """The docstring of a core loss, its example replaced."""
-    before, _, _ = inspect.getdoc(loss).partition("Examples\n--------\n")
+    before, _, _ = (inspect.getdoc(loss) or "").partition("Examples\n--------\n")
     return f"{before}Examples\n--------\n{textwrap.dedent(example).strip()}\n"
 
 

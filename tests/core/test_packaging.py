@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "visreg_core"
 FRAMEWORKS = {"torch", "jax", "cupy", "tensorflow"}
 HEAVY = FRAMEWORKS | {"scipy", "sklearn", "matplotlib", "networkx", "rich", "jinja2", "pyarrow"}
+PACKAGES = {"visreg_core", "visreg_jax"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -111,7 +112,7 @@ def test_command_is_installed():
     assert entry.load() is importlib.import_module("visreg_core.cli").main
 
 
-def test_wheel_holds_the_package_alone(tmp_path):
+def test_wheel_holds_the_packages_alone(tmp_path):
     """Built without isolation: nothing is fetched."""
     build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, timeout=120)
@@ -119,21 +120,22 @@ def test_wheel_holds_the_package_alone(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {t for t in tops if not t.endswith(".dist-info")} == {"visreg_core"}
-    assert "visreg_core/py.typed" in names
+    assert {t for t in tops if not t.endswith(".dist-info")} == PACKAGES
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    sources = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*.py")}
-    assert sources <= set(names)
+    for package in PACKAGES:
+        folder = Path(importlib.import_module(package).__file__).parent
+        assert {str(p.relative_to(folder.parent)) for p in folder.rglob("*.py")} <= set(names)
 
 
-def test_editable_install_exposes_the_package_alone():
-    """From another folder ``visreg_core`` imports, and the repository's other folders do not."""
-    names = "['visreg_core', 'tests', 'docs', 'adapters', 'benchmarks']"
+def test_editable_install_exposes_the_packages_alone():
+    """From another folder the packages import, and the repository's other folders do not."""
+    names = [*sorted(PACKAGES), "tests", "docs", "adapters", "benchmarks"]
     code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "['visreg_core']"
+    assert done.stdout.strip() == str(sorted(PACKAGES))
 
 
 DISTRIBUTION = {"sklearn": "scikit-learn", "cupyx": "cupy-cuda13x"}

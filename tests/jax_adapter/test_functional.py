@@ -77,17 +77,14 @@ def assert_close(got, want, rtol):
         assert np.linalg.norm(g - w) <= rtol * np.linalg.norm(w) + rtol * 1e-2
 
 
-def cases_of(dtype):
-    return PATHS if dtype == "float32" else PRIMARY
+# Options take their paths in float64, where differences show; precision is a matter of few paths.
+FEW = named("visreg_loss", "sigreg_loss", "vicreg_loss", "sag_vicreg_loss", "sliced_wasserstein")
+CASES = {"float64": PATHS, "float32": FEW, "bfloat16": FEW}
 
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [
-        pytest.param(case, dtype, id=f"{case}-{dtype}")
-        for dtype in ("float32", "bfloat16", "float64")
-        for case in cases_of(dtype)
-    ],
+    [pytest.param(case, d, id=f"{case}-{d}") for d, cases in CASES.items() for case in cases],
 )
 def test_value_and_gradient(case, dtype, rng):
     """One program: the value alone, a vjp of all fields, and both of the rows that a mask keeps."""
@@ -173,7 +170,7 @@ def test_a_training_loop_in_a_scan_with_traced_step_and_seed():
     def train(z, seed):
         return jax.lax.scan(lambda z, step: update(z, step, seed), z, jnp.arange(20))
 
-    final, values = train(5 * z, jnp.asarray(3))
+    _, values = train(5 * z, jnp.asarray(3))
     assert values[-1] < 0.1 * values[0]
     by_hand = 5 * z
     one = jax.jit(update)
@@ -218,14 +215,13 @@ def test_no_tracer_leaks():
 def test_forward_mode():
     """An error for the custom gradient; the core's functions have it; second derivatives work."""
     z, slices = sample(6, 2, 3)
-    with pytest.raises(TypeError, match=r"forward-mode autodiff \(jvp\) to a custom_vjp function"):
+    with pytest.raises(TypeError, match=r"forward-mode autodiff \(jvp\) to a custom_vjp"):
         jax.jvp(lambda z: objective(z, slices), (z,), (z,))
-    plain = lambda z: visreg_core.scale_loss(z)
-    _, slope = jax.jvp(plain, (z,), (jnp.ones_like(z) * z,))
+    _, slope = jax.jvp(visreg_core.scale_loss, (z,), (z,))
     gradient = jax.grad(visreg_jax.scale_loss)(z)
     np.testing.assert_allclose(slope, jnp.sum(gradient * z), rtol=1e-4)
-    hessian = jax.jit(jax.hessian(visreg_jax.scale_loss))(z)
-    np.testing.assert_allclose(hessian, jax.jit(jax.hessian(plain))(z), atol=1e-5)
+    hessians = [jax.jit(jax.hessian(of.scale_loss))(z) for of in (visreg_core, visreg_jax)]
+    np.testing.assert_allclose(*hessians, atol=1e-5)
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -279,9 +275,9 @@ def test_constants_have_a_gradient_of_zero():
 
 def test_arrays_of_numpy_are_refused():
     z, slices = sample()
-    with pytest.raises(TypeError, match=r"expected z to be an array of jax; found numpy\.ndarray"):
+    with pytest.raises(TypeError, match=r"expected z to be an array of jax; found numpy\."):
         visreg_jax.visreg_loss(np.asarray(z), slices)
-    with pytest.raises(TypeError, match="expected all arrays from one library; found jax and numpy"):
+    with pytest.raises(TypeError, match="expected all arrays from one library; found jax and num"):
         visreg_jax.visreg_loss(z, np.asarray(slices))
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
         visreg_jax.visreg_loss(z, slices, nonsense=1)
