@@ -70,10 +70,10 @@ def commands_page():
     return "\n".join(parts)
 
 
-def benchmarks_page():
+def stored_runs(folder):
     """Every stored run: a file ``{"title", "about", "machine", "columns", "rows"}``."""
     parts = []
-    for path in sorted((ROOT / "docs" / "benchmarks").glob("*.json")):
+    for path in sorted((ROOT / "docs" / folder).glob("*.json")):
         run = json.loads(path.read_text())
         parts.append(
             f"## {run['title']}\n\n{run['about']}\n\n"
@@ -82,7 +82,7 @@ def benchmarks_page():
             + ", ".join(f"{key} {value}" for key, value in run["machine"].items())
             + "\n"
         )
-    return "\n".join(parts) or "No run is stored. `make bench` makes one.\n"
+    return "\n".join(parts) or "No run is stored.\n"
 
 
 def write_pages(app):
@@ -90,8 +90,9 @@ def write_pages(app):
     folder.mkdir(parents=True, exist_ok=True)
     for name, page in {
         "backends": backends_page,
-        "benchmarks": benchmarks_page,
+        "benchmarks": lambda: stored_runs("benchmarks"),
         "commands": commands_page,
+        "results": lambda: stored_runs("results"),
     }.items():
         target, text = folder / f"{name}.md", page()
         if not target.exists() or target.read_text() != text:

@@ -130,7 +130,7 @@ def test_wheel_holds_the_packages_alone(tmp_path):
 
 def test_editable_install_exposes_the_packages_alone():
     """From another folder the packages import, and the repository's other folders do not."""
-    names = [*sorted(PACKAGES), "tests", "docs", "adapters", "benchmarks"]
+    names = [*sorted(PACKAGES), "tests", "docs", "adapters", "benchmarks", "reference_train"]
     code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True
