@@ -38,7 +38,10 @@ class Clusters:
         self.id = np.arange(m)
         self.next_id = m
         self.height = np.zeros(m)
+        # Slot of the nearest cluster, lowest id first, and of the first of those exactly as near
+        # with an id above the cluster's own; −1 where there is none.
         self.nearest = np.zeros(m, dtype=np.intp)
+        self.above = np.full(m, -1, dtype=np.intp)
         self.alive = np.ones(m, dtype=bool)
         # Whether `nearest` is known, and a lower bound of the distance to it (the distance if so).
         self.known = np.zeros(m, dtype=bool)
@@ -75,24 +78,53 @@ class Clusters:
             out[start : start + step] = squared
         return out
 
+    def distances(self) -> np.ndarray:
+        """Distances of all pairs, (M, M), once there are no empty slots."""
+        from scipy.spatial.distance import pdist, squareform
+
+        out = squareform(pdist(self.mean, "sqeuclidean"))
+        if self.ward:
+            out *= 2 * (self.size[:, None] * self.size / (self.size[:, None] + self.size))
+        else:
+            out += self.spread[:, None] + self.spread
+            out[self.lone] = out[:, self.lone] = self.lone_distance
+        return out
+
     def stale(self) -> np.ndarray:
         """Slots without a known neighbour, nearest first as far as is known."""
         slots = np.flatnonzero(self.alive & ~self.known)
         return slots[np.lexsort((self.id[slots], self.bound[slots]))]
 
-    def set_nearest(self, rows: np.ndarray, nearest: np.ndarray, distance: np.ndarray) -> None:
+    def set_nearest(
+        self, rows: np.ndarray, nearest: np.ndarray, above: np.ndarray, distance: np.ndarray
+    ) -> None:
         self.nearest[rows] = nearest
+        self.above[rows] = above
         self.bound[rows] = distance
         self.known[rows] = True
 
-    def reciprocal_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs (i, j) of slots that are each other's nearest, in the order of their distances."""
-        i = np.flatnonzero(self.known)
-        j = self.nearest[i]
-        mutual = self.known[j] & (self.nearest[j] == i) & (self.id[i] < self.id[j])
-        i, j = i[mutual], j[mutual]
-        order = np.lexsort((self.id[i], self.bound[i]))
-        return i[order], j[order]
+    def nearest_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Disjoint pairs (i, j) of slots, none of which is nearer to a third, by distance.
+
+        Of pairs at equal distance those of the lowest ids go first. A row proposes its nearest
+        cluster and the first one as near above its own id: of N equidistant clusters the ids 0 and
+        1, 2 and 3, ... pair off at once.
+        """
+        known = np.flatnonzero(self.known)
+        i = np.concatenate([known, known])
+        j = np.concatenate([self.nearest[known], self.above[known]])
+        least = (j >= 0) & self.known[j] & (self.bound[j] == self.bound[i])
+        i, j = i[least], j[least]
+        i, j = np.where(self.id[i] < self.id[j], (i, j), (j, i))
+        order = np.lexsort((self.id[j], self.id[i], self.bound[i]))
+        i, j = i[order], j[order]
+        free = np.ones(self.alive.size, dtype=bool)
+        chosen = []
+        for edge, (a, b) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
+            if free[a] and free[b]:
+                free[a] = free[b] = False
+                chosen.append(edge)
+        return i[chosen], j[chosen]
 
     def least_pair(self) -> tuple[np.ndarray, np.ndarray]:
         """The nearest pair, for when rounding has left no pair reciprocal."""
@@ -129,16 +161,19 @@ class Clusters:
         merged = ~self.alive
         merged[i] = True
         self.known &= ~merged & ~merged[self.nearest]
+        self.above[merged[self.above]] = -1
         if self.count < _OCCUPANCY * self.alive.size:
-            self._squeeze()
+            self.squeeze()
         return height
 
-    def _squeeze(self) -> None:
+    def squeeze(self) -> None:
+        """Drop the empty slots."""
         keep = np.flatnonzero(self.alive)
         place = np.zeros(self.alive.size, dtype=np.intp)
         place[keep] = np.arange(keep.size)
         self.nearest = place[self.nearest]
+        self.above = np.where(self.above < 0, -1, place[self.above])
         for (
             name
-        ) in "mean norm size spread lone id height nearest alive known bound operand".split():
+        ) in "mean norm size spread lone id height nearest above alive known bound operand".split():
             setattr(self, name, getattr(self, name)[keep])

@@ -7,6 +7,10 @@ spreads s (mean squared distance of a cluster's points to its mean), without can
 
     average, squared Euclidean    d = ‖u − v‖² + s_u + s_v
     Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
+
+Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids
+first, so that points on a lattice, or N equidistant ones, take about log N rounds. Few clusters
+that float32 products tell too little apart are left to chains of nearest neighbours.
 """
 
 from __future__ import annotations
@@ -14,13 +18,18 @@ from __future__ import annotations
 import numpy as np
 
 from visreg_core._typing import Device, Namespace
+from visreg_core.metrics._chain import merge_along_chains
 from visreg_core.metrics._clusters import Clusters
 from visreg_core.metrics._screen import Screen
 
-# Rows whose neighbour is looked for in a round, at most, per merge of the round before. Without
-# ties it hardly binds; with N equidistant points, where a round merges one pair and every row has
-# lost its neighbour, it keeps the total at O(N²) distances.
+# Rows whose neighbour is looked for in a round, at most, per merge of the round before. It hardly
+# binds, unless rounds merge few pairs while many rows lose their neighbour: then it keeps the total
+# at O(N²) distances.
 _ROWS_PER_MERGE = 16
+
+# Clusters of which all pairs of distances may be held at once, in any case; beyond, where they take
+# no more memory than the points.
+_FEW_CLUSTERS = 4096
 
 
 def merge_rounds(
@@ -60,12 +69,24 @@ def merge_rounds(
     clusters = Clusters(points, sizes, spreads, lone, ward=ward)
     screen = Screen(xp, device, clusters)
     children, heights = [], []
+    few = max(_FEW_CLUSTERS, points.shape[1] + 1)
     limit = clusters.count
     while clusters.count > 1:
+        if clusters.count <= few:
+            if screen.crowded():
+                clusters.squeeze()
+                pairs, above = merge_along_chains(
+                    clusters.distances(), clusters.size, clusters.height, ward=ward
+                )
+                number = np.concatenate([clusters.id, clusters.next_id + np.arange(above.size)])
+                children.append(number[pairs])
+                heights.append(above)
+                break
+            few = clusters.count // 2  # look again then
         stale = clusters.stale()
         rows = stale[:limit]
         clusters.set_nearest(rows, *screen.nearest(rows))
-        i, j = clusters.reciprocal_pairs()
+        i, j = clusters.nearest_pairs()
         if i.size == 0:
             if stale.size > rows.size:
                 limit *= 2

@@ -18,6 +18,9 @@ from visreg_core.metrics._clusters import FAR, Clusters
 # Candidates of a row; where most rows have more, float32 tells too little apart.
 _MANY_CANDIDATES = 16
 
+# Rows by which that is judged beforehand, about.
+_SAMPLED_ROWS = 16
+
 # Bytes of distances made at a time, on the host for its caches, on devices to fill them; and rows
 # at least, for narrower products are slow.
 _BLOCK_BYTES = {"numpy": 1 << 22}
@@ -36,9 +39,14 @@ class Screen:
         # JAX compiles a program for every shape: it is given few of them.
         self.fixed_shapes = _xp.name(xp) == "jax"
 
-    def nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slot of the nearest cluster of each row, and its distance."""
+    def nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row: slot of the nearest cluster, of the next as near, and the distance.
+
+        Clusters at equal distance go by their ids; the second slot is the first of them above the
+        row's own id, or −1.
+        """
         nearest = np.empty(rows.size, dtype=np.intp)
+        above = np.empty(rows.size, dtype=np.intp)
         distance = np.empty(rows.size)
         points, inverse_size = self._upload()
         row_bytes = self.clusters.operand.itemsize * self.clusters.alive.size
@@ -52,8 +60,23 @@ class Screen:
                 points, inverse_size = self._upload()
                 found = self._nearest_of_block(block, points, inverse_size)
                 assert found is not None
-            nearest[start : start + step], distance[start : start + step] = found
-        return nearest, distance
+            for whole, part in zip((nearest, above, distance), found, strict=True):
+                whole[start : start + step] = part
+        return nearest, above, distance
+
+    def crowded(self) -> bool:
+        """Whether most clusters would have many candidates in float32: of a few, on the host."""
+        c = self.clusters
+        slots = np.flatnonzero(c.alive)
+        many = 0
+        rows = slots[:: max(1, slots.size // _SAMPLED_ROWS)]
+        for row in rows:
+            others = slots[slots != row]
+            distance = c.distance(np.full(others.size, row), others)
+            least = distance.min()
+            reach = least + 2 * self._error(np.asarray([row]), least, "float32")[0]
+            many += int(np.count_nonzero(distance <= reach) > _MANY_CANDIDATES)
+        return many > rows.size / 2
 
     def _upload(self) -> tuple[Array, Array | None]:
         """The clusters' operand on the device, and 1/(2n), whose sums divide Ward's distances."""
@@ -69,8 +92,8 @@ class Screen:
 
     def _nearest_of_block(
         self, rows: np.ndarray, points: Array, inverse_size: Array | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Nearest slots and distances of a few rows; None where float32 does not do."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """`nearest` of a few rows; None where float32 does not do."""
         xp, c = self.xp, self.clusters
         taken = self._padded(rows)
         queries = 2 * c.operand[taken]
@@ -90,12 +113,13 @@ class Screen:
         slot = _xp.to_numpy(first)[:k].astype(np.intp)
         least = -_xp.to_numpy(best)[:k].astype(np.float64)
         runner_up = -_xp.to_numpy(second)[:k].astype(np.float64)
-        error = self._error(rows, least)
+        error = self._error(rows, least, _xp.dtype_name(self.dtype))
         distance = c.distance(rows, slot)
         self._check_products(least, distance, error)
         close = np.flatnonzero(runner_up <= least + 2 * error)
+        above = np.full(k, -1, dtype=np.intp)
         if close.size == 0:
-            return slot, distance
+            return slot, above, distance
         index = self._to_device(self._padded(close))
         host_scores = _xp.to_numpy(xp.take(scores, index, axis=0))[: close.size]
         limit = -(least + 2 * error)[close].astype(host_scores.dtype)
@@ -107,11 +131,15 @@ class Screen:
         candidate = np.concatenate([candidate, slot[close]])
         value = c.distance(rows[close[row]], candidate)
         order = np.lexsort((c.id[candidate], value, row))
-        winner = order[np.unique(row[order], return_index=True)[1]]
+        row, candidate, value = row[order], candidate[order], value[order]
+        winner = np.unique(row, return_index=True)[1]
         slot[close], distance[close] = candidate[winner], value[winner]
-        return slot, distance
+        tied = (value == value[winner][row]) & (c.id[candidate] > c.id[rows[close[row]]])
+        row, next_one = np.unique(row[tied], return_index=True)
+        above[close[row]] = candidate[tied][next_one]
+        return slot, above, distance
 
-    def _error(self, rows: np.ndarray, least: np.ndarray) -> np.ndarray:
+    def _error(self, rows: np.ndarray, least: np.ndarray, dtype: str) -> np.ndarray:
         """Bound of the error of screened distances d of a row, near its least one.
 
         With unit roundoff ε a product of D + 2 terms errs by at most
@@ -119,7 +147,7 @@ class Screen:
         weight is at most 2n_u. `tiny` covers products that underflow.
         """
         c = self.clusters
-        info = np.finfo(_xp.dtype_name(self.dtype))
+        info = np.finfo(dtype)
         weight = 2 * c.size[rows] if c.ward else 1.0
         scale = weight * c.norm[rows] + np.abs(least)
         terms = c.mean.shape[1] + 8

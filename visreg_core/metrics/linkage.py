@@ -45,14 +45,16 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     -----
     Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
     products run in the namespace and on the device of `x`, and the decisions in float64 on the
-    host, so that all libraries give the same dendrogram. The others go through SciPy on the host,
+    host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
+    to equidistant for float32 take all their distances, on the host.) The others go through SciPy on the host,
     with its N(N − 1)/2 distances.
 
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
     by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
-    depends on the order of the rows; where only identical rows tie it does not. Ward's heights are
-    SciPy's, √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
+    depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
+    every merge joins a nearest pair of clusters. Ward's heights are SciPy's,
+    √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
     datasets" (rounds of reciprocal nearest neighbours); SAG-VICReg §4.4 (use).

@@ -12,9 +12,9 @@ from scipy.spatial.distance import pdist, squareform
 from tests.backends import Backend
 from visreg_core.metrics import cut_tree, linkage
 
-rounds, clusters, screen = (
+rounds, clusters, screen, chain = (
     importlib.import_module(f"visreg_core.metrics.{name}")
-    for name in ("_rounds", "_clusters", "_screen")
+    for name in ("_rounds", "_clusters", "_screen", "_chain")
 )
 
 BY_ROUNDS = [("average", "cosine"), ("average", "sqeuclidean"), ("ward", "euclidean")]
@@ -124,16 +124,25 @@ points = st.integers(2, 14).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(points, st.sampled_from([m for m in BY_ROUNDS if m[0] != "ward"]))
-@example([[0, 0], [0, 0]], ("average", "cosine"))
-@example([[1], [1], [1], [0], [0]], ("average", "cosine"))
-@example([[0], [1], [2], [3], [4], [5], [6]], ("average", "sqeuclidean"))
-def test_every_merge_is_the_least(rows, which):
+def crowded_below(count):
+    """In place of `Screen.crowded`: so many clusters or fewer go by chains."""
+    return lambda self: self.clusters.count <= count
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    points, st.sampled_from([m for m in BY_ROUNDS if m[0] != "ward"]), st.sampled_from([0, 5, 99])
+)
+@example([[0, 0], [0, 0]], ("average", "cosine"), 0)
+@example([[1], [1], [1], [0], [0]], ("average", "cosine"), 99)
+@example([[0], [1], [2], [3], [4], [5], [6]], ("average", "sqeuclidean"), 0)
+def test_every_merge_is_the_least(rows, which, chains):
     """With ties many dendrograms are right: each merge must join a nearest pair of clusters."""
     method, metric = which
     x = np.asarray(rows, dtype=np.float64)
-    z = linkage(x, method, metric)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen.Screen, "crowded", crowded_below(chains))
+        z = linkage(x, method, metric)
     assert sch.is_valid_linkage(z, throw=True)
     square = squareform(distances(x, metric))
     members = {i: [i] for i in range(len(x))}
@@ -228,6 +237,135 @@ def test_ties_go_by_number():
     )
 
 
+def equidistant(rng, n):
+    return np.eye(n)
+
+
+def equidistant_but_for_rounding(rng, n):
+    return np.linalg.qr(rng.standard_normal((n, n)))[0]
+
+
+def line(rng, n):
+    return np.arange(float(n))[:, None]
+
+
+def hypercube(rng, n):
+    k = int(np.log2(n))
+    return (np.arange(2**k)[:, None] >> np.arange(k) & 1) * 1.0
+
+
+def opposite_pairs(rng, n):
+    return np.concatenate([np.eye(n // 2), -np.eye(n // 2)])
+
+
+@pytest.mark.parametrize("method", ["average", "ward"])
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("make", [equidistant, line, hypercube, opposite_pairs])
+def test_ties_take_few_rounds(rng, make, method, shuffled, monkeypatch):
+    """Whatever ties merges together: about log₂ N rounds, of about 2 N rows in all."""
+    monkeypatch.setattr(screen.Screen, "crowded", crowded_below(0))
+    rows = []
+    original = screen.Screen.nearest
+    monkeypatch.setattr(
+        screen.Screen, "nearest", lambda self, some: rows.append(some.size) or original(self, some)
+    )
+    n = 256
+    x = make(rng, n)
+    if shuffled:
+        x = rng.permutation(x)
+    metric = "euclidean" if method == "ward" else "sqeuclidean"
+    z = linkage(x, method, metric)
+    assert sch.is_valid_linkage(z, throw=True)
+    assert len(rows) <= (20 if not shuffled or make is not line else 40)
+    assert sum(rows) <= 4 * n
+
+
+@pytest.mark.parametrize("make", [equidistant, equidistant_but_for_rounding])
+@pytest.mark.parametrize(("method", "metric"), BY_ROUNDS)
+def test_equidistant_points_go_by_all_their_distances(rng, make, method, metric, monkeypatch):
+    """No round at all, and N − 1 merges at the one distance there is, Ward's too."""
+    monkeypatch.setattr(screen.Screen, "nearest", None)
+    n = 200
+    z = linkage(make(rng, n), method, metric)
+    sizes = np.concatenate([np.ones(n), z[:, 3]])[z[:, :2].astype(int)]
+    if method == "ward":  # √(2 n_u n_v / (n_u + n_v)) times √(1/n_u + 1/n_v)
+        expected = np.full(n - 1, np.sqrt(2))
+    else:
+        expected = np.full(n - 1, 1.0 if metric == "cosine" else 2.0)
+    np.testing.assert_allclose(z[:, 2], expected, rtol=1e-13)
+    assert sch.is_valid_linkage(z, throw=True)
+    if make is equidistant:
+        # Twos, then fours, and so on: the lowest numbers go first.
+        np.testing.assert_array_equal(z[: n // 2, :2], np.arange(n).reshape(-1, 2))
+        assert np.all(sizes[n // 2 : 3 * n // 4] == 2)
+
+
+@pytest.mark.parametrize(("method", "metric"), BY_ROUNDS)
+@pytest.mark.parametrize("below", [40, 1000])
+def test_chains_from_any_state(rng, method, metric, below, monkeypatch):
+    """Rounds handing over to chains half-way, with sizes, spreads, duplicates and a zero vector."""
+    x = nested(rng, 120, 4)
+    x[7] = 0
+    x = x[np.concatenate([np.arange(120), rng.integers(120, size=60)])]
+    monkeypatch.setattr(screen.Screen, "crowded", crowded_below(0))
+    by_rounds = linkage(x, method, metric)
+    called = []
+    monkeypatch.setattr(
+        rounds,
+        "merge_along_chains",
+        lambda distance, *a, **k: (
+            called.append(len(distance)) or chain.merge_along_chains(distance, *a, **k)
+        ),
+    )
+    monkeypatch.setattr(screen.Screen, "crowded", crowded_below(below))
+    assert_same_dendrogram(linkage(x, method, metric), by_rounds, 1e-13)
+    assert called[0] <= below
+
+
+def test_joined_clusters_are_no_nearer(rng):
+    """In spite of rounding: a chain could else come back to one of its own clusters."""
+    n_a, n_b, n = rng.integers(1, 30, (3, 2000)) * 1.0
+    for gap in (0.0, 2.0**-52, 1.0):
+        a = 1 + rng.random(2000)
+        b = a * (1 + gap)
+        assert np.all(chain._ward(a, b, a, n_a, n_b, n) >= a)
+        assert np.all(chain._mean(a, b, n_a, n_b) >= a)
+    np.testing.assert_array_equal(chain._mean(a, a, n_a, n_b), a)
+
+
+def test_a_tie_is_forgotten_with_its_cluster():
+    """Row 2 has 1 and 3 at one distance; once 3 is merged, its slot is another cluster's."""
+    x = np.asarray([[0.0], [1.0], [2.0], [3.0], [3.5]])
+    no = np.zeros(5, dtype=bool)
+    state = clusters.Clusters(x, np.ones(5), np.zeros(5), no, ward=False)
+    state.set_nearest(np.asarray([2]), np.asarray([1]), np.asarray([3]), np.ones(1))
+    state.set_nearest(
+        np.asarray([3, 4]), np.asarray([4, 3]), np.asarray([-1, -1]), np.full(2, 0.25)
+    )
+    i, j = state.nearest_pairs()
+    assert (i.tolist(), j.tolist()) == ([3], [4])
+    state.merge(i, j)
+    assert state.known[2]
+    assert state.nearest[2] == 1
+    assert state.above[2] == -1
+
+
+def test_crowding_is_judged_by_distances(rng):
+    """From exact distances on the host: the same on every library, and never for a few points."""
+
+    def crowded(x, ward=False):
+        n = len(x)
+        state = clusters.Clusters(x, np.ones(n), np.zeros(n), np.zeros(n, dtype=bool), ward=ward)
+        return screen.Screen(np, None, state).crowded()
+
+    assert crowded(np.eye(50))
+    assert crowded(np.eye(50), ward=True)
+    assert crowded(np.sign(x := rng.standard_normal((200, 3))) + 1e-4 * x)
+    assert not crowded(np.eye(17))
+    assert not crowded(rng.standard_normal((500, 16)))
+    assert not crowded(line(rng, 500))
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1e-8, 1e8, 1e150])
 def test_any_scale(rng, scale):
     x = nested(rng, 50, 4)
@@ -259,12 +397,15 @@ def test_float64_takes_over_where_float32_tells_nothing_apart(rng, monkeypatch):
         "screened",
         lambda self, dtype: made.append(dtype) or original(self, dtype),
     )
+    monkeypatch.setattr(rounds, "_FEW_CLUSTERS", 100)  # more are not taken by all their distances
     x = rng.standard_normal((200, 3))
     linkage(x, "average", "sqeuclidean")
     assert made == ["float32"]
     made.clear()
-    linkage(np.sign(x) + 1e-4 * x, "average", "sqeuclidean")
+    z = linkage(np.sign(x) + 1e-4 * x, "average", "sqeuclidean")
     assert made == ["float32", "float64"]
+    monkeypatch.undo()
+    assert_same_dendrogram(z, linkage(np.sign(x) + 1e-4 * x, "average", "sqeuclidean"), 1e-14)
 
 
 def test_collapsed_directions(rng):
@@ -324,7 +465,7 @@ def test_rounding_that_leaves_no_reciprocal_pair(monkeypatch):
     """A cycle of neighbours still ends: the least pair is merged."""
     monkeypatch.setattr(
         clusters.Clusters,
-        "reciprocal_pairs",
+        "nearest_pairs",
         lambda self: (np.empty(0, dtype=np.intp), np.empty(0, dtype=np.intp)),
     )
     x = np.random.default_rng(3).standard_normal((40, 3))
