@@ -52,6 +52,12 @@ def unit_rows(xp: Namespace, x: Array) -> Array:
     return x / xp.where(norm > 0, norm, 1.0)
 
 
+def power_of_two(*arrays: np.ndarray) -> float:
+    """A power of two about as large as the largest magnitude, so that dividing by it is exact."""
+    largest = max(float(np.abs(a).max()) for a in arrays)
+    return 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
+
+
 def same_ids(ids_x: Sequence[Any] | None, ids_y: Sequence[Any] | None, n: int) -> None:
     """ValueError unless both lists of item ids are absent, or equal and of length `n`."""
     if ids_x is None and ids_y is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Device, Namespace
-from visreg_core.metrics._inputs import matrix, unit_rows
+from visreg_core.metrics._inputs import matrix, power_of_two, unit_rows
 from visreg_core.metrics._rounds import merge_rounds
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
@@ -46,8 +46,8 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
     products run in the namespace and on the device of `x`, and the decisions in float64 on the
     host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
-    to equidistant for float32 take all their distances, on the host.) The others go through SciPy on the host,
-    with its N(N − 1)/2 distances.
+    to equidistant for float32 take all their distances, on the host.) The others go through SciPy
+    on the host, with its N(N − 1)/2 distances.
 
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
@@ -76,7 +76,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     if metric == "cosine":
         points, unit = unit_rows(np, points), 1.0
     else:
-        unit = _power_of_two(points)
+        unit = power_of_two(points)
         points = points / unit
     n = points.shape[0]
     if method == "average" and metric == "euclidean":
@@ -119,7 +119,7 @@ def _by_rounds(
     if metric == "cosine":
         lone[:] = ~points.any(axis=1)
     points = points - (sizes / sizes.sum()) @ points
-    unit = _power_of_two(points)
+    unit = power_of_two(points)
     children, heights = merge_rounds(
         xp, device, points / unit, sizes, lone / unit**2, ward=method == "ward", lone=lone
     )
@@ -158,12 +158,6 @@ def _host_points(x: Array) -> np.ndarray:
             f"({some}{', ...' if bad.size > 5 else ''})"
         )
     return points
-
-
-def _power_of_two(points: np.ndarray) -> float:
-    """A power of two about as large as the largest magnitude, so that dividing by it is exact."""
-    largest = float(np.abs(points).max())
-    return 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def _distinct_rows(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace
-from visreg_core.metrics._inputs import centred, matrix, paired, same_ids, unit_rows
+from visreg_core.metrics._inputs import centred, matrix, paired, power_of_two, same_ids, unit_rows
 
 _CKA = ("biased", "unbiased")
 _METRICS = ("cosine", "euclidean")
@@ -219,24 +219,16 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (M, k) of the k rows of x (N, D) nearest to each query (M, D), nearest first.
 
-    Also their similarities: the cosine, or for "euclidean" minus half the squared distance up to a
-    constant of the query. Equal ones go by index. With `leave_one_out` the queries are the rows of
-    x, and none is its own neighbour. Works by blocks of queries: nothing is of size M × N.
+    Also their similarities, up to a constant of the query: the cosine, or for "euclidean" minus
+    half the squared distance in some unit. Equal ones go by index. With `leave_one_out` the queries
+    are the rows of x, and none is its own neighbour. Works by blocks of queries: nothing is of
+    size M × N.
     """
-    xp, queries = matrix("queries", queries, min_rows=1)
-    _, x = matrix("x", x)
-    if queries.dtype != x.dtype:
-        queries, x = _xp.cast(xp, queries, xp.float64), _xp.cast(xp, x, xp.float64)
-    if metric == "cosine":
-        queries, x, offset = unit_rows(xp, queries), unit_rows(xp, x), 0.0
-    else:
-        # Moved to the mean of x and scaled: large means would cancel, large squares overflow.
-        mean = x[:1, :] + _xp.sum_rows(xp, x - x[:1, :]) / x.shape[0]
-        queries, x = queries - mean, x - mean
-        largest = max(float(xp.max(xp.abs(queries))), float(xp.max(xp.abs(x))))
-        unit = 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
-        queries, x = queries * unit, x * unit
-        offset = xp.sum(x * x, axis=1)[None, :] / 2
+    _, queries = matrix("queries", queries, min_rows=1)
+    xp, x = matrix("x", x)
+    dtype = x.dtype if x.dtype == queries.dtype else xp.float64
+    *factors, scale = _similarity_factors(queries, x, metric)
+    queries, x = (_xp.from_numpy(xp, f, device=_xp.device(x), dtype=dtype) for f in factors)
     m, n = queries.shape[0], x.shape[0]
     columns = xp.matrix_transpose(x)
     index = xp.arange(n, **_xp.on_device(x))
@@ -244,7 +236,7 @@ def nearest(
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for start in range(0, m, step):
         stop = min(start + step, m)
-        similarity = queries[start:stop, :] @ columns - offset
+        similarity = queries[start:stop, :] @ columns
         if leave_one_out:
             own = index[None, :] == index[start:stop, None]
             similarity = xp.where(own, -math.inf, similarity)
@@ -252,4 +244,34 @@ def nearest(
         found[0].append(_xp.to_numpy(order))
         found[1].append(_xp.to_numpy(xp.take_along_axis(similarity, order, axis=1)))
     indices, similarities = (np.concatenate(f) for f in found)
-    return indices, similarities
+    return indices, similarities.astype(np.float64) * scale
+
+
+def _similarity_factors(
+    queries: Array, x: Array, metric: str
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Host matrices (M, D + 1), (N, D + 1) and a scale of their inner products.
+
+    These are −‖q − x‖²/2 up to the scale and constants of q; and so, as 1 − ⟨u, v⟩ = ‖u − v‖²/2,
+    cosines of unit vectors. Rows are taken from that of x nearest to the mean: where the mean is
+    far larger than the spread, products would lose their digits; whole numbers stay whole. A zero
+    vector has no cosine: it gets the spread 1 of the random unit vector that it is the mean of, and
+    so is at (0 + 1 + 1)/2 from every other.
+    """
+    q, p = (_xp.to_numpy(a).astype(np.float64) for a in (queries, x))
+    cosine = metric == "cosine"
+    if cosine:
+        q, p = unit_rows(np, q), unit_rows(np, p)
+    unit = power_of_two(q, p)
+    q, p = q / unit, p / unit
+    no_query, no_row = (cosine & ~a.any(axis=1) for a in (q, p))
+    rows = p if np.all(no_row) else p[~no_row]
+    middle = rows[np.argmin(np.sum((rows - rows.mean(axis=0)) ** 2, axis=1))]
+    q, p = q - middle, p - middle
+    again = power_of_two(q, p)
+    q, p = q / again, p / again
+    scale = (unit * again) ** 2 if cosine else 1.0  # of squared distances nobody asks for it
+    offset = (np.einsum("nd,nd->n", p, p) + no_row / scale) / 2
+    q = np.concatenate([q, np.ones((q.shape[0], 1))], axis=1)
+    q[no_query] = 0  # as near to everything
+    return q, np.concatenate([p, -offset[:, None]], axis=1), scale

@@ -187,16 +187,43 @@ def test_knn_leaves_the_item_out_and_weighs_votes(rng, temperature):
         assert found[level] == pytest.approx(hits / 60)
 
 
-def test_far_from_the_origin_distances_keep_their_digits(rng):
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("temperature", [None, 0.07])
+def test_neighbours_far_from_the_origin_keep_their_digits(rng, metric, temperature):
+    """In float32, as in float64 on the same numbers: the mean is 10,000 times the spread."""
+    if metric == "euclidean" and temperature:
+        pytest.skip("votes are weighed by cosines only")
+    x, labels = soft_tree(rng, 120)
+    moved = np.asarray(x + 1e4, dtype=np.float32)
+    options = {"k": 5, "metric": metric, "temperature": temperature}
+    expected = metrics.hierarchical_knn_accuracy(moved.astype(np.float64), labels, **options)
+    assert metrics.hierarchical_knn_accuracy(moved, labels, **options) == expected
+    wide = np.asarray(moved, dtype=np.longdouble)
+    if metric == "cosine":
+        wide /= np.sqrt(np.sum(wide**2, axis=1))[:, None]
+    wide = (wide - wide.mean(axis=0)).astype(np.float64)
+    vote = KNeighborsClassifier(5, metric="euclidean")
+    for level in range(2) if temperature is None else ():
+        hits = []
+        for i in range(120):
+            others = np.arange(120) != i
+            vote.fit(wide[others], labels[others, level])
+            hits.append(vote.predict(wide[i : i + 1])[0] == labels[i, level])
+        assert expected[level] == pytest.approx(np.mean(hits))
+
+
+def test_neighbours_at_any_scale(rng):
     x, labels = soft_tree(rng, 60)
     near = metrics.hierarchical_knn_accuracy(x, labels, k=5, metric="euclidean")
-    moved = np.asarray(x + 3e3, dtype=np.float32)
-    far = metrics.hierarchical_knn_accuracy(moved, labels, k=5, metric="euclidean")
-    assert far == pytest.approx(near, abs=0.02)
-    huge = metrics.hierarchical_knn_accuracy(
-        np.asarray(x * 1e25, dtype=np.float32), labels, k=5, metric="euclidean"
-    )
-    assert huge == pytest.approx(near, abs=0.02)
+    for scale, dtype in (
+        (1e25, "float32"),
+        (1e-25, "float32"),
+        (1e200, "float64"),
+        (1e-310, "float64"),
+    ):
+        scaled = np.asarray(x * scale, dtype=dtype)
+        far = metrics.hierarchical_knn_accuracy(scaled, labels, k=5, metric="euclidean")
+        assert far == pytest.approx(near, abs=0.02)
 
 
 # --- linear probe ---------------------------------------------------------------------------------

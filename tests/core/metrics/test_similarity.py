@@ -133,24 +133,51 @@ def test_blocks_of_gram_matrices_add_up(rng, monkeypatch):
     assert metrics.mutual_knn(x, y, 5) == expected[1]
 
 
+def naive_neighbours(z, k, metric):
+    """The k nearest rows by extended precision; a zero vector is at cosine distance 1 from all."""
+    z = np.asarray(z).astype(np.longdouble)
+    zero = ~z.any(axis=1)
+    if metric == "cosine":
+        z = z / np.where(zero, 1, np.sqrt(np.sum(z * z, axis=1)))[:, None]
+    distance = np.sum((z[:, None] - z) ** 2, axis=2) / 2
+    if metric == "cosine":
+        distance[zero] = distance[:, zero] = 1
+    np.fill_diagonal(distance, np.inf)
+    return np.argsort(distance, axis=1, kind="stable")[:, :k]
+
+
+def naive_mutual_knn(x, y, k, metric):
+    nx, ny = (naive_neighbours(z, k, metric).tolist() for z in (x, y))
+    return np.mean([len(set(a) & set(b)) for a, b in zip(nx, ny, strict=True)]) / k
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_mutual_knn_is_scikit_learns(where, rng, metric):
-    k = 7
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e4])
+def test_mutual_knn_by_definition(where, rng, metric, mean):
+    """Far from the origin, too: single precision products of such rows have no digit left."""
     x, y = two_sets(rng, 40, 5, 7)
-    x = x + 100.0
-
-    def neighbours(z):
-        found = NearestNeighbors(n_neighbors=k, metric=metric).fit(z)
-        return found.kneighbors(return_distance=False)
-
-    nx, ny = neighbours(x), neighbours(y)
-    shared = [len(set(a) & set(b)) for a, b in zip(nx.tolist(), ny.tolist(), strict=True)]
-    value = metrics.mutual_knn(where.asarray(x), where.asarray(y), k, metric=metric)
+    x, y = (x + mean).astype(where.dtype), (y - mean).astype(where.dtype)
+    x[3] = y[30] = 0
+    value = metrics.mutual_knn(where.asarray(x), where.asarray(y), 7, metric=metric)
     assert type(value) is float
-    if where.dtype == "float64":
-        assert value == np.sum(shared) / (40 * k)
-    else:  # near-ties of a set far from the origin may swap
-        assert value == pytest.approx(np.sum(shared) / (40 * k), abs=0.05)
+    assert value == pytest.approx(naive_mutual_knn(x, y, 7, metric), rel=1e-12)
+
+
+def test_naive_neighbours_are_scikit_learns(rng):
+    x, _ = two_sets(rng, 40, 5, 7)
+    for metric in ("cosine", "euclidean"):
+        found = NearestNeighbors(n_neighbors=7, metric=metric).fit(x)
+        expected = found.kneighbors(return_distance=False)
+        np.testing.assert_array_equal(naive_neighbours(x, 7, metric), expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, 4096.0, 1e6])
+def test_ties_go_by_index(backend, rng, shift):
+    """Whole numbers tie exactly, wherever they are."""
+    x = (rng.integers(-2, 3, (60, 3)) + shift).astype(np.float32)
+    y = np.arange(60.0, dtype=np.float32)[:, None]
+    value = metrics.mutual_knn(backend.asarray(x), backend.asarray(y), 9, metric="euclidean")
+    assert value == pytest.approx(naive_mutual_knn(x, y, 9, "euclidean"), rel=1e-12)
 
 
 def test_mutual_knn_extremes(where, rng):
