@@ -12,12 +12,24 @@ from visreg_core._typing import Array, Namespace
 
 
 def matrix(argument: str, x: Array, *, min_rows: int = 2) -> tuple[Namespace, Array]:
-    """Namespace of `x` (N, D), and `x` without gradient in float32, or float64 if it is that."""
+    """Namespace of `x` (N, D), and `x` without gradient in float32, or float64 if it is that.
+
+    Values are looked at: a metric of rows with NaN or infinity is a ValueError.
+    """
     xp = _xp.namespace(x)
     _checks.embeddings(argument, x, min_rows=min_rows, shape="(N, D)")
     if x.ndim != 2:
         raise ValueError(f"expected {argument} of shape (N, D); found shape {tuple(x.shape)}")
-    return xp, _xp.cast(xp, _xp.stop_gradient(x), _xp.compute_dtype(xp, x))
+    x = _xp.cast(xp, _xp.stop_gradient(x), _xp.compute_dtype(xp, x))
+    finite = xp.all(xp.isfinite(x), axis=1)
+    if not bool(xp.all(finite)):
+        bad = np.flatnonzero(~_xp.to_numpy(finite)).tolist()
+        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        rows = "row" if len(bad) == 1 else "rows"
+        raise ValueError(
+            f"expected finite {argument}; found NaN or infinity in {len(bad)} {rows} ({some})"
+        )
+    return xp, x
 
 
 def paired(x: Array, y: Array, *, min_rows: int = 2) -> tuple[Namespace, Array, Array]:

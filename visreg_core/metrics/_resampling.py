@@ -81,6 +81,7 @@ def taken(x: Array, rows: np.ndarray) -> Array:
 
 def probability(argument: str, value: float) -> None:
     """ValueError unless 0 < value < 1."""
+    _checks.number(argument, value, static=True)
     if not 0 < value < 1:
         raise ValueError(f"expected {argument} between 0 and 1; found {value!r}")
 

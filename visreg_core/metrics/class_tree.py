@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
     Raises
     ------
     ValueError
-        A cycle, two paths to one leaf, a class that is no leaf of the tree.
+        A cycle, two paths to one leaf, a class that is no leaf of the tree, a file that is not
+        UTF-8.
 
     Examples
     --------
@@ -89,8 +90,12 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
         paths = _paths_by_leaf(_read_csv(Path(tree)))
     elif isinstance(tree, Mapping):
         paths = _paths_from_parents(tree)
-    else:
+    elif isinstance(tree, Iterable):
         paths = _paths_by_leaf(tree)
+    else:
+        raise TypeError(
+            f"expected a tree as parent links, paths or a CSV file; found {type(tree).__name__}"
+        )
     missing = sorted({str(c) for c in classes if c not in paths})
     if missing:
         raise ValueError(
@@ -113,7 +118,8 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
 
 def _paths_from_parents(parents: Mapping[Any, Any]) -> dict[Any, tuple[Any, ...]]:
     inner = {p for p in parents.values() if p is not None}
-    paths = {}
+    paths: dict[Any, tuple[Any, ...]] = {}
+    reached = set()
     for leaf in parents:
         if leaf in inner:
             continue
@@ -123,12 +129,16 @@ def _paths_from_parents(parents: Mapping[Any, Any]) -> dict[Any, tuple[Any, ...]
             if len(path) > len(parents) + 1:
                 raise ValueError(f"expected a tree; found a cycle above {leaf!r}")
         paths[leaf] = tuple(reversed(path))
-    if not paths:
+        reached.update(path)
+    if not parents:
         raise ValueError("expected a tree with leaves; found none")
+    lost = [name for name in parents if name not in reached]
+    if lost:  # every class has leaves below it, but for those in a circle
+        raise ValueError(f"expected a tree; found a cycle through {lost[0]!r}")
     return paths
 
 
-def _paths_by_leaf(paths: Sequence[Sequence[Any]]) -> dict[Any, tuple[Any, ...]]:
+def _paths_by_leaf(paths: Iterable[Sequence[Any]]) -> dict[Any, tuple[Any, ...]]:
     by_leaf: dict[Any, tuple[Any, ...]] = {}
     for path in paths:
         if isinstance(path, str) or len(path) == 0:
@@ -143,8 +153,11 @@ def _paths_by_leaf(paths: Sequence[Sequence[Any]]) -> dict[Any, tuple[Any, ...]]
 
 def _read_csv(file: Path) -> list[list[str]]:
     """Rows of non-empty cells; a ragged tree's short rows may end in empty ones."""
-    with file.open(newline="", encoding="utf-8") as handle:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(handle)]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(handle)]
+    except UnicodeDecodeError:
+        raise ValueError(f"expected {file} to be text in UTF-8; found other bytes") from None
     paths = [[cell for cell in row if cell] for row in rows]
     return [path for path in paths if path]
 

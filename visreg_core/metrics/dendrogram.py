@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +53,8 @@ def cut_tree(z: Array, *, n_clusters: int | None = None, height: float | None = 
     if (n_clusters is None) == (height is None):
         raise ValueError("expected either n_clusters or height; found both or neither")
     if height is not None:
+        if math.isnan(height):
+            raise ValueError(f"expected a height to cut at; found {height!r}")
         kept = int(np.searchsorted(matrix[:, 2], height, side="right"))
     elif n_clusters is not None:
         _checks.positive_int("n_clusters", n_clusters)

@@ -151,6 +151,7 @@ def gaussianity(
     """
     _checks.positive_int("n_worst", n_worst)
     _checks.positive_int("n_simulations", n_simulations)
+    _checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x)
     _checks.slices(slices, x)
@@ -264,6 +265,7 @@ def worst_direction(
     """
     _checks.choice("statistic", statistic, _STATISTICS)
     _checks.positive_int("n_steps", n_steps)
+    _checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x, min_rows=4)
     _checks.slices(slices, x)

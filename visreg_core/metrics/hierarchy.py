@@ -104,10 +104,30 @@ def _pair_counts(a: Any, b: Any) -> tuple[int, int, int, int]:
 
 
 def _codes(argument: str, labels: Any) -> np.ndarray:
-    values = np.asarray(_xp.to_numpy(labels) if _xp.is_array(labels) else labels)
+    values = _label_array(argument, labels)
     if values.ndim != 1:
         raise ValueError(f"expected {argument} of shape (N,); found shape {values.shape}")
-    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+    return _numbered(argument, values)
+
+
+def _label_array(argument: str, labels: Any) -> np.ndarray:
+    """Labels on the host; ValueError where some are NaN."""
+    values = np.asarray(_xp.to_numpy(labels) if _xp.is_array(labels) else labels)
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        bad = np.flatnonzero(np.isnan(values.reshape(len(values), -1)).any(axis=1))
+        raise ValueError(f"expected {argument} without NaN; found it in {bad.size} of them")
+    return values
+
+
+def _numbered(argument: str, values: np.ndarray) -> np.ndarray:
+    """Codes 0, 1, … of labels (N,), in their order."""
+    try:
+        return np.unique(values, return_inverse=True)[1].astype(np.int64)
+    except TypeError:
+        sorts = sorted({type(v).__name__ for v in values.tolist()})
+        raise TypeError(
+            f"expected {argument} of one sort, integers or strings; found {', '.join(sorts)}"
+        ) from None
 
 
 # --- clusterings against a hierarchy --------------------------------------------------------------
@@ -209,13 +229,15 @@ def rand_index_sweep(
     """
     finest = level_columns(labels, x.shape[0])[-1]
     counts = list(n_clusters)
+    if not counts:
+        raise ValueError("expected at least one number of clusters; found none")
     clusters = _clusterings(x, counts, clustering, n_neighbors, method, metric, seed)
     return _rand_indices(counts, clusters, [finest] * len(counts))
 
 
 def level_columns(labels: Any, n: int) -> list[np.ndarray]:
     """Columns of labels (N, L) as integer codes, coarsest first."""
-    values = np.asarray(_xp.to_numpy(labels) if _xp.is_array(labels) else labels)
+    values = _label_array("labels", labels)
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or values.shape[0] != n or values.shape[1] == 0:
@@ -223,7 +245,7 @@ def level_columns(labels: Any, n: int) -> list[np.ndarray]:
             f"expected labels of shape ({n}, L), one row for each of the embeddings; "
             f"found shape {values.shape}"
         )
-    return [np.unique(c, return_inverse=True)[1] for c in values.T]
+    return [_numbered("labels", c) for c in values.T]
 
 
 def _rand_indices(
@@ -375,7 +397,8 @@ def hierarchical_linear_accuracy(
     regularization : float
         Weight of the squared norm of the coefficients, scikit-learn's 1/C.
     n_folds : int
-        Of the cross-validation; each class needs as many items.
+        Of the cross-validation; classes of fewer items are missing from some folds, and
+        scikit-learn warns of them. One class at least needs as many.
     max_iter : int
         Of the optimiser, L-BFGS; scikit-learn warns where it does not suffice.
     seed : int
@@ -396,6 +419,8 @@ def hierarchical_linear_accuracy(
     """
     if not 0 < regularization < math.inf:
         raise ValueError(f"expected regularization to be positive; found {regularization!r}")
+    _checks.positive_int("n_folds", n_folds, minimum=2)
+    _checks.positive_int("max_iter", max_iter)
     queries, columns, truth = _split(x, labels, test, test_labels)
     purpose = "a linear probe"
     linear_model = require("sklearn.linear_model", extra="report", purpose=purpose)
@@ -416,6 +441,11 @@ def hierarchical_linear_accuracy(
         if np.unique(column).size == 1:
             predicted = np.full(true.shape, column[0])
         elif test is None:
+            if np.bincount(column).max() < n_folds:
+                raise ValueError(
+                    f"expected n_folds <= {np.bincount(column).max()}, the items of the largest "
+                    f"class; found {n_folds}"
+                )
             folds = selection.StratifiedKFold(n_folds, shuffle=True, random_state=seed)
             predicted = selection.cross_val_predict(probe(), points, column, cv=folds)
         else:
@@ -445,6 +475,8 @@ def _split(
     n, n_levels = x.shape[0], len(level_columns(labels, x.shape[0]))
     if len(level_columns(test_labels, test.shape[0])) != n_levels:
         raise ValueError("expected labels and test_labels with one number of levels")
-    both = [np.asarray(_xp.to_numpy(v) if _xp.is_array(v) else v) for v in (labels, test_labels)]
+    both = [_label_array("labels", v) for v in (labels, test_labels)]
+    if len({isinstance(v.flat[0], str) for v in both}) > 1:
+        raise ValueError("expected labels and test_labels of one sort; found numbers and strings")
     joined = level_columns(np.concatenate(both), n + test.shape[0])
     return test, [c[:n] for c in joined], [c[n:] for c in joined]

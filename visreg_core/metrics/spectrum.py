@@ -367,8 +367,8 @@ def alpha_req(
     1.0
     """
     _checks.choice("convention", convention, _ALPHA_REQ)
-    rtol = min(x.shape) * (2.0**-52 if _xp.dtype_name(x) == "float64" else 2.0**-23)
     s = singular_values(x, center=True)
+    rtol = min(x.shape) * (2.0**-52 if _xp.dtype_name(x) == "float64" else 2.0**-23)
     return power_law_fit(s, convention=convention, fit_range=fit_range, rtol=rtol).alpha
 
 

@@ -98,7 +98,7 @@ def entanglement(left: Array, right: Array, *, power: float = 1.5) -> float:
     Raises
     ------
     ValueError
-        Orders of different leaves, or a power that is not positive.
+        Orders of different leaves, or of repeated ones, or a power that is not positive.
 
     Examples
     --------
@@ -116,8 +116,9 @@ def entanglement(left: Array, right: Array, *, power: float = 1.5) -> float:
         or a.shape != b.shape
         or a.size < 2
         or not np.array_equal(a[place_a], b[place_b])
+        or np.any(np.diff(a[place_a]) == 0)
     ):
-        raise ValueError("expected two orders of the same leaves, at least two")
+        raise ValueError("expected two orders of the same leaves, each once, at least two")
     reverse = np.abs(2 * np.arange(a.size) - (a.size - 1.0))
     apart = np.abs(place_a - place_b).astype(np.float64)
     return float(np.sum(apart**power) / np.sum(reverse**power))

@@ -97,6 +97,12 @@ def compare_lca_similarity(
     """
     _checks.positive_int("n_resamples", n_resamples, minimum=2)
     probability("confidence", confidence)
+    for argument, model in (("first", first), ("second", second)):
+        if not isinstance(model, tuple | list) or len(model) != 2:
+            raise ValueError(
+                f"expected {argument} to be two sets (x, y) of embeddings; "
+                f"found {type(model).__name__} of length {len(model)}"
+            )
     _, x, y = paired(*first)
     _, u, v = paired(*second)
     n = x.shape[0]

@@ -74,8 +74,17 @@ def test_levels_are_nested_and_say_who_shares_a_path(paths):
 def test_bad_trees(tmp_path):
     with pytest.raises(ValueError, match="cycle above 'a'"):
         hierarchical_labels(["a"], {"a": "b", "b": "c", "c": "b"})
-    with pytest.raises(ValueError, match="leaves; found none"):
+    with pytest.raises(ValueError, match="cycle through 'a'"):
         hierarchical_labels(["a"], {"a": "b", "b": "a"})
+    with pytest.raises(ValueError, match="cycle through 'a'"):
+        hierarchical_labels(["a"], {"a": "a"})
+    # A cycle apart from the tree that the items are in.
+    with pytest.raises(ValueError, match="cycle through 'ring'"):
+        hierarchical_labels(["dog"], {**PARENTS, "ring": "gnir", "gnir": "ring"})
+    with pytest.raises(ValueError, match="leaves; found none"):
+        hierarchical_labels(["a"], {})
+    with pytest.raises(TypeError, match="parent links, paths or a CSV file; found int"):
+        hierarchical_labels(["a"], 3)
     with pytest.raises(ValueError, match="two to 'x'"):
         hierarchical_labels(["x"], [("a", "x"), ("b", "x")])
     with pytest.raises(ValueError, match="2 others: animal, worm"):
@@ -88,3 +97,13 @@ def test_bad_trees(tmp_path):
     empty.write_text("\n", "utf-8")
     with pytest.raises(ValueError, match="at least one path"):
         hierarchical_labels(["a"], empty)
+    empty.write_bytes(b"animal,\xff\xfe")
+    with pytest.raises(ValueError, match=r"empty\.csv to be text in UTF-8"):
+        hierarchical_labels(["a"], empty)
+
+
+def test_a_spreadsheets_byte_order_mark(tmp_path):
+    file = tmp_path / "tree.csv"
+    file.write_text("animal,dog\nanimal,eel\nplant,oak\n", "utf-8-sig")
+    labels = hierarchical_labels(["dog", "eel", "oak"], file)
+    np.testing.assert_array_equal(labels, [[0, 0], [0, 1], [1, 2]])

@@ -125,6 +125,8 @@ def test_entanglement(backend):
     assert metrics.entanglement(order, swapped, power=2) == pytest.approx(1 / 20)
     with pytest.raises(ValueError, match="same leaves"):
         metrics.entanglement(order, np.arange(4))
+    with pytest.raises(ValueError, match="each once"):
+        metrics.entanglement(np.zeros(3, dtype=int), np.zeros(3, dtype=int))
     with pytest.raises(ValueError, match="power above 0; found 0"):
         metrics.entanglement(order, order, power=0)
 
@@ -139,3 +141,5 @@ def test_cut_errors(rng):
         metrics.cut_tree(z, n_clusters=6)
     with pytest.raises(ValueError, match="n_clusters to be an integer >= 1"):
         metrics.cut_tree(z, n_clusters=0)
+    with pytest.raises(ValueError, match="height to cut at; found nan"):
+        metrics.cut_tree(z, height=float("nan"))

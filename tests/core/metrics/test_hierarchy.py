@@ -293,6 +293,22 @@ def test_bad_input(rng):
             function(x, labels, test=x, test_labels=labels[:, 0])
     with pytest.raises(ValueError, match="regularization"):
         metrics.hierarchical_linear_accuracy(x, labels, regularization=0)
+    with pytest.raises(ValueError, match="n_folds <= 1, the items of the largest class; found 5"):
+        metrics.hierarchical_linear_accuracy(x, np.arange(30))
+    with pytest.raises(ValueError, match="n_folds to be an integer >= 2; found 1"):
+        metrics.hierarchical_linear_accuracy(x, labels, n_folds=1)
+    with pytest.raises(ValueError, match="at least one number of clusters"):
+        metrics.rand_index_sweep(x, labels, [])
+    with pytest.raises(ValueError, match="of one sort; found numbers and strings"):
+        metrics.hierarchical_knn_accuracy(x, labels, test=x, test_labels=labels.astype(str), k=3)
+    with pytest.raises(ValueError, match="expected a without NaN; found it in 1 of them"):
+        metrics.rand_index([0.0, math.nan], [0, 1])
+    missing = labels.astype(float)
+    missing[[3, 4], 1] = math.nan
+    with pytest.raises(ValueError, match="expected labels without NaN; found it in 2 of them"):
+        metrics.hierarchical_rand_index(x, missing, clustering="dendrogram")
+    with pytest.raises(TypeError, match="of one sort, integers or strings; found NoneType, str"):
+        metrics.adjusted_rand_index(["a", None], [0, 1])
 
 
 def test_classes_unseen_in_training_are_never_right(rng):

@@ -521,7 +521,3 @@ def test_errors():
         linkage(x.astype(np.int64))
     with pytest.raises(TypeError, match="list"):
         linkage([[0.0], [1.0]])
-    x = np.zeros((9, 2))
-    x[1:8, 0] = np.nan
-    with pytest.raises(ValueError, match=r"NaN or infinity in 7 rows \(1, 2, 3, 4, 5, ...\)"):
-        linkage(x)

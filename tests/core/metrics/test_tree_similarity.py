@@ -394,6 +394,10 @@ def test_errors(rng):
         metrics.bakers_gamma(z, z, convention="pearson")
     with pytest.raises(ValueError, match="both models on the same items; found 10 and 9 rows"):
         metrics.compare_lca_similarity((x, y), (x[:9], y[:9]))
+    with pytest.raises(ValueError, match=r"two sets \(x, y\) of embeddings; found ndarray"):
+        metrics.compare_lca_similarity(x, y)
+    with pytest.raises(TypeError, match="confidence to be a number; found '95%'"):
+        metrics.lca_similarity(x, y, n_samples=5, confidence="95%")
     inverted = z.copy()
     inverted[[0, 1], 2] = [2.0, 1.0]
     with pytest.raises(ValueError, match="heights of first not to decrease"):
