@@ -52,7 +52,9 @@ class Ledger:
         self.ids.append(ids)
 
     def read(self) -> dict[str, float]:
-        """Means of the terms; the only place where the host waits for the device."""
+        """Means of the terms, if any were added; the only place where the host waits."""
+        if not self.rows:
+            return {}
         table = self.accelerator.gather(torch.stack(self.rows)[None]).cpu().double()
         terms = table[:, :, : len(self.names)]  # (processes, steps, terms)
         finite = torch.isfinite(terms)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -67,7 +67,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         synchronised(learner, device)
     method = methods.build(config, learner, rank).to(device)
     dtype = torch.float64 if config.run.precision == "float64" else torch.float32
-    learner.to(dtype), method.to(dtype)
+    learner.to(dtype).train(), method.to(dtype)
     optimizer = optim.optimizer(learner, config.optim, config.probe)
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
@@ -96,7 +96,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             batches = [next(stream) for _ in range(config.run.accumulate)]
         except LocalError:
             if world == 1 and step > first:  # alone, so that no other process has to agree
-                ledger.read()
+                ledger.read()  # no checkpoint of a step that was not finite
                 save(accelerator, folder, config, step, learner, method, optimizer)
             raise
 
@@ -115,7 +115,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
-        terms["gradient"] = norm
+        terms["gradient"] = norm  # of all micro-batches; the other terms are the last one's
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)
@@ -158,8 +158,6 @@ def start(config: Config) -> Accelerator:
     accelerator = Accelerator(
         cpu=config.run.cpu or not torch.cuda.is_available(),
         mixed_precision="bf16" if config.run.precision == "bfloat16" else "no",
-        # the BatchNorms are synchronised, so that there are no buffers to broadcast
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     folder = Path(config.run.folder)
     if accelerator.is_main_process:

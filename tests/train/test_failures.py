@@ -153,8 +153,9 @@ def test_a_missing_data_folder_is_one_line(tmp_path, capsys):
     assert printed == [f"reference_train: data.path: no folder {tmp_path / 'gone'}"]
 
 
-def test_an_unreadable_image_stops_at_its_step_and_the_run_goes_on_once_it_is_mended(tmp_path):
-    settings = pictures(tmp_path / "data")
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_run_goes_on_from_an_unreadable_image_once_it_is_mended(tmp_path, log_every):
+    settings = [*pictures(tmp_path / "data"), f"run.log_every={log_every}"]
     codes, printed = runs.run(
         main, runs.command(tmp_path / "whole", *settings), output=tmp_path / "output"
     )
