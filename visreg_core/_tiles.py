@@ -9,6 +9,7 @@ operation costs more than the operation.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import itertools
 import os
 import threading
@@ -32,6 +33,8 @@ _CHUNK_BYTES_DEVICE = 1 << 26
 _TILE_BYTES = 1 << 23
 _MAX_THREADS = 8
 _SMALL_BYTES = 1 << 17
+
+_LIMIT: contextvars.ContextVar[int | None] = contextvars.ContextVar("_LIMIT", default=None)
 
 
 def default_chunk(xp: Namespace, row_bytes: int) -> int:
@@ -99,10 +102,29 @@ def spread(
 
 
 def available_threads() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use, or fewer inside `at_most_threads`."""
+    limit = _LIMIT.get()
+    return _cores() if limit is None else min(limit, _cores())
+
+
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def at_most_threads(limit: int) -> Iterator[None]:
+    """Hold NumPy's path, BLAS included, to this many threads.
+
+    For callers whose users set the number elsewhere, as several processes on one machine do.
+    """
+    token = _LIMIT.set(limit)
+    try:
+        with _BLAS.limited(limit) if limit < _cores() else contextlib.nullcontext():
+            yield
+    finally:
+        _LIMIT.reset(token)
 
 
 class _BlasThreads:

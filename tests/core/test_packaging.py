@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "visreg_core"
 FRAMEWORKS = {"torch", "jax", "cupy", "tensorflow"}
 HEAVY = FRAMEWORKS | {"scipy", "sklearn", "matplotlib", "networkx", "rich", "jinja2", "pyarrow"}
-PACKAGES = {"visreg_core", "visreg_jax"}
+PACKAGES = {"visreg_core", "visreg_jax", "visreg_torch"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

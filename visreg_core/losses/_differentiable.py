@@ -6,7 +6,9 @@ no gradient work is done; `value_and_vjp` asks for both. Terms that are moments 
 differentiated when `vjp` is called, from the mean and the standard deviation; a term that sorts or
 sketches accumulates its gradient in the pass that computes its value, so that nothing else has to
 be kept. What `vjp` keeps it closes over, and `closed_arrays` lists it for frameworks that hold
-arrays between the two passes themselves.
+arrays between the two passes themselves. Where it keeps a gradient of the embeddings' size it takes
+``donated=True``, which lets it write its result there: a `vjp` that is called no second time needs
+no second array.
 """
 
 from __future__ import annotations
@@ -147,6 +149,14 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 def gradient_like(xp: Namespace, gradient: Array, z: Array) -> Array:
     """The gradient in the dtype and shape of `z`."""
     return _xp.cast_finite(xp, xp.reshape(gradient, z.shape), z.dtype)
+
+
+def times(kept: Array, factor: Scalar, donated: bool) -> Array:
+    """``kept * factor``, in kept's own memory where it is `donated`."""
+    if not donated:
+        return kept * factor
+    kept *= factor
+    return kept
 
 
 # --- closure conversion ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import epps_pulley_knots
 from visreg_core.losses import _epps_pulley_numpy, _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
 from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
 
@@ -138,11 +138,10 @@ def _epps_pulley(
     )
     shape = moved.shape[:-1]
 
-    def vjp(cotangent: Scalar) -> Array:
-        scaled = xp.reshape(gradient[0], moved.shape)
+    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
         if _xp.is_array(cotangent) and cotangent.ndim:
             cotangent = cotangent[..., None]
-        scaled = scaled * cotangent
+        scaled = times(xp.reshape(gradient[0], moved.shape), cotangent, donated)
         scaled = scaled if axis == -1 else xp.matrix_transpose(scaled)
         return _xp.cast_finite(xp, scaled, x.dtype)
 
@@ -240,9 +239,9 @@ def _sigreg(
     divisor: Any = 1.0 if scale_by_n else n
     value = xp.mean(values) / divisor
 
-    def vjp(cotangent: Scalar) -> Array:
+    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
         size = values.shape[0] * values.shape[1]
-        return gradient_like(xp, gradients[0] * (cotangent / (size * divisor)), z)
+        return gradient_like(xp, times(gradients[0], cotangent / (size * divisor), donated), z)
 
     return value, vjp
 

@@ -10,7 +10,7 @@ from visreg_core._sorting import sorted_values, targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
 from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses._sliced import (
     flat_batch,
@@ -124,8 +124,8 @@ def _gaussian_sliced_wasserstein(
     )
     divisor = n if reduction == "mean" else 1.0
 
-    def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, gradient * (cotangent / divisor), z)
+    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
+        return gradient_like(xp, times(gradient, cotangent / divisor, donated), z)
 
     return value / divisor, vjp
 

@@ -10,7 +10,7 @@ import numpy as np
 from visreg_core import _checks, _xp
 from visreg_core._sorting import sorted_rows, sorted_values, targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
-from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
 from visreg_core.losses._rows import power_of_two_below
 from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
 
@@ -207,10 +207,15 @@ def _root(xp: Namespace, mean: Array, unit: Array, p: float, power: bool) -> tup
 
 
 def _scaled(
-    xp: Namespace, gradients: tuple[Array, ...], scale: Array, x: Array, y: Array
+    xp: Namespace,
+    gradients: tuple[Array, ...],
+    scale: Array,
+    x: Array,
+    y: Array,
+    donated: bool = False,
 ) -> tuple[Array, Array]:
     """Gradients (B, N, D) times a scale (B,), as those of x and of y."""
-    of_x, of_y = (g * scale[:, None, None] for g in gradients)
+    of_x, of_y = (times(g, scale[:, None, None], donated) for g in gradients)
     return gradient_like(xp, of_x, x), gradient_like(xp, of_y, y)
 
 
@@ -235,8 +240,9 @@ def _sliced_wasserstein(
     # One distance for each leading index, then their mean.
     roots, slopes = _root(xp, xp.mean(values, axis=-1), unit, p, power)
 
-    def vjp(cotangent: Scalar) -> tuple[Array, Array]:
-        return _scaled(xp, gradients, slopes * (cotangent / math.prod(values.shape)), x, y)
+    def vjp(cotangent: Scalar, *, donated: bool = False) -> tuple[Array, Array]:
+        scale = slopes * (cotangent / math.prod(values.shape))
+        return _scaled(xp, gradients, scale, x, y, donated)
 
     return xp.mean(roots), vjp
 

@@ -11,13 +11,14 @@ import numpy as np
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like
+from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
 from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses._sliced import projection_dtype_for
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS, sliced_gaussian
 
 EPS = 1e-6
 _BLOCK_BYTES = 1 << 19
+_DEVICE_BLOCK_BYTES = 1 << 26
 
 
 class VISRegTerms(NamedTuple):
@@ -99,6 +100,7 @@ def _gradient(
     scale: Scalar = 0.0,
     on_shape: Scalar = 0.0,
     shape: _Shape | None = None,
+    donated: bool = False,
 ) -> Array:
     """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + on_shape · s(z̃).
 
@@ -124,16 +126,32 @@ def _gradient(
     if shape is None:
         return _rows.kept(xp, rows.keep, rows.shifted() * on_centred + on_all)
     if _xp.name(xp) == "numpy" and rows.keep is None:
-        return _combined(rows, shape.gradient, of_shape, on_centred, on_all)
+        return _combined(rows, shape.gradient, of_shape, on_centred, on_all, donated)
+    if _xp.name(xp) == "torch" and not _xp.requires_grad(shape.gradient):
+        return _added(rows, times(shape.gradient, of_shape, donated), on_centred, on_all)
     gradient = shape.gradient * of_shape + (rows.shifted() * on_centred + on_all)
     return _rows.kept(xp, rows.keep, gradient)
 
 
+def _added(rows: _rows.Rows, g: Array, f: Array, r: Array) -> Array:
+    """g + (z − first) f + r on torch, in g's own memory and in blocks of rows."""
+    xp, size = rows.xp, rows.z.shape[-2]
+    block = max(1, _DEVICE_BLOCK_BYTES * size // (g.itemsize * math.prod(g.shape)))
+    for start in range(0, size, block):
+        n = slice(start, start + block)
+        part = _xp.cast(xp, rows.z[..., n, :], g.dtype) - rows.first
+        part *= f
+        part += r
+        own = g[..., n, :]
+        own += _rows.kept(xp, None if rows.keep is None else rows.keep[n, :], part)
+    return g
+
+
 def _combined(
-    rows: _rows.Rows, g: np.ndarray, a: np.ndarray, f: np.ndarray, r: np.ndarray
+    rows: _rows.Rows, g: np.ndarray, a: np.ndarray, f: np.ndarray, r: np.ndarray, donated: bool
 ) -> np.ndarray:
     """G a + (z − first) f + r on NumPy, in blocks of rows: no array of z's size in between."""
-    out = np.empty_like(g)
+    out = g if donated else np.empty_like(g)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (out, g, rows.z, a, f, r, rows.first)]
     block = max(1, _BLOCK_BYTES // (g.itemsize * g.shape[-1]))
 
@@ -309,8 +327,9 @@ def _shape_loss(
     )
     samples = rows.n if reduction == "mean" else 1.0
 
-    def vjp(cotangent: Scalar) -> Array:
-        gradient = _gradient(rows, sigma, on_shape=cotangent / samples, shape=shape)
+    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
+        on_shape = cotangent / samples
+        gradient = _gradient(rows, sigma, on_shape=on_shape, shape=shape, donated=donated)
         return gradient_like(xp, gradient, z)
 
     return shape.total / samples, vjp
@@ -427,7 +446,14 @@ def _visreg_loss(
     scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean)
     total = w_scale * scale + w_shape * (shape.total / rows.n) + w_center * center
 
-    def vjp(on_total: Scalar, on_scale: Scalar, on_shape: Scalar, on_center: Scalar) -> Array:
+    def vjp(
+        on_total: Scalar,
+        on_scale: Scalar,
+        on_shape: Scalar,
+        on_center: Scalar,
+        *,
+        donated: bool = False,
+    ) -> Array:
         size = math.prod(sigma.shape)
         gradient = _gradient(
             rows,
@@ -436,6 +462,7 @@ def _visreg_loss(
             scale=(on_total * w_scale + on_scale) / size,
             on_shape=(on_total * w_shape + on_shape) / rows.n,
             shape=shape,
+            donated=donated,
         )
         return gradient_like(xp, gradient, z)
 

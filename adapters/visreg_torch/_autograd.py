@@ -1,0 +1,219 @@
+"""How autograd sees a loss: its fields are differentiable, what its backward pass needs is saved.
+
+`evaluate` is what every loss of `visreg_torch.functional` ends in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from visreg_torch import _op, _run
+from visreg_torch._call import Call, encode, split
+
+SCOPES = ("local", "global")
+
+# The core holds these constant whatever they ask for.
+_HELD = ("affinity", "pair_weights", "x_weights", "y_weights")
+
+
+def evaluate(
+    loss: str,
+    arguments: dict[str, Any],
+    differentiated: Sequence[str],
+    terms: Any = None,
+    *,
+    scope: str = "local",
+    group: Any = None,
+) -> Any:
+    """Result of the core's loss of this name, differentiable by autograd.
+
+    arguments : tensors and options by the core's names; differentiated : names of the embeddings
+    among them; terms : class of the result, None for a loss of one field.
+    """
+    for name in differentiated:
+        if not isinstance(arguments[name], Tensor):
+            found = type(arguments[name]).__name__
+            raise TypeError(f"expected {name} to be a torch.Tensor; found {found}")
+    if scope not in SCOPES:
+        raise ValueError(f"expected scope to be one of {list(SCOPES)}; found {scope!r}")
+    if scope == "global":
+        raise NotImplementedError("expected scope 'local': 'global' is not there yet")
+    held, named = split(arguments, differentiated)
+    if torch.is_grad_enabled():
+        _check_constants(named, differentiated)
+    call = Call(loss, held, len(differentiated))
+    fields = _fields(call, list(named.values()), 1 if terms is None else len(terms._fields))
+    return fields[0] if terms is None else terms(*fields)
+
+
+def _check_constants(named: dict[str, Tensor], differentiated: Sequence[str]) -> None:
+    for name, t in named.items():
+        if t.requires_grad and name not in differentiated and name not in _HELD:
+            raise ValueError(
+                f"expected {name} without gradient; found requires_grad=True: "
+                "the losses are differentiated with respect to the embeddings only"
+            )
+
+
+def _fields(call: Call, tensors: list[Tensor], n_fields: int) -> Sequence[Tensor]:
+    embeddings = tensors[: call.n_embeddings]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in embeddings)
+    if _op.is_needed(tensors):
+        text, numbers = encode(call)
+        if wanted:
+            return _Traced.apply(text, numbers, n_fields, *tensors)[:n_fields]
+        return torch.ops.visreg.forward(tensors, text, numbers, False)
+    # Inside a transform of torch.func a tensor need not say that it requires a gradient.
+    if wanted or torch._C._are_functorch_transforms_active():
+        return _Direct.apply(_Tape(call), *tensors)[:n_fields]
+    return _run.forward(call, tensors, need_grad=False)[0]
+
+
+# --- eager ----------------------------------------------------------------------------------------
+
+
+class _Tape:
+    """A call on its way through autograd. The forward pass leaves here how to go back."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.n_fields = 0
+        self.pullback: Any = None
+
+
+class _Direct(Function):
+    """Fields of a call, and behind them, not differentiable, the tensors that it keeps."""
+
+    @staticmethod
+    def forward(tape: _Tape, *tensors: Tensor) -> tuple[Tensor, ...]:
+        fields, kept, tape.pullback = _run.forward(tape.call, tensors, need_grad=True)
+        tape.n_fields = len(fields)
+        return (*fields, *kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        tape, *tensors = inputs
+        kept = output[tape.n_fields :]
+        ctx.tape, ctx.n_tensors = tape, len(tensors)
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*(tensors[i] for i in tape.pullback.needed), *kept)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        pullback, given = ctx.tape.pullback, cotangents[: ctx.tape.n_fields]
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            present = [c is not None for c in given]
+            arrays = [c for c in given if c is not None]
+            gradients = _Back.apply(pullback, present, *arrays, *ctx.saved_tensors)
+        else:
+            donated = not torch._C._autograd._get_current_graph_task_keep_graph()
+            gradients = _back(pullback, given, ctx.saved_tensors, donated=donated)
+        return (None, *gradients, *[None] * (ctx.n_tensors - len(gradients)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, tape: _Tape, *tensors: Tensor) -> Any:
+        return _one_by_one(
+            lambda *sample: _Direct.apply(tape, *sample), info.batch_size, in_dims[1:], tensors
+        )
+
+
+def _back(
+    pullback: _run.Pullback,
+    cotangents: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
+    *,
+    donated: bool = False,
+) -> list[Tensor]:
+    needed = pullback.needed
+    tensors = dict(zip(needed, saved, strict=False))  # and behind them what was kept
+    return _run.backward(pullback, tensors, saved[len(needed) :], cotangents, donated=donated)
+
+
+class _Back(Function):
+    """The backward pass where a second derivative may be asked for, or under torch.func."""
+
+    @staticmethod
+    def forward(
+        pullback: _run.Pullback, present: Sequence[bool], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        cotangents = [next(given) if there else None for there in present]
+        return tuple(_back(pullback, cotangents, list(given)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.loss = inputs[0].call.loss
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"expected one derivative of visreg_torch.{ctx.loss}; found a second: "
+            f"torch differentiates visreg_core.{ctx.loss} as often as you like"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, pullback: Any, present: Any, *tensors: Tensor) -> Any:
+        return _one_by_one(
+            lambda *sample: _Back.apply(pullback, present, *sample),
+            info.batch_size,
+            in_dims[2:],
+            tensors,
+        )
+
+
+def _one_by_one(
+    function: Callable[..., tuple[Tensor, ...]],
+    size: int,
+    in_dims: Sequence[int | None],
+    tensors: Sequence[Tensor],
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Results for each index of the batch axes, stacked along a new first one, for vmap."""
+    results = [
+        function(
+            *(
+                t if dim is None else t.select(dim, b)
+                for t, dim in zip(tensors, in_dims, strict=True)
+            )
+        )
+        for b in range(size)
+    ]
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+# --- traced ---------------------------------------------------------------------------------------
+
+
+class _Traced(Function):
+    """The same by the two operators, in code that torch can trace."""
+
+    @staticmethod
+    def forward(
+        text: str, numbers: list[float], n_fields: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.visreg.forward(list(tensors), text, numbers, True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        text, numbers, n_fields, *tensors = inputs
+        ctx.text, ctx.numbers, ctx.n_fields, ctx.n_tensors = text, numbers, n_fields, len(tensors)
+        ctx.mark_non_differentiable(*output[n_fields:])
+        ctx.save_for_backward(*tensors, *output[n_fields:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        n = ctx.n_tensors
+        gradients = torch.ops.visreg.backward(
+            list(ctx.saved_tensors[:n]),
+            list(ctx.saved_tensors[n:]),
+            list(cotangents[: ctx.n_fields]),
+            ctx.text,
+            ctx.numbers,
+        )
+        return (None, None, None, *gradients, *[None] * (n - len(gradients)))

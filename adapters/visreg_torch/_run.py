@@ -1,0 +1,213 @@
+"""Runs a call's forward and backward pass in the core, on torch or on NumPy views of the tensors.
+
+Neither pass is recorded by autograd or touched by autocast. What the backward pass needs is a list
+of tensors, ``kept``, and a `Pullback`, which holds no tensor: the core's vjp without its arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visreg_core import _tiles
+from visreg_core.losses._differentiable import closed_arrays, implementation_of
+from visreg_core.losses._execution import PLAIN, Execution
+from visreg_torch._call import Call, fill
+
+# Losses between two samples, and SpectralNet's, are always those of this process's rows.
+UNSHARDED = ("epps_pulley", "max_sliced_wasserstein", "sliced_wasserstein", "spectralnet_loss")
+
+
+class View(NamedTuple):
+    """An array of the vjp that lies in the memory of one of the call's tensors."""
+
+    number: int
+    strides: tuple[int, ...]  # of the tensor
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # from the tensor's first element
+
+
+class Pullback(NamedTuple):
+    """What makes the core's vjp again, given the call's tensors and those that were kept.
+
+    sources : for each array of the vjp its index among the kept, or its `View` of a tensor.
+    dtypes : of the embeddings.
+    """
+
+    call: Call
+    remake: Callable[[Sequence[Any]], Callable[..., Any]]
+    sources: tuple[int | View, ...]
+    dtypes: tuple[torch.dtype, ...]
+    on_numpy: bool
+
+    @property
+    def needed(self) -> list[int]:
+        """Indices of the call's tensors that the backward pass looks at."""
+        return sorted({s.number for s in self.sources if isinstance(s, View)})
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+
+def execution(call: Call, device: torch.device) -> Execution:
+    """Shards and kernels of a call."""
+    return PLAIN
+
+
+def runs_on_numpy(call: Call, tensors: Sequence[Tensor]) -> bool:
+    """Whether NumPy's path of the core computes this call: on a CPU it is several times faster.
+
+    It shares whole chunks of slices over threads, and sorts packed integers. Its floats have 32 or
+    64 bits, and other shards cannot be met from its threads.
+    """
+    return (
+        all(t.device.type == "cpu" and t.layout == torch.strided for t in tensors)
+        and call.group is None
+        and call.arguments.get("projection_dtype") in (None, torch.float32, torch.float64)
+    )
+
+
+@contextlib.contextmanager
+def _apart(device: torch.device, on_numpy: bool) -> Iterator[None]:
+    """Without autograd and autocast; NumPy held to as many threads as torch is."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if on_numpy:
+            stack.enter_context(_tiles.at_most_threads(torch.get_num_threads()))
+        yield
+
+
+def _widened(t: Tensor, *, embedding: bool, compute: torch.dtype, on_numpy: bool) -> Tensor:
+    """A tensor as the core takes it.
+
+    Float16 embeddings become float32, so that a gradient beyond float16's range is Inf in the end,
+    which is what loss scaling looks for, and not the largest float16. For NumPy, which has no
+    bfloat16, all 16-bit tensors do; and a float without axes takes the embeddings' precision,
+    which is how torch would treat it.
+    """
+    if t.dtype == torch.float16 and (embedding or on_numpy):
+        return t.to(torch.float32)
+    if on_numpy and (t.dtype == torch.bfloat16 or (t.ndim == 0 and t.is_floating_point())):
+        return t.to(compute)
+    return t
+
+
+def _as_array(t: Tensor, on_numpy: bool) -> Any:
+    return t.detach().numpy() if on_numpy else t
+
+
+def _as_tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+def forward(
+    call: Call, tensors: Sequence[Tensor], *, need_grad: bool
+) -> tuple[list[Tensor], list[Tensor], Pullback | None]:
+    """The loss's fields; with `need_grad` also what is kept, and how to go back."""
+    on_numpy = runs_on_numpy(call, tensors)
+    device, compute = tensors[0].device, _compute_dtype(tensors[0].dtype)
+    with _apart(device, on_numpy):
+        wide = [
+            _widened(t, embedding=i < call.n_embeddings, compute=compute, on_numpy=on_numpy)
+            for i, t in enumerate(tensors)
+        ]
+        arguments = fill(call.arguments, [_as_array(t, on_numpy) for t in wide])
+        if on_numpy and arguments.get("projection_dtype") is not None:
+            name = str(arguments["projection_dtype"]).removeprefix("torch.")
+            arguments["projection_dtype"] = np.dtype(name)
+        if call.loss not in UNSHARDED:
+            arguments["execution"] = execution(call, device)
+        result, vjp = implementation_of(call.function)(**arguments, need_grad=need_grad)
+        fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
+        if not need_grad:
+            return fields, [], None
+        arrays, remake = closed_arrays(vjp)
+        kept: list[Tensor] = []
+        sources = tuple(_source(_as_tensor(a), wide, kept) for a in arrays)
+    dtypes = tuple(t.dtype for t in tensors[: call.n_embeddings])
+    return fields, kept, Pullback(call, remake, sources, dtypes, on_numpy)
+
+
+def _source(x: Tensor, tensors: Sequence[Tensor], kept: list[Tensor]) -> int | View:
+    """Where an array of the vjp will be found; appended to `kept` unless a tensor holds it."""
+    for i, t in enumerate(tensors):
+        offset = _offset_in(x, t)
+        if offset is not None:
+            return View(i, t.stride(), tuple(x.shape), x.stride(), offset)
+    kept.append(x)
+    return len(kept) - 1
+
+
+def _offset_in(x: Tensor, t: Tensor) -> int | None:
+    """Elements from t's first to x's first, where they share memory; else None."""
+    if x.dtype != t.dtype:
+        return None
+    storage = t.untyped_storage()
+    if x.device.type == "meta":  # without addresses
+        same = x.untyped_storage()._cdata == storage._cdata
+        return int(x.storage_offset() - t.storage_offset()) if same else None
+    if not 0 <= x.data_ptr() - storage.data_ptr() < storage.nbytes():
+        return None
+    return (x.data_ptr() - t.data_ptr()) // x.itemsize
+
+
+# --- backward -------------------------------------------------------------------------------------
+
+
+def backward(
+    pullback: Pullback,
+    tensors: Mapping[int, Tensor],
+    kept: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    *,
+    donated: bool = False,
+) -> list[Tensor]:
+    """Gradients of the embeddings: of the call's `tensors` the needed ones, by their index.
+
+    cotangents : one for each field, None for 0. donated : what is kept may be overwritten.
+    """
+    call, on_numpy = pullback.call, pullback.on_numpy
+    device, compute = tensors[0].device, _compute_dtype(pullback.dtypes[0])
+
+    def found(source: int | View) -> Tensor:
+        if isinstance(source, int):
+            return kept[source]
+        embedding = source.number < call.n_embeddings
+        t = _widened(tensors[source.number], embedding=embedding, compute=compute, on_numpy=on_numpy)
+        if t.stride() != source.strides:
+            t = torch.empty_strided(t.shape, source.strides, dtype=t.dtype, device=device).copy_(t)
+        return t.as_strided(source.size, source.stride, t.storage_offset() + source.offset)
+
+    with _apart(device, on_numpy):
+        vjp = pullback.remake([_as_array(found(s), on_numpy) for s in pullback.sources])
+        given = [_cotangent(c, execution(call, device), on_numpy) for c in cotangents]
+        takes = {"donated": True} if donated and "donated" in (vjp.__kwdefaults__ or {}) else {}
+        result = vjp(*given, **takes)
+        gradients = result if isinstance(result, tuple) else (result,)
+        return [_as_tensor(g).to(d) for g, d in zip(gradients, pullback.dtypes, strict=True)]
+
+
+def _cotangent(c: Tensor | None, of: Execution, on_numpy: bool) -> Any:
+    """A field's cotangent for the core, times the number of shards.
+
+    Data-parallel training averages the gradients of the shards' processes, whose sum it is.
+    """
+    if c is None:
+        return 0.0
+    given = c.numpy()[()] if on_numpy else c
+    return given if of.shards.size == 1 else given * of.shards.size
