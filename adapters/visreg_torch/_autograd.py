@@ -66,12 +66,17 @@ def _fields(call: Call, tensors: list[Tensor], n_fields: int) -> Sequence[Tensor
     if _op.is_needed(tensors):
         text, numbers = encode(call)
         if wanted:
-            return _Traced.apply(text, numbers, n_fields, *tensors)[:n_fields]
+            return _apply(_Traced, text, numbers, n_fields, *tensors)[:n_fields]
         return torch.ops.visreg.forward(tensors, text, numbers, False)
     # Inside a transform of torch.func a tensor need not say that it requires a gradient.
     if wanted or torch._C._are_functorch_transforms_active():
-        return _Direct.apply(_Tape(call), *tensors)[:n_fields]
+        return _apply(_Direct, _Tape(call), *tensors)[:n_fields]
     return _run.forward(call, tensors, need_grad=False)[0]
+
+
+def _apply(function: Any, *inputs: Any) -> Any:
+    """``function.apply``, which torch does not type."""
+    return function.apply(*inputs)
 
 
 # --- eager ----------------------------------------------------------------------------------------
@@ -110,7 +115,7 @@ class _Direct(Function):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             present = [c is not None for c in given]
             arrays = [c for c in given if c is not None]
-            gradients = _Back.apply(pullback, present, *arrays, *ctx.saved_tensors)
+            gradients = _apply(_Back, pullback, present, *arrays, *ctx.saved_tensors)
         else:
             donated = not torch._C._autograd._get_current_graph_task_keep_graph()
             gradients = _back(pullback, given, ctx.saved_tensors, donated=donated)
@@ -119,7 +124,7 @@ class _Direct(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, tape: _Tape, *tensors: Tensor) -> Any:
         return _one_by_one(
-            lambda *sample: _Direct.apply(tape, *sample), info.batch_size, in_dims[1:], tensors
+            lambda *sample: _apply(_Direct, tape, *sample), info.batch_size, in_dims[1:], tensors
         )
 
 
@@ -160,7 +165,7 @@ class _Back(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, pullback: Any, present: Any, *tensors: Tensor) -> Any:
         return _one_by_one(
-            lambda *sample: _Back.apply(pullback, present, *sample),
+            lambda *sample: _apply(_Back, pullback, present, *sample),
             info.batch_size,
             in_dims[2:],
             tensors,

@@ -188,7 +188,9 @@ def backward(
         if isinstance(source, int):
             return kept[source]
         embedding = source.number < call.n_embeddings
-        t = _widened(tensors[source.number], embedding=embedding, compute=compute, on_numpy=on_numpy)
+        t = _widened(
+            tensors[source.number], embedding=embedding, compute=compute, on_numpy=on_numpy
+        )
         if t.stride() != source.strides:
             t = torch.empty_strided(t.shape, source.strides, dtype=t.dtype, device=device).copy_(t)
         return t.as_strided(source.size, source.stride, t.storage_offset() + source.offset)
