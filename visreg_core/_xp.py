@@ -30,7 +30,11 @@ _COMPAT_MODULE = {
 
 
 def _module(full_name: str) -> Any:
-    """An imported module; looked up first, because torch cannot trace an import."""
+    """An imported module; looked up first, because torch cannot trace `import_module`."""
+    if full_name == "array_api_compat.torch":
+        import array_api_compat.torch  # it traces the statement: the first call may be a traced one
+
+        return array_api_compat.torch
     found = sys.modules.get(full_name)
     return importlib.import_module(full_name) if found is None else found
 
@@ -61,7 +65,8 @@ def library(x: object) -> str:
 
 def is_array(x: object) -> bool:
     """Whether `x` is an array or tracer, not a Python number."""
-    return hasattr(x, "shape")
+    # Numbers first: one that torch traces cannot be asked for an attribute.
+    return not isinstance(x, (int, float)) and hasattr(x, "shape")
 
 
 def namespace(*arrays: Array | None) -> Namespace:

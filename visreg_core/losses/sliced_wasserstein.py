@@ -45,7 +45,8 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (
         np.minimum(starts // m, n - 1),
         np.minimum(starts // n, m - 1),
-        (ends - starts) / (n * m),
+        # Under torch.compile integers would divide to torch's default dtype, float32.
+        (ends - starts).astype(np.float64) / (n * m),
     )
 
 

@@ -1,5 +1,8 @@
 """``jax.jit``, ``jax.vmap`` and ``torch.compile(fullgraph=True)`` run every loss."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -88,11 +91,11 @@ def test_vmap(case, where, rng):
         assert_leaves(jax.tree.map(lambda a, i=i: a[i], together), case.value_and_grad(one), 2e-5)
 
 
-def compiled(function, backend):
+def compiled(function, backend, **options):
     import torch
 
     torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True, backend=backend)
+    return torch.compile(function, fullgraph=True, backend=backend, **options)
 
 
 @each(PATHS)
@@ -113,6 +116,36 @@ def test_compile(case, where, rng):
     expected = everything(given, mask)
     for g, e in zip(got, expected, strict=True):
         assert_same(flat(case, where, g), flat(case, where, e), 1e-6)
+
+
+@each([c for c in PATHS if not c.wrt])
+@pytest.mark.backends("torch", "torch-cuda")
+@pytest.mark.dtypes("float64")
+def test_compile_for_any_number_of_rows(case, where, rng):
+    """Sizes and numbers that are symbols in the graph, in full precision."""
+    function = compiled(case.value_and_grad, "eager", dynamic=True)
+    for n in (12, 9):
+        given = {name: where.asarray(a) for name, a in case.draw(rng, n, 5, 7).items()}
+        got, expected = function(given), case.value_and_grad(given)
+        assert_same(flat(case, where, got), flat(case, where, expected), 1e-12)
+
+
+def test_compile_before_anything_else():
+    """The first call in a process may be a traced one, which can import nothing by name."""
+    program = """
+import torch
+from visreg_core import random_slices, value_and_grad, visreg_loss
+
+def both(z):
+    return value_and_grad(visreg_loss)(z, random_slices(3, 5, xp=torch, step=7))
+
+z = torch.arange(24.0).reshape(8, 3) % 5
+(got, gradient), (expected, own) = torch.compile(both, fullgraph=True, backend="eager")(z), both(z)
+torch.testing.assert_close(got.total, expected.total)
+torch.testing.assert_close(gradient, own)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @each(PRIMARY)
