@@ -75,10 +75,10 @@ def masked_normal_quantiles(xp: Namespace, size: int, n: Array, *, dtype: DType)
     i = xp.arange(1, size + 1, dtype=dtype, **_xp.on_device(n))
     # Φ⁻¹ of the smaller tail: in float32 the larger one has lost its digits.
     tail = xp.minimum(i, n + 1 - i) / (n + 1)
-    inside = i <= n
-    q = _xp.ndtri(xp, xp.where(inside, tail, 0.5 * xp.ones_like(tail)))
+    outside = i > n  # not i <= n: an n of NaN, which says too few rows, must be heard of
+    q = _xp.ndtri(xp, xp.where(outside, 0.5 * xp.ones_like(tail), tail))
     q = xp.where(2 * i > n + 1, -q, q)
-    return xp.where(inside, q, xp.zeros_like(q))
+    return xp.where(outside, xp.zeros_like(q), q)
 
 
 def epps_pulley_knots(t_max: float, n_knots: int) -> tuple[list[float], list[float], list[float]]:

@@ -123,3 +123,21 @@ def test_one_mask_serves_all_leading_axes(case, where, rng):
         one = {n: a[v] if a.ndim > case.array_ndims[n] else a for n, a in given.items()}
         single.append(float(case.scalar(case.call(one, row_mask=where.asarray(mask)))))
     assert_allclose(float(together), np.mean(single), rtol=1e-13)
+
+
+@each(MASKED)
+@pytest.mark.dtypes("float64")
+@pytest.mark.lean_on_jax(dtype=[])
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:divide by zero")
+def test_fewer_than_two_kept_rows_are_nan(case, where, kept, rng):
+    """How many are kept is known only when the program runs: too late to raise."""
+    arrays = {n: where.asarray(a) for n, a in case.draw(rng, 10, 4, 5).items()}
+    if "pairs" in arrays:
+        arrays["pairs"] = where.asarray(np.zeros(10, dtype=int))
+    mask = where.asarray(np.arange(10) < kept)
+    result, _ = case.value_and_grad(arrays, row_mask=mask)
+    for both in (case.call(arrays, row_mask=mask), result):
+        value = float(where.to_numpy(case.scalar(both)))
+        # the invariance of a single sample exists
+        assert np.isnan(value) == (kept == 0 or case.loss.name != "invariance_loss")
