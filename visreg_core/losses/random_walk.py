@@ -191,15 +191,19 @@ def sample_random_walk(
     where = _xp.on_device(transition)
     size = transition.shape[0]
     dtype = _xp.compute_dtype(xp, transition)
-    cumulative = _xp.cumulative_sum(xp, _xp.cast(xp, _xp.stop_gradient(transition), dtype))
+    mass = _xp.cast(xp, _xp.stop_gradient(transition), dtype)
+    # Parallel sums are not monotone: an entry of no mass can move them, and must not be reached.
+    sums = _xp.cumulative_sum(xp, mass)
+    cumulative = xp.where(mass > 0, sums, xp.zeros_like(sums))
+    total = xp.max(cumulative, axis=-1, keepdims=True)
     walker = xp.arange(size, dtype=xp.int32, **where)[:, None]
     counter = xp.zeros((1, 1), dtype=xp.int32, **where) + (DOMAIN_WALKS << 28)
     at = xp.arange(size, **where)
     for t in range(n_steps):
         u, _ = uniforms(xp, seed, step, walker, counter + t, dtype=dtype)
-        rows = xp.take(cumulative, at, axis=0)
-        # The first index whose cumulative mass reaches u · total > 0 has mass of its own.
-        at = xp.sum(xp.astype(rows < u * rows[:, -1:], at.dtype), axis=-1, dtype=at.dtype)
+        reached = xp.take(cumulative, at, axis=0) >= u * xp.take(total, at, axis=0)
+        # The first entry whose cumulative mass reaches u · total > 0: argmax takes the first True.
+        at = xp.astype(xp.argmax(xp.astype(reached, xp.int32), axis=-1), at.dtype)
     return at
 
 

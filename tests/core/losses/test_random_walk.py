@@ -6,7 +6,13 @@ import scipy.stats
 from numpy.testing import assert_allclose
 
 from tests.core import reference
-from visreg_core import random_slices, random_walk_affinity, sample_random_walk, transition_matrix
+from visreg_core import (
+    _xp,
+    random_slices,
+    random_walk_affinity,
+    sample_random_walk,
+    transition_matrix,
+)
 
 pytestmark = pytest.mark.lean_on_jax(dtype=["float32"])
 
@@ -150,6 +156,22 @@ def test_impossible_steps_are_never_taken(where, rng):
     for step in range(200):
         got = where.to_numpy(sample_random_walk(where.asarray(p), step=step))
         assert np.all(p[np.arange(8), got] > 0)
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_impossible_steps_are_not_taken_where_sums_round(where, rng, monkeypatch):
+    """A parallel cumulative sum rounds each entry its own way and need not be monotone."""
+    exact = _xp.cumulative_sum
+
+    def rough(xp, x):
+        return exact(xp, x) * where.asarray(1 + 0.05 * rng.normal(size=tuple(x.shape)))
+
+    monkeypatch.setattr(_xp, "cumulative_sum", rough)
+    p = rng.uniform(size=(30, 30)) * (rng.uniform(size=(30, 30)) < 0.3)
+    p[:, 4] += 0.1
+    for step in range(30):
+        got = where.to_numpy(sample_random_walk(where.asarray(p), step=step))
+        assert np.all(p[np.arange(30), got] > 0)
 
 
 def test_no_steps_stay(where):
