@@ -65,7 +65,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     learner = new_learner(config, splits).to(device)
     if world > 1:
         synchronised(learner, device)
-    method = methods.build(config, learner, rank).to(device)
+    method = methods.build(config, learner).to(device)
     dtype = torch.float64 if config.run.precision == "float64" else torch.float32
     learner.to(dtype).train(), method.to(dtype)
     optimizer = optim.optimizer(learner, config.optim, config.probe)

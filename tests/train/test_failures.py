@@ -247,7 +247,7 @@ def test_another_runs_folder_is_refused(tmp_path):
     codes, printed = runs.run(main, arguments, output=tmp_path / "again")
     assert codes == [1]
     (line,) = said(printed)
-    assert "holds another run (optim.lr=0.001, not 0.5): give run.folder another name" in line
+    assert "holds another run (optim.lr=0.002, not 0.5): give run.folder another name" in line
 
 
 def test_settings_that_do_not_touch_the_arithmetic_may_change(tmp_path, whole):

@@ -63,14 +63,33 @@ def test_visreg_is_the_joint_objective():
     torch.testing.assert_close(terms["loss"], 0.3 * spread + 0.7 * expected.total)
 
 
-def test_slices_change_with_the_step_and_the_process():
-    settings, learner, method = built("method.name=swd")
-    views = torch.randn(2, 12, 8)
-    outputs, crops = outputs_of(views)
-    other = methods.build(settings, learner, rank=1)
+def test_slices_change_with_the_step():
+    _, _, method = built("method.name=swd")
+    outputs, crops = outputs_of(torch.randn(2, 12, 8))
     values = [method(outputs, crops, s)["regularizer"].item() for s in (0, 1, 0)]
     assert values[0] == values[2] != values[1]
-    assert other(outputs, crops, 0)["regularizer"].item() != values[0]
+
+
+def test_vicreg_and_barlow_twins_have_the_configurations_weights():
+    views = torch.randn(3, 12, 8, dtype=torch.float64)
+    outputs, crops = outputs_of(views, n_global=3)
+    _, _, vicreg = built("method.name=vicreg", "method.variance=3", "method.covariance=0.5")
+    expected = vc.vicreg_loss(views, weights=(25, 3, 0.5))
+    torch.testing.assert_close(vicreg(outputs, crops, 0)["loss"], expected.total)
+    _, _, barlow = built("method.name=barlow_twins", "method.off_diagonal=0.1")
+    expected = vc.barlow_twins_loss(views, off_diagonal_weight=0.1)
+    torch.testing.assert_close(barlow(outputs, crops, 0)["loss"], expected.total)
+
+
+def test_sag_vicreg_walks_by_the_step():
+    _, _, method = built("method.name=sag_vicreg")
+    views = torch.randn(2, 12, 8, dtype=torch.float64)
+    outputs, crops = outputs_of(views)
+    affinity = vc.random_walk_affinity(*views, n_neighbors=4)
+    pairs = vc.sample_random_walk(vc.transition_matrix(affinity), seed=0, step=7)
+    weights = affinity[torch.arange(12), pairs.long()]
+    expected = vc.sag_vicreg_loss(*views, pairs, weights)
+    torch.testing.assert_close(method(outputs, crops, 7)["loss"], expected.total)
 
 
 def test_simclr_against_a_transcription():

@@ -16,7 +16,7 @@ from tests.train.test_config import RECIPES
 
 # backbone's parameters in millions, (global, local) crops, D, images on all processes of the paper
 PAPER = {
-    "digits": (0.2, (2, 0), 64, 128),
+    "digits": (0.2, (2, 0), 64, 64),
     "visreg_vit_b16_imagenet1k": (86, (4, 6), 256, 512),
     "visreg_vit_l14_imagenet1k": (304, (4, 6), 384, 512),
     "visreg_vit_l14_imagenet22k": (304, (2, 8), 384, 1024),
