@@ -84,14 +84,18 @@ def map_rows(
 
 
 def spread(
-    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], nbytes: int
+    work: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    nbytes: int,
+    in_order: bool = False,
 ) -> list[Result]:
     """`work` on successive parts of `items`, one for each thread.
 
-    One thread takes them all where there is little to do (`nbytes` of data).
+    One thread takes them all where their order matters (`in_order`) or there is little to do
+    (`nbytes` of data).
     """
     threads = min(available_threads(), _MAX_THREADS, len(items))
-    if threads == 1 or nbytes < _SMALL_BYTES:
+    if in_order or threads == 1 or nbytes < _SMALL_BYTES:
         return [work(items)]
     from concurrent.futures import ThreadPoolExecutor  # loads logging, which takes a while
 

@@ -10,6 +10,8 @@ from visreg_core import (
     sample_random_walk,
     transition_matrix,
 )
+from visreg_torch.distributed import Sharding, gather_rows
+from visreg_torch.explanation import Explanation, explain
 from visreg_torch.functional import (
     barlow_twins_loss,
     center_loss,
@@ -43,9 +45,11 @@ from visreg_torch.modules import (
 __all__ = [
     "BarlowTwinsLoss",
     "BarlowTwinsTerms",
+    "Explanation",
     "SAGVICRegLoss",
     "SAGVICRegTerms",
     "SIGRegLoss",
+    "Sharding",
     "SlicedWassersteinLoss",
     "VICRegLoss",
     "VICRegTerms",
@@ -56,6 +60,8 @@ __all__ = [
     "center_loss",
     "covariance_loss",
     "epps_pulley",
+    "explain",
+    "gather_rows",
     "gaussian_sliced_wasserstein",
     "invariance_loss",
     "joint_objective",

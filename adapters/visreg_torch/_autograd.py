@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from visreg_torch import _op, _run
+from visreg_torch import _op, _run, distributed
 from visreg_torch._call import Call, encode, split
-
-SCOPES = ("local", "global")
 
 # The core holds these constant whatever they ask for.
 _HELD = ("affinity", "pair_weights", "x_weights", "y_weights")
@@ -39,14 +37,13 @@ def evaluate(
         if not isinstance(arguments[name], Tensor):
             found = type(arguments[name]).__name__
             raise TypeError(f"expected {name} to be a torch.Tensor; found {found}")
-    if scope not in SCOPES:
-        raise ValueError(f"expected scope to be one of {list(SCOPES)}; found {scope!r}")
-    if scope == "global":
-        raise NotImplementedError("expected scope 'local': 'global' is not there yet")
+    sharding = distributed.sharding_of(scope, group)
+    if sharding is not None:
+        arguments = distributed.global_batch(loss, arguments, sharding)
     held, named = split(arguments, differentiated)
     if torch.is_grad_enabled():
         _check_constants(named, differentiated)
-    call = Call(loss, held, len(differentiated))
+    call = Call(loss, held, len(differentiated), distributed.name_of(sharding))
     fields = _fields(call, list(named.values()), 1 if terms is None else len(terms._fields))
     return fields[0] if terms is None else terms(*fields)
 

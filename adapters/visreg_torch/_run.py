@@ -17,6 +17,7 @@ from torch import Tensor
 from visreg_core import _tiles
 from visreg_core.losses._differentiable import closed_arrays, implementation_of
 from visreg_core.losses._execution import PLAIN, Execution
+from visreg_torch import distributed
 from visreg_torch._call import Call, fill
 
 # Losses between two samples, and SpectralNet's, are always those of this process's rows.
@@ -55,22 +56,23 @@ class Pullback(NamedTuple):
 # --- where ----------------------------------------------------------------------------------------
 
 
-def execution(call: Call, device: torch.device) -> Execution:
+def execution(call: Call, device: torch.device, on_numpy: bool = False) -> Execution:
     """Shards and kernels of a call."""
-    return PLAIN
+    if call.group is None:
+        return PLAIN
+    shards, sorting = distributed.shards_of(call.group, call.loss, device, on_numpy)
+    return PLAIN._replace(shards=shards, sorting=sorting)
 
 
 def runs_on_numpy(call: Call, tensors: Sequence[Tensor]) -> bool:
     """Whether NumPy's path of the core computes this call: on a CPU it is several times faster.
 
     It shares whole chunks of slices over threads, and sorts packed integers. Its floats have 32 or
-    64 bits, and other shards cannot be met from its threads.
+    64 bits.
     """
-    return (
-        all(t.device.type == "cpu" and t.layout == torch.strided for t in tensors)
-        and call.group is None
-        and call.arguments.get("projection_dtype") in (None, torch.float32, torch.float64)
-    )
+    return all(
+        t.device.type == "cpu" and t.layout == torch.strided for t in tensors
+    ) and call.arguments.get("projection_dtype") in (None, torch.float32, torch.float64)
 
 
 @contextlib.contextmanager
@@ -131,7 +133,7 @@ def forward(
             name = str(arguments["projection_dtype"]).removeprefix("torch.")
             arguments["projection_dtype"] = np.dtype(name)
         if call.loss not in UNSHARDED:
-            arguments["execution"] = execution(call, device)
+            arguments["execution"] = execution(call, device, on_numpy)
         result, vjp = implementation_of(call.function)(**arguments, need_grad=need_grad)
         fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
         if not need_grad:
@@ -197,19 +199,17 @@ def backward(
 
     with _apart(device, on_numpy):
         vjp = pullback.remake([_as_array(found(s), on_numpy) for s in pullback.sources])
-        given = [_cotangent(c, execution(call, device), on_numpy) for c in cotangents]
+        factor = distributed.gradient_factor(execution(call, device).shards.size)
+        given = [_cotangent(c, factor, on_numpy) for c in cotangents]
         takes = {"donated": True} if donated and "donated" in (vjp.__kwdefaults__ or {}) else {}
         result = vjp(*given, **takes)
         gradients = result if isinstance(result, tuple) else (result,)
         return [_as_tensor(g).to(d) for g, d in zip(gradients, pullback.dtypes, strict=True)]
 
 
-def _cotangent(c: Tensor | None, of: Execution, on_numpy: bool) -> Any:
-    """A field's cotangent for the core, times the number of shards.
-
-    Data-parallel training averages the gradients of the shards' processes, whose sum it is.
-    """
+def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:
+    """A field's cotangent for the core, times a factor."""
     if c is None:
         return 0.0
     given = c.numpy()[()] if on_numpy else c
-    return given if of.shards.size == 1 else given * of.shards.size
+    return given if factor == 1 else given * factor

@@ -33,8 +33,7 @@ from visreg_core.losses.random_walk import SCALES
 from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
-from visreg_torch import functional
-from visreg_torch._autograd import SCOPES
+from visreg_torch import distributed, functional
 from visreg_torch.functional import Number
 
 __all__ = [
@@ -73,7 +72,7 @@ class _Loss(nn.Module):
 
     def __init__(self, scope: str, group: Any) -> None:
         super().__init__()
-        _checks.choice("scope", scope, SCOPES)
+        _checks.choice("scope", scope, distributed.SCOPES)
         self.scope = scope
         self.group = group
 
@@ -153,10 +152,7 @@ class _Sliced(_Drawing):
 
 def _first_slice(scope: str, group: Any, n_slices: int) -> int:
     """Where a process's slices start: each has its own in local scope, all the same in global."""
-    distributed = torch.distributed
-    if scope == "global" or not (distributed.is_available() and distributed.is_initialized()):
-        return 0
-    return distributed.get_rank(group) * n_slices
+    return 0 if scope == "global" else distributed.rank_of(group) * n_slices
 
 
 # --- one set of embeddings ------------------------------------------------------------------------
@@ -580,7 +576,17 @@ class SAGVICRegLoss(_Drawing):
 
     @torch.no_grad()
     def pairs(self, a: Tensor, b: Tensor, step: Step = None) -> tuple[Tensor, Tensor]:
-        """For each row of a the row of b that the walk pairs it with, and the pair's affinity."""
+        """For each row of a the row of b that the walk pairs it with, and the pair's affinity.
+
+        In global scope b's rows are counted through all processes, each of which computes the
+        affinity of the whole batch and keeps what belongs to its own rows of a.
+        """
+        own = slice(None)
+        if self.scope == "global":
+            n = a.shape[0]
+            a, start = distributed.gather_rows(a, self.group)
+            b, _ = distributed.gather_rows(b, self.group)
+            own = slice(start, start + n)
         affinity = random_walk_affinity(
             a.detach(),
             b.detach(),
@@ -592,4 +598,4 @@ class SAGVICRegLoss(_Drawing):
         pairs = sample_random_walk(
             transition_matrix(affinity), seed=self.seed, step=self._at(step), n_steps=self.n_steps
         )
-        return pairs, affinity.gather(1, pairs[:, None])[:, 0]
+        return pairs[own], affinity.gather(1, pairs[:, None])[own, 0]

@@ -46,12 +46,13 @@ def sliced(
     chunk_size: int | None,
     projection_dtype: DType,
     exchange: Shards | None = None,
-    unit_shards: Shards = PLAIN.shards,
+    shards: Shards = PLAIN.shards,
 ) -> tuple[Array, tuple[Array, ...]]:
     """Values of `term` on every slice, and the gradients of their sum.
 
-    `scratch` is the number of arrays of a sample's size that the term works with. With `exchange`
-    the samples are a shard's and the term sees all samples of a part of the slices.
+    `scratch` is the number of arrays of a sample's size that the term works with. The samples may
+    be one of `shards`, over which the term reduces; with `exchange` it sees all samples of a part
+    of the slices.
 
     samples : arrays (B, N_i, D) of one compute dtype; slices : (B or 1, D, K).
     Returns values (B, K) and, if `need_grad`, one gradient (B, N_i, D) for each sample.
@@ -59,7 +60,7 @@ def sliced(
     dtype = samples[0].dtype
     batch = samples[0].shape[0]
     on_numpy = _xp.name(xp) == "numpy"
-    units = [_unit(xp, x, projection_dtype, unit_shards) for x in samples]
+    units = [_unit(xp, x, projection_dtype, shards) for x in samples]
     projected = [
         xp.permute_dims(_xp.cast(xp, x if u is None else x / u, projection_dtype), (0, 2, 1))
         for x, u in zip(samples, units, strict=True)
@@ -98,7 +99,9 @@ def sliced(
 
     if on_numpy:
         shapes = [x.shape for x in samples]
-        return _over_threads(body, slices, chunk_size, dtype, shapes, need_grad)
+        # What shards send each other in the loop must come in the same order from all.
+        in_order = shards.size > 1
+        return _over_threads(body, slices, chunk_size, dtype, shapes, need_grad, in_order)
     (values,), gradients = _xp.accumulate(xp, body, slices, chunk_size)
     return values, tuple(gradients)
 
@@ -136,7 +139,7 @@ def sliced_sorting(
         slices = xp.concat([slices, *[nothing] * surplus], axis=-1)
     if sorts_by_exchange(execution, dim=z.shape[-1], n_slices=n_slices):
         values, gradients = sliced(
-            xp, (z,), slices, term, exchange=shards, unit_shards=shards, **keywords
+            xp, (z,), slices, term, exchange=shards, shards=shards, **keywords
         )
         gradient = gradients[0] if need_grad else None
     else:
@@ -163,6 +166,7 @@ def _over_threads(
     dtype: DType,
     shapes: list[tuple[int, ...]],
     need_grad: bool,
+    in_order: bool,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """The engine's loop on NumPy: chunks of slices of one batch index, shared out to threads."""
     batch, n_slices = shapes[0][0], slices.shape[-1]
@@ -189,7 +193,7 @@ def _over_threads(
 
     items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
     row_bytes = values.itemsize * sum(shape[1] for shape in shapes)
-    for sums in _tiles.spread(work, items, values.size * row_bytes):
+    for sums in _tiles.spread(work, items, values.size * row_bytes, in_order):
         for b, parts in sums.items():
             for whole, part in zip(gradients, parts, strict=True):
                 if not np.shares_memory(whole, part):

@@ -234,7 +234,7 @@ def _sigreg(
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
-        unit_shards=execution.shards,
+        shards=execution.shards,
     )
     divisor: Any = 1.0 if scale_by_n else n
     value = xp.mean(values) / divisor

@@ -1,0 +1,148 @@
+"""What processes tell each other before a loss of all their rows, and whether it fits.
+
+A header is a line of JSON of fixed length, so that one collective carries it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+LENGTH = 1024
+_LONGEST_TEXT = 300
+
+# Elements of the slices that are compared: another seed or step changes all of them.
+_FINGERPRINT = 8
+# Slices are drawn alike everywhere, but another processor rounds a logarithm otherwise.
+_TOLERANCE = 1e-3
+
+
+def header(loss: str, arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> bytes:
+    """What a process passes to a loss; `row_axes` names the arguments that have rows."""
+    told: dict[str, Any] = {"loss": loss, "rows": 0, "arrays": {}, "options": "", "slices": []}
+    told["masked"] = arguments.get("row_mask") is not None
+    try:
+        told |= _told(arguments, row_axes)
+        told["problem"] = None
+    except (TypeError, ValueError) as error:  # the other processes must hear of it
+        told["problem"] = str(error)[:_LONGEST_TEXT]
+    if len(told["options"]) > _LONGEST_TEXT:
+        told["options"] = hashlib.sha256(told["options"].encode()).hexdigest()
+    return json.dumps(told, ensure_ascii=True).encode().ljust(LENGTH)
+
+
+def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str, Any]:
+    rows: dict[str, int] = {}
+    arrays: dict[str, str] = {}
+    options: list[str] = []
+    slices: list[float] = []
+    for name, value in arguments.items():
+        axis = row_axes.get(name)
+        if axis is not None and value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"expected {name} to be a tensor; found {type(value).__name__}")
+            if value.ndim < -axis:
+                raise ValueError(
+                    f"expected {name} of at least {-axis} axes; found shape {tuple(value.shape)}"
+                )
+            rows[name] = value.shape[axis]
+        if name == "row_mask":  # a process may have one and another none
+            continue
+        if isinstance(value, Tensor):
+            arrays[name] = array_text(value, axis)
+        else:
+            options.append(f"{name}={_option_text(value)}")
+        if name == "slices":
+            row = value[(0,) * (value.ndim - 1)] if value.numel() else value.flatten()
+            slices = row[:: max(1, row.numel() // _FINGERPRINT)][:_FINGERPRINT].tolist()
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"{name} with {n}" for name, n in rows.items())
+        raise ValueError(f"expected as many rows of all arguments; found {found}")
+    return {
+        "rows": next(iter(rows.values())),
+        "arrays": arrays,
+        "options": ", ".join(options),
+        "slices": slices,
+    }
+
+
+def _option_text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return array_text(value)
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_option_text, value)) + ")"
+    return repr(value)
+
+
+def read_headers(every: bytes) -> list[dict[str, Any]]:
+    """Headers that were joined."""
+    return [json.loads(every[i : i + LENGTH]) for i in range(0, len(every), LENGTH)]
+
+
+def check(headers: Sequence[Mapping[str, Any]], ranks: Sequence[int], least: int = 2) -> None:
+    """ValueError, the same from all headers on every process, where they do not fit.
+
+    Parameters
+    ----------
+    headers : sequence of mappings
+        One for each process.
+    ranks : sequence of int
+        The processes' ranks, as messages name them.
+    least : int
+        Rows that all together must have.
+    """
+    loss = headers[0]["loss"]
+    for rank, told in zip(ranks, headers, strict=True):
+        if told["problem"] is not None:
+            raise ValueError(f"{told['loss']} on rank {rank}: {told['problem']}")
+    _check_same("the same loss", [told["loss"] for told in headers], ranks)
+    names = dict.fromkeys(name for told in headers for name in told["arrays"])
+    for name in names:
+        found = [f"{name} {told['arrays'].get(name, 'None')}" for told in headers]
+        _check_same(f"{loss} with one shape of {name} but for its rows", found, ranks)
+    _check_same(f"{loss} with the same options", [told["options"] for told in headers], ranks)
+    first = headers[0]["slices"]
+    near = [
+        all(abs(a - b) < _TOLERANCE for a, b in zip(first, told["slices"], strict=True))
+        for told in headers
+    ]
+    found = ["one set" if as_first else "another (seed or step?)" for as_first in near]
+    _check_same(f"{loss} with the same slices", found, ranks)
+    rows = [told["rows"] for told in headers]
+    if sum(rows) < least:
+        raise ValueError(
+            f"expected {loss} of at least {least} rows on all ranks together; "
+            f"found {sum(rows)} on ranks {_ranks_text(ranks)}"
+        )
+
+
+def _check_same(what: str, found: Sequence[str], ranks: Sequence[int]) -> None:
+    """ValueError that lists who found what, the fewest first: they are the odd ones."""
+    if len(set(found)) == 1:
+        return
+    of_each: dict[str, list[int]] = {}
+    for rank, text in zip(ranks, found, strict=True):
+        of_each.setdefault(text, []).append(rank)
+    parts = [
+        f"{text} on rank{'s' * (len(of) > 1)} {_ranks_text(of)}"
+        for text, of in sorted(of_each.items(), key=lambda item: len(item[1]))
+    ]
+    raise ValueError(f"expected {what} on all ranks; found {'; '.join(parts)}")
+
+
+def _ranks_text(ranks: Sequence[int]) -> str:
+    """0, 1, 2, 3 and up to eight of more."""
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
+
+
+def array_text(x: Tensor, rows: int | None = None) -> str:
+    """Dtype and shape, with N for the length of the axis `rows`."""
+    shape = [str(length) for length in x.shape]
+    if rows is not None:
+        shape[rows] = "N"
+    return f"{str(x.dtype).removeprefix('torch.')} ({', '.join(shape)})"

@@ -1,0 +1,133 @@
+"""What a loss of a batch on several processes sends, and why it goes the way it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import visreg_core
+from visreg_core.losses._differentiable import implementation_of
+from visreg_core.losses._execution import Execution
+from visreg_core.losses._sliced import sorts_by_exchange
+from visreg_torch.distributed import DryShards, Sharding, Traffic, n_processes
+
+SORTING_LOSSES = ("gaussian_sliced_wasserstein", "shape_loss", "visreg_loss")
+
+
+class Explanation(NamedTuple):
+    """Communication of one step of a loss with ``scope="global"``; printed, a line or two.
+
+    Parameters
+    ----------
+    loss : str
+        Name of the loss.
+    size : int
+        Number of processes.
+    way : {"moments", "gather", "exchange"}
+        What is sent: sums over rows; or, by a loss that sorts, embeddings or projections.
+    reason : str
+        Why.
+    traffic : Traffic
+        Collectives of the forward and the backward pass, and the bytes that each process sends.
+    """
+
+    loss: str
+    size: int
+    way: str
+    reason: str
+    traffic: Traffic
+
+    def __str__(self) -> str:
+        calls = ", ".join(f"{n} {name}" for name, n in sorted(self.traffic.calls.items()))
+        return (
+            f"{self.loss} on {self.size} processes: {self.way}, {self.reason}; each sends "
+            f"{_bytes_text(self.traffic.n_bytes)} a step by {calls or 'no collective'}"
+        )
+
+
+def explain(
+    loss: str | Callable[..., Any],
+    *arrays: Tensor,
+    group: Any = None,
+    size: int | None = None,
+    **options: Any,
+) -> Explanation:
+    """What a step of a loss with ``scope="global"`` would send, without sending anything.
+
+    The core's own pass runs on tensors without memory, and its collectives are counted: no cost
+    model can be out of date. A process with other numbers of rows than the rest adds what
+    ``row_mask=`` adds, and the agreement on shapes (1 kB) comes before it.
+
+    Parameters
+    ----------
+    loss : str or callable
+        A loss, from `visreg_torch.functional` or `visreg_core`, or its name.
+    *arrays : Tensor
+        Its arguments as one process passes them; of what counts, shape and dtype, tensors on the
+        device "meta" have both.
+    group : ProcessGroup or Sharding, optional
+        Over what it would be sent.
+    size : int, optional
+        Number of processes; the group's if not given.
+    **options
+        The loss's other arguments.
+
+    Returns
+    -------
+    Explanation
+
+    Raises
+    ------
+    TypeError
+        For something that is no loss of a batch's rows.
+
+    Examples
+    --------
+    >>> z, slices = torch.empty(8, 512, 256, device="meta"), torch.empty(256, 4096, device="meta")
+    >>> explain("visreg_loss", z, slices, size=2).way
+    'gather'
+    >>> explain("visreg_loss", z, slices, size=64).way
+    'exchange'
+    """
+    name = loss if isinstance(loss, str) else loss.__name__
+    sharding = group if isinstance(group, Sharding) else Sharding(group)
+    size = n_processes(sharding.group) if size is None else size
+    if name not in SORTING_LOSSES:
+        traffic = _traffic(name, arrays, options, size, "auto")
+        return Explanation(name, size, "moments", "sums over rows are all it needs", traffic)
+    both = {way: _traffic(name, arrays, options, size, way) for way in ("gather", "exchange")}
+    dim, n_slices = arrays[0].shape[-1], arrays[1].shape[-1]
+    execution = Execution(DryShards(size), sharding.sorting)
+    exchange = sorts_by_exchange(execution, dim=dim, n_slices=n_slices)
+    way, other = ("exchange", "gather") if exchange else ("gather", "exchange")
+    reason = (
+        f"since {n_slices} slices / {size} {'<' if exchange else '>='} {dim} dimensions"
+        if sharding.sorting == "auto"
+        else "as asked for"
+    )
+    reason += f" ({other} would send {_bytes_text(both[other].n_bytes)})"
+    return Explanation(name, size, way, reason, both[way])
+
+
+def _traffic(
+    name: str, arrays: tuple[Tensor, ...], options: dict[str, Any], size: int, sorting: str
+) -> Traffic:
+    """Of the value and the gradient."""
+    shards = DryShards(size, name)
+    shapes = [torch.empty_like(a, device="meta") for a in arrays]
+    result, vjp = implementation_of(getattr(visreg_core, name))(
+        *shapes, **options, need_grad=True, execution=Execution(shards, sorting)
+    )
+    vjp(*[1.0] * (len(result) if isinstance(result, tuple) else 1))
+    return shards.traffic
+
+
+def _bytes_text(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n = n / 1000
+    return f"{n:.3g} GB"
