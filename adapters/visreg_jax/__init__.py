@@ -11,6 +11,7 @@ from visreg_core import (
     sample_random_walk,
     transition_matrix,
 )
+from visreg_jax import functional, sharded
 from visreg_jax.functional import (
     barlow_twins_loss,
     center_loss,
@@ -41,6 +42,7 @@ __all__ = [
     "center_loss",
     "covariance_loss",
     "epps_pulley",
+    "functional",
     "gaussian_sliced_wasserstein",
     "invariance_loss",
     "joint_objective",
@@ -53,6 +55,7 @@ __all__ = [
     "sample_random_walk",
     "scale_loss",
     "shape_loss",
+    "sharded",
     "sigreg_loss",
     "sliced_wasserstein",
     "spectralnet_loss",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.sharding import NamedSharding, PartitionSpec
 
 from visreg_core.losses._differentiable import closed_arrays, implementation_of
 from visreg_core.losses._execution import PLAIN, Execution
+from visreg_jax._collectives import Axes
 
 # Arguments that the core documents as constants: their gradient is 0 by definition.
 _CONSTANTS = ("pair_weights", "x_weights", "y_weights", "affinity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of a loss: everything but its arrays.
 
     embeddings : names of the differentiated arguments; structure : of all arguments by name;
     leaves : of that structure, with `_ARRAY` in the places of arrays; names : the argument that
-    each array belongs to.
+    each array belongs to; axes : of the mesh, where each device has a part of the batch.
     """
 
     loss: Callable[..., Any]
@@ -39,16 +41,22 @@ class Call:
     leaves: tuple[Any, ...]
     names: tuple[str, ...]
     execution: Execution
+    axes: Axes | None
 
-    def run(self, arrays: Sequence[jax.Array], *, need_grad: bool) -> tuple[Any, Any]:
-        """The implementation's ``(result, vjp)`` with the arrays in their places."""
+    def arguments(self, arrays: Sequence[jax.Array]) -> dict[str, Any]:
+        """The arguments by name, with these arrays in their places."""
         given = iter([jnp.asarray(x) for x in arrays])  # jax.grad hands NumPy's on as they are
         leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
-        arguments = jax.tree.unflatten(self.structure, leaves)
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def run(self, arrays: Sequence[jax.Array], *, need_grad: bool) -> tuple[Any, Any]:
+        """The implementation's ``(result, vjp)``."""
+        arguments = self.arguments(arrays)
         implementation = implementation_of(self.loss)
         if takes_execution(self.loss):
             arguments["execution"] = self.execution
-        return implementation(**arguments, need_grad=need_grad)
+        result, vjp = implementation(**arguments, need_grad=need_grad)
+        return (result if self.axes is None else self.axes.averaged(result)), vjp
 
 
 class _Array:
@@ -69,14 +77,11 @@ def prepare(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     execution: Execution = PLAIN,
+    axes: Axes | None = None,
 ) -> tuple[Call, list[jax.Array]]:
     """Split the arguments of a call into arrays and everything else."""
     arguments = inspect.signature(loss).bind(*args, **kwargs).arguments
-    for name in embeddings:
-        given = arguments.get(name)
-        if given is not None and not isinstance(given, jax.Array):
-            kind = f"{type(given).__module__}.{type(given).__qualname__}"
-            raise TypeError(f"expected {name} to be an array of jax; found {kind}")
+    require_arrays(arguments, embeddings)
     paths, structure = jax.tree.flatten_with_path(dict(arguments))
     is_array = [isinstance(leaf, jax.Array) for _, leaf in paths]
     call = Call(
@@ -86,13 +91,38 @@ def prepare(
         tuple(_ARRAY if yes else leaf for yes, (_, leaf) in zip(is_array, paths, strict=True)),
         tuple(path[0].key for yes, (path, _) in zip(is_array, paths, strict=True) if yes),
         execution,
+        axes,
     )
     return call, [leaf for yes, (_, leaf) in zip(is_array, paths, strict=True) if yes]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def require_arrays(arguments: Mapping[str, Any], embeddings: tuple[str, ...]) -> None:
+    """TypeError unless the embeddings are JAX arrays."""
+    for name in embeddings:
+        given = arguments.get(name)
+        if given is not None and not isinstance(given, jax.Array):
+            kind = f"{type(given).__module__}.{type(given).__qualname__}"
+            raise TypeError(f"expected {name} to be an array of jax; found {kind}")
+
+
 def evaluate(call: Call, arrays: list[jax.Array]) -> Any:
-    """The loss's result, differentiable with respect to the embeddings."""
+    """The loss's result, differentiable with respect to the embeddings.
+
+    Where the arrays lie along explicit axes of a mesh, the compiler decides inside of the loss.
+    """
+    mesh = next((m for m in (jax.typeof(x).sharding.mesh for x in arrays) if m.explicit_axes), None)
+    if mesh is None:
+        return _evaluate(call, arrays)
+    inside = jax.sharding.auto_axes(
+        lambda *arrays: _evaluate(call, list(arrays)),
+        axes=mesh.explicit_axes,
+        out_sharding=NamedSharding(mesh, PartitionSpec()),
+    )
+    return inside(*arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _evaluate(call: Call, arrays: list[jax.Array]) -> Any:
     return call.run(arrays, need_grad=False)[0]
 
 
@@ -109,22 +139,26 @@ def _forward(call: Call, arrays: list[CustomVJPPrimal]) -> tuple[Any, Pullback]:
 
 
 def _backward(call: Call, pullback: Pullback, cotangent: Any) -> tuple[list[Any]]:
-    fields = cotangent if isinstance(cotangent, tuple) else (cotangent,)
-    gradient = pullback(*(0.0 if isinstance(c, SymbolicZero) else c for c in fields))
+    parts = cotangent if isinstance(cotangent, tuple) else (cotangent,)
+    fields = [0.0 if isinstance(c, SymbolicZero) else c for c in parts]
+    gradient = pullback(*(fields if call.axes is None else call.axes.cotangents(fields)))
     of_name = dict(
         zip(call.embeddings, gradient if isinstance(gradient, tuple) else (gradient,), strict=False)
     )
     return ([of_name.get(name) for name in call.names],)  # None: a cotangent of 0
 
 
-evaluate.defvjp(_forward, _backward, symbolic_zeros=True)
+_evaluate.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 # --- what is kept for the backward pass -----------------------------------------------------------
 
 
 class _Remake:
-    """Makes a vjp over other arrays. Those of one call and of equal shapes are interchangeable."""
+    """Makes a vjp over other arrays. Those of one call and of equal shapes are interchangeable.
+
+    JAX may trace a call twice and compares what it got.
+    """
 
     def __init__(self, key: object, function: Callable[[Sequence[Any]], Any]) -> None:
         self.key, self.function = key, function

@@ -13,15 +13,17 @@ from pathlib import Path
 from docutils.parsers.rst.states import Inliner
 from sphinx.errors import ExtensionError
 
-import visreg_core
+PACKAGES = ("visreg_core", "visreg_jax")
 
 
 def public_modules():
-    """``visreg_core`` and every module below it whose path has no leading underscore."""
-    found = [visreg_core]
-    for info in pkgutil.walk_packages(visreg_core.__path__, "visreg_core."):
-        if not any(part.startswith("_") for part in info.name.split(".")):
-            found.append(importlib.import_module(info.name))
+    """The packages and every module below them whose path has no leading underscore."""
+    found = []
+    for package in map(importlib.import_module, PACKAGES):
+        found.append(package)
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not any(part.startswith("_") for part in info.name.split(".")):
+                found.append(importlib.import_module(info.name))
     return found
 
 

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 import visreg_core
+import visreg_jax
 
+PACKAGES = (visreg_core, visreg_jax)
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
 def modules():
-    found = pkgutil.walk_packages(visreg_core.__path__, "visreg_core.")
-    return ["visreg_core"] + [m.name for m in found if not m.name.endswith("__main__")]
+    for package in PACKAGES:
+        yield package.__name__
+        found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        yield from (m.name for m in found if not m.name.endswith("__main__"))
 
 
 def docstrings_with_examples():

@@ -122,7 +122,7 @@ def test_leading_axes_are_traced_without_promotion(case, rng):
 
 def test_names_and_signatures_are_the_core_s():
     core = {n for n in visreg_core.__all__ if n not in ("value_and_grad", "value_and_vjp")}
-    assert set(visreg_jax.__all__) == core - {"__version__"}
+    assert set(visreg_jax.__all__) == core - {"__version__"} | {"functional", "sharded"}
     assert list(visreg_jax.__all__) == sorted(visreg_jax.__all__)
     for name in FUNCTIONS:
         function = getattr(visreg_jax, name)
@@ -141,6 +141,20 @@ def sample(n=16, d=4, k=6):
 
 def objective(z, slices):
     return visreg_jax.visreg_loss(z, slices).total
+
+
+def test_random_slices_are_the_core_s():
+    for seed, step in ((0, 0), (2**32 - 1, 2**31), (3, np.int64(5))):
+        got = visreg_jax.random_slices(5, 7, seed=seed, step=step, start=2)
+        want = visreg_core.random_slices(5, 7, seed=seed, step=step, start=2, xp=jnp)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    for wrong in (-1, 2**32):
+        with pytest.raises(ValueError, match=r"expected seed and step in 0 ... 2\*\*32 - 1; found"):
+            visreg_jax.random_slices(5, 7, seed=wrong)
+    with pytest.raises(TypeError, match="expected step to be an integer"):
+        visreg_jax.random_slices(5, 7, step=1.5)
+    with pytest.raises(ValueError, match="expected sampler to be one of"):
+        visreg_jax.random_slices(5, 7, sampler="sobol")
 
 
 def test_vmap_and_checkpoint_and_eager_calls():

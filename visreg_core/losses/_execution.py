@@ -21,8 +21,9 @@ SORTING = ("auto", "gather", "exchange")
 class Shards(Protocol):
     """The parts of a batch that hold its rows, in order; each runs the same program."""
 
-    size: int
-    """Number of shards."""
+    @property
+    def size(self) -> int:
+        """Number of shards."""
 
     def sum(self, x: Array) -> Array:
         """Sum of the shards' arrays, the same on all."""
