@@ -17,12 +17,12 @@ _BLOCK = 1 << 20
 
 def cophenetic_pearson(t: Tree, x: Array, metric: str) -> float:
     """Correlation over all pairs of the heights of `t` with the distances of the rows of `x`."""
+    if t.height[0] == t.height[-1] or t.height[-1] == math.inf:
+        return math.nan
     points = _xp.to_numpy(x).astype(np.float64)
-    heights = t.height / (t.height[-1] or 1.0)
+    heights = t.height / t.height[-1]
     heights = heights - np.sum(t.pairs * heights) / t.pairs.sum()
     variance = float(np.sum(t.pairs * heights**2))
-    if t.height[0] == t.height[-1]:
-        return math.nan
     if metric == "euclidean":
         covariance, spread = _euclidean_sums(t, heights, points)
     else:

