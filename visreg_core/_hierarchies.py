@@ -96,15 +96,20 @@ class Hierarchy(NamedTuple):
     """The dendrogram of a file's rows.
 
     `linkage` (T − 1, 4) of the T rows drawn; `measures` by the names of `TREE`; `labels` (T, L),
-    the classes on each level as codes, or None; `n_classes` (L) of the rows drawn; `labelled` by
-    the names of `LABELLED`, one number a level.
+    the classes on each level as codes, or None; `classes`, the names behind the codes on each
+    level; `labelled` by the names of `LABELLED`, one number a level.
     """
 
     linkage: np.ndarray
     measures: dict[str, float]
     labels: np.ndarray | None
-    n_classes: tuple[int, ...]
+    classes: tuple[tuple[str, ...], ...]
     labelled: dict[str, tuple[float, ...]]
+
+    @property
+    def n_classes(self) -> tuple[int, ...]:
+        """How many classes of each level the rows drawn have."""
+        return tuple(map(len, self.classes))
 
     @property
     def rows(self) -> int:
@@ -157,9 +162,11 @@ def hierarchy(rows: Rows, labels: np.ndarray | None, seed: int) -> Hierarchy:
     if labels is None:
         return Hierarchy(rows.linkage, measures, None, (), {})
     columns = level_columns(labels, len(rows.points))
-    n_classes = tuple(int(c.max()) + 1 for c in columns)
-    labelled = _labelled(rows, columns, n_classes, seed)
-    return Hierarchy(rows.linkage, measures, np.stack(columns, axis=1), n_classes, labelled)
+    classes = tuple(
+        tuple(map(str, np.unique(level).tolist())) for level in labels.reshape(len(labels), -1).T
+    )
+    labelled = _labelled(rows, columns, tuple(map(len, classes)), seed)
+    return Hierarchy(rows.linkage, measures, np.stack(columns, axis=1), classes, labelled)
 
 
 def _labelled(

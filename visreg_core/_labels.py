@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from visreg_core.embeddings._source import EmbeddingsError, parsing
-from visreg_core.metrics import hierarchical_labels
+from visreg_core.metrics.class_tree import named_labels
 
 _EXPECTED = "integers or strings of shape (N,) or (N, L)"
 
@@ -25,7 +25,7 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
         How many items there are.
     class_tree : str, optional
         A CSV file of paths from coarse to fine, one for each class, as `hierarchical_labels` reads
-        it; `file` then holds the finest level alone.
+        it; `file` then holds the finest level alone, and labels are the paths to the classes.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
         )
     expected = "a CSV file of paths from coarse to fine, one for each class"
     with parsing(class_tree, expected):
-        return hierarchical_labels([str(c) for c in labels[:, 0]], Path(class_tree))
+        return named_labels([str(c) for c in labels[:, 0]], Path(class_tree))
 
 
 def _read_npy(file: str) -> np.ndarray:

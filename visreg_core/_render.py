@@ -295,34 +295,39 @@ def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         ],
         tables=tables,
         figures=[
-            {"title": title, "source": _data_uri(svg), "wide": len(heads) > 1 and i >= 2}
+            _figure(title, svg, "wide" if len(heads) > 1 and i >= 2 else "")
             for i, (title, svg) in enumerate(drawn.items())
         ]
-        + [
-            {"title": title, "source": _data_uri(svg), "wide": True} for title, svg in trees.items()
-        ],
+        + trees,
         settings={key: value for key, value in settings.items() if value is not None},
     )
 
 
-def _tree_figures(comparison: Comparison) -> dict[str, str]:
-    """Dendrogram of every file and tanglegram of every pair of one length, as SVG."""
-    from visreg_core._tree_figures import dendrogram, tanglegram
+def _figure(
+    title: str, svg: str, shape: str, legend: Sequence[Sequence[tuple[str, str]]] = ()
+) -> dict[str, Any]:
+    """What the template draws: `shape` is a class of its style, `legend` colours and names."""
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    named = [[(color, one_line(name, 60)) for color, name in level] for level in legend]
+    return {"title": title, "source": source, "shape": shape, "legend": named}
+
+
+def _tree_figures(comparison: Comparison) -> list[dict[str, Any]]:
+    """Dendrogram of every file and tanglegram of every pair of one length."""
+    from visreg_core._tree_figures import dendrogram, legend, tanglegram
 
     reports, heads = comparison.reports, file_heads(comparison)
-    drawn = {}
+    drawn = []
     for head, r in zip(heads, reports, strict=True):
         which = "Dendrogram" if len(heads) == 1 else f"Dendrogram {head}"
-        drawn[f"{which}: {comparison.tree}, {r.hierarchy.rows:,} rows"] = dendrogram(r.hierarchy)
+        title = f"{which}: {comparison.tree}, {r.hierarchy.rows:,} rows"
+        drawn.append(_figure(title, dendrogram(r.hierarchy), "page", legend(r.hierarchy)))
     for pair, (i, j) in zip(
         comparison.pairs, itertools.combinations(range(len(reports)), 2), strict=True
     ):
         if pair.trees is not None:
             first, second = reports[i].hierarchy.linkage, reports[j].hierarchy.linkage
             title = f"Tanglegram {heads[i]} {heads[j]}: {comparison.tree}, {len(first) + 1:,} rows"
-            drawn[title] = tanglegram(first, second, pair.trees, (heads[i], heads[j]))
+            svg = tanglegram(first, second, pair.trees, (heads[i], heads[j]))
+            drawn.append(_figure(title, svg, "page"))
     return drawn
-
-
-def _data_uri(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

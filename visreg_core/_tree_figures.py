@@ -28,6 +28,8 @@ _BRACKETS = 150
 _COLOR_SHARE = 0.02
 # A branch is of its leaves' colour where so many of them share it.
 _MAJORITY = 0.9
+# Classes with a colour each.
+_TOLD_APART = 20
 # Lines between two trees, one for each leaf or for evenly spread ones.
 _LINES = 600
 
@@ -211,10 +213,23 @@ def _matplotlib(module: str) -> Any:
     return require(module, extra="report", purpose="an HTML report")
 
 
+def legend(found: Hierarchy) -> list[list[tuple[str, str]]]:
+    """Colour and name of each class in the strips of `dendrogram`, level by level.
+
+    Levels of more classes than are told apart by colour have none.
+    """
+    to_hex = _matplotlib("matplotlib.colors").to_hex
+    return [
+        list(zip(map(to_hex, _class_colors(len(names))), names, strict=True))
+        for names in found.classes
+        if len(names) <= _TOLD_APART
+    ]
+
+
 def _class_colors(count: int) -> np.ndarray:
-    """Colours (count, 3), 20 different ones, or a round of hues where there are more classes."""
+    """Colours (count, 3), different ones, or a round of hues where there are more classes."""
     colormaps = _matplotlib("matplotlib").colormaps
-    if count <= 20:
+    if count <= _TOLD_APART:
         cmap = colormaps["tab10" if count <= 10 else "tab20"]
         return cmap(np.arange(count))[:, :3]
     return colormaps["hsv"](np.arange(count) / count)[:, :3] * 0.85

@@ -249,7 +249,11 @@ def test_label_files(tmp_path):
         assert np.array_equal(load_labels(str(tmp_path / name), 12), labels.astype(str))
     assert load_labels(str(tmp_path / "names.npy"), 12).shape == (12, 1)
     tree = load_labels(str(tmp_path / "one.npy"), 12, str(tmp_path / "tree.csv"))
-    assert np.array_equal(tree, labels)
+    paths = [
+        [f"g{i // 4}", f"g{i // 4} / p{i // 2}", f"g{i // 4} / p{i // 2} / {i}"]
+        for i in labels[:, 2]
+    ]
+    assert np.array_equal(tree, paths)
 
 
 @pytest.mark.parametrize(
@@ -339,10 +343,31 @@ def test_page(pair):
     assert html.count("average linkage, cosine distance") >= 5  # tables and figures say so
     assert html.count("150 rows") >= 3
     assert "2, 4, 8 classes" in html
+    assert html.count('<p class="legend">') == 2 * LEVELS  # for each dendrogram
     for name in _hierarchies.LABELLED:
         for level in range(1, LEVELS + 1):
             assert f"<th>{name}, level {level}</th>" in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).replace("http-equiv", "")
+
+
+def test_legend_names_the_colours_of_the_strips(pair):
+    a, _, labels = pair
+    names = np.array([["<b>", "x\ny"][i] for i in labels[:, 0]])
+    many = np.arange(150) % 21
+    found = report.report(a, n_slices=2, labels=np.stack([names, labels[:, 2], many], axis=1))
+    assert found.hierarchy.n_classes == (2, 8, 21)
+    assert found.hierarchy.classes[0] == ("<b>", "x\ny")
+    legend = _tree_figures.legend(found.hierarchy)
+    assert [[name for _, name in level] for level in legend] == [
+        ["<b>", "x\ny"],
+        [str(i) for i in range(8)],  # 21 colours would not be told apart
+    ]
+    for level, strip in zip(legend, (2, 8), strict=True):
+        colors = (_tree_figures._class_colors(strip) * 255).round().astype(int)
+        assert [color for color, _ in level] == ["#{:02x}{:02x}{:02x}".format(*c) for c in colors]
+    html = _render.to_html(report.Comparison([found], []), {})
+    assert "</i>&lt;b&gt;</span>" in html
+    assert "</i>x\\ny</span>" in html
 
 
 # --- the command ---------------------------------------------------------------------------------

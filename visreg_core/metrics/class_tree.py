@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,29 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
            [0, 1],
            [0, 0]])
     """
+    columns = []
+    for level, every in _levels(classes, tree):
+        ordered = sorted(every, key=lambda path: tuple(map(_sort_key, path)))
+        number = {path: i for i, path in enumerate(ordered)}
+        columns.append([number[path] for path in level])
+    return np.asarray(columns, dtype=np.int64).T
+
+
+def named_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
+    """As `hierarchical_labels`, as strings: the path to the class on each level."""
+
+    def name(path: tuple[Any, ...]) -> str:
+        while len(path) > 1 and path[-1] == path[-2]:  # continued below a leaf
+            path = path[:-1]
+        return " / ".join(map(str, path))
+
+    return np.asarray([list(map(name, level)) for level, _ in _levels(classes, tree)]).T
+
+
+def _levels(
+    classes: Sequence[Any], tree: Tree
+) -> Iterator[tuple[list[tuple[Any, ...]], set[tuple[Any, ...]]]]:
+    """For each level, coarsest first: the path down to it of each item, and all there are."""
     if isinstance(tree, str | Path):
         paths = _paths_by_leaf(_read_csv(Path(tree)))
     elif isinstance(tree, Mapping):
@@ -106,14 +129,10 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
         raise ValueError("expected at least one item; found none")
     depth = max(map(len, paths.values()))
     padded = {leaf: path + path[-1:] * (depth - len(path)) for leaf, path in paths.items()}
-    columns = []
     for level in range(1, depth + 1):
-        prefixes = {path[:level] for path in padded.values()}
-        ordered = sorted(prefixes, key=lambda prefix: tuple(map(_sort_key, prefix)))
-        number = {prefix: i for i, prefix in enumerate(ordered)}
-        if len(number) > 1 or level == depth:
-            columns.append([number[padded[c][:level]] for c in classes])
-    return np.asarray(columns, dtype=np.int64).T
+        every = {path[:level] for path in padded.values()}
+        if len(every) > 1 or level == depth:
+            yield [padded[c][:level] for c in classes], every
 
 
 def _paths_from_parents(parents: Mapping[Any, Any]) -> dict[Any, tuple[Any, ...]]:
