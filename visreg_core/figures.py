@@ -112,6 +112,7 @@ def _deviations(pictures: Sequence[Pictures]) -> str:
             if len(pictures) > 1:
                 ax.lines[-1].set_label(f"[{i + 1}]")
         ax.set(xlabel="dimension", ylabel="standard deviation")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(bottom=0)
         if len(pictures) > 1:
             ax.legend()
@@ -159,6 +160,8 @@ def _correlation(pictures: Sequence[Pictures]) -> str:
                 extent=(-0.5, d - 0.5, d - 0.5, -0.5),
             )
             ax.grid(visible=False)
+            for axis in (ax.xaxis, ax.yaxis):  # no half dimensions
+                axis.get_major_locator().set_params(integer=True)
             shown = len(p.dimensions)
             some = f"{shown} of {d} dimensions" if shown < d else f"{d} dimensions"
             ax.set_title(f"{_label(i, pictures)}{some}", loc="left")
