@@ -37,6 +37,9 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
     EmbeddingsError
         One line: the file, what was found, what was expected.
     """
+    for path in filter(None, (file, class_tree)):
+        if not Path(path).exists():
+            raise EmbeddingsError(path, "no such file", "an existing one")
     suffix = Path(file).suffix.lower()
     if suffix == ".npy":
         labels = _read_npy(file)
@@ -57,7 +60,11 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
         )
     expected = "a CSV file of paths from coarse to fine, one for each class"
     with parsing(class_tree, expected):
-        return named_labels([str(c) for c in labels[:, 0]], Path(class_tree))
+        try:
+            return named_labels([str(c) for c in labels[:, 0]], Path(class_tree))
+        except ValueError as error:  # "expected A; found B"
+            wanted, _, found = str(error).removeprefix("expected ").partition("; found ")
+            raise EmbeddingsError(class_tree, found, wanted) from None
 
 
 def _read_npy(file: str) -> np.ndarray:

@@ -269,7 +269,7 @@ def test_label_files(tmp_path):
         ("l.npy", np.ones((4, 1, 1), int), r"shape \(4, 1, 1\)"),
         ("l.npy", np.ones((4, 0), int), r"shape \(4, 0\)"),
         ("l.npy", np.array([{}, 1, 2, 3], object), "expected a whole .npy file of labels"),
-        ("missing.npy", None, "No such file"),
+        ("missing.npy", None, "found no such file; expected an existing one"),
     ],
 )
 def test_wrong_label_files(tmp_path, name, content, message):
@@ -288,8 +288,18 @@ def test_wrong_class_trees(tmp_path):
     np.save(tmp_path / "two.npy", np.ones((4, 2), int))
     (tmp_path / "tree.csv").write_text("a,0\na,1\nb,2\n")
     tree = str(tmp_path / "tree.csv")
-    with pytest.raises(EmbeddingsError, match="leaves of the tree; found 1 others: 3"):
+    message = r"tree\.csv: found 1 others: 3; expected classes that are leaves of the tree$"
+    with pytest.raises(EmbeddingsError, match=message):
         load_labels(str(tmp_path / "l.npy"), 4, tree)
+    (tmp_path / "tree.csv").write_text("a,0\nb,0\n")
+    with pytest.raises(EmbeddingsError, match=r"found two to '0'; expected one path to each leaf$"):
+        load_labels(str(tmp_path / "l.npy"), 4, tree)
+    (tmp_path / "tree.csv").write_bytes(b"a,\xff")
+    with pytest.raises(EmbeddingsError, match="found other bytes; expected text in UTF-8"):
+        load_labels(str(tmp_path / "l.npy"), 4, tree)
+    with pytest.raises(EmbeddingsError, match="found no such file; expected an existing one"):
+        load_labels(str(tmp_path / "l.npy"), 4, str(tmp_path / "no.csv"))
+    (tmp_path / "tree.csv").write_text("a,0\na,1\nb,2\n")
     with pytest.raises(EmbeddingsError, match="labels of 2 levels; expected one level"):
         load_labels(str(tmp_path / "two.npy"), 4, tree)
 

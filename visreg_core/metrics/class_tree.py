@@ -176,7 +176,7 @@ def _read_csv(file: Path) -> list[list[str]]:
         with file.open(newline="", encoding="utf-8-sig") as handle:
             rows = [[cell.strip() for cell in row] for row in csv.reader(handle)]
     except UnicodeDecodeError:
-        raise ValueError(f"expected {file} to be text in UTF-8; found other bytes") from None
+        raise ValueError(f"expected text in UTF-8 in {file}; found other bytes") from None
     paths = [[cell for cell in row if cell] for row in rows]
     return [path for path in paths if path]
 
