@@ -47,7 +47,12 @@ def distance(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize("method", ["visreg", "sigreg", "swd", "vicreg", "barlow_twins", "simclr"])
+FAST, SLOW = ("visreg", "vicreg", "simclr"), ("sigreg", "swd", "barlow_twins")
+
+
+@pytest.mark.parametrize(
+    "method", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_two_processes_follow_one(tmp_path, method):
     settings = [f"method.name={method}", "method.scope=global"]
     (tmp_path / "one").mkdir()

@@ -14,14 +14,14 @@ from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
 
+KEPT = [*runs.EVALUATED, "run.log_every=3", "run.evaluate_every=1"]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder of a finished run, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    arguments = runs.command(
-        folder / "run", "run.log_every=3", "run.evaluate_every=1", "run.tensorboard=true"
-    )
+    arguments = runs.command(folder / "run", *KEPT, "run.tensorboard=true")
     codes, printed = runs.run(main, arguments, output=folder / "output")
     assert codes == [0], printed
     return folder / "run", printed
@@ -88,7 +88,7 @@ def test_a_resumed_run_cuts_the_metrics_that_are_done_again(finished, tmp_path):
         (tmp_path / "run" / f"checkpoint-{step:09d}.pt").unlink()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # a line that a kill cut short
-    arguments = runs.command(tmp_path / "run", "run.log_every=3", "run.evaluate_every=1")
+    arguments = runs.command(tmp_path / "run", *KEPT)
     codes, printed = runs.run(main, arguments, output=tmp_path / "output")
     assert codes == [0], printed
     for name in ("metrics.jsonl", "metrics.csv", "evaluations.csv"):
@@ -112,7 +112,8 @@ def test_runs_of_other_kinds(tmp_path, overrides):
 
 
 def test_without_labels_there_is_no_probe_and_no_table(tmp_path):
-    arguments = runs.command(tmp_path / "run", "data.source=synthetic", "data.classes=null")
+    given = [*runs.EVALUATED, "data.source=synthetic", "data.classes=null"]
+    arguments = runs.command(tmp_path / "run", *given)
     codes, printed = runs.run(main_without_labels, arguments, output=tmp_path / "output")
     assert codes == [0], printed
     assert "linear probe" not in printed
