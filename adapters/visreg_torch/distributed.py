@@ -350,7 +350,7 @@ def _exchange_headers(loss: str, arguments: Mapping[str, Any], group: Any) -> li
     text = _agreement.header(loss, arguments, ROW_AXES)
     arrays = {name: x for name, x in _of_rows(arguments).items() if isinstance(x, Tensor)}
     on_host = "cpu" in dist.get_backend_config(group)
-    device = "cpu" if on_host else torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cpu") if on_host else next(iter(arrays.values())).device
     own = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
     passed = ", ".join(f"{name} {_agreement.array_text(x)}" for name, x in arrays.items())
     every = ProcessShards(group, f"{loss} of {passed}").gather(own, axis=0).cpu().numpy().tobytes()
