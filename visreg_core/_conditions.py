@@ -43,9 +43,7 @@ def parse(text: str, known: Sequence[str]) -> Condition:
     try:
         number = float(bound)
     except ValueError:
-        number = math.nan
-    if math.isnan(number):  # which no value meets, whatever it is
-        raise ValueError(f"expected a number after {name}{sign}; found {bound!r}")
+        raise ValueError(f"expected a number after {name}{sign}; found {bound!r}") from None
     return Condition(name, sign, number)
 
 

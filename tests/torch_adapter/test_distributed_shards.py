@@ -98,3 +98,45 @@ def test_autograd_never_flows_through_a_collective():
         assert len(messages) == 5
         assert all("sigreg_loss to run without autograd" in m for m in messages)
         assert calls == {"all_reduce": 1} and n_bytes == 16
+
+
+def counted(rank, z, slices, sorting):
+    from visreg_core import visreg_loss
+    from visreg_core.losses._differentiable import implementation_of
+    from visreg_core.losses._execution import Execution
+    from visreg_torch.distributed import ProcessShards
+
+    shards = ProcessShards(None, "visreg_loss")
+    _, vjp = implementation_of(visreg_loss)(
+        z, slices, need_grad=True, execution=Execution(shards, sorting)
+    )
+    vjp(1.0, 1.0, 1.0, 1.0)
+    return [shards.traffic.calls, shards.traffic.n_bytes]
+
+
+@pytest.mark.parametrize("sorting", ["gather", "exchange"])
+def test_explain_counts_what_is_sent(sorting):
+    from visreg_torch.distributed import Sharding
+    from visreg_torch.explanation import explain
+
+    size, (v, n, d, k) = 3, (2, 6, 5, 9)
+    z, slices = torch.randn(v, n, d), torch.randn(d, k)
+    told = explain("visreg_loss", z, slices, size=size, group=Sharding(sorting=sorting))
+    assert told.way == sorting
+    for calls, n_bytes in successful(run(size, counted, z, slices, sorting)):
+        on_cpu = {
+            "gather": {"all_gather": 2, "all_to_all": 1},
+            "exchange": {"all_gather": 1, "all_to_all": 2},
+        }
+        assert calls == {"all_reduce": 5, **on_cpu[sorting]}
+        assert n_bytes == told.traffic.n_bytes
+    # By hand, 4 bytes a number: mean, its rest, variance, mean gradient (V, D), range (V, 2 D);
+    # the values (V, K / W) gathered; then rows and their gradients, or projections both ways.
+    moments = 2 * (size - 1) / size * (4 * v * d + 2 * v * d)
+    values = (size - 1) * v * k / size
+    if sorting == "gather":
+        embeddings = (size - 1) * v * n * d
+        assert told.traffic.n_bytes == 4 * (moments + values + 2 * embeddings)
+    else:
+        projections = (size - 1) / size * v * n * k
+        assert told.traffic.n_bytes == 4 * (moments + values + 2 * projections)

@@ -1,0 +1,212 @@
+"""Which kernel runs: the one place that decides, and says so.
+
+`choose` answers for an operation, device, dtype and size without touching a tensor, `explain`
+tells what was decided last for each operation, and `forced` overrules it, for tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+
+# Operation -> kernels that can do it, as `forced` names them.
+OPERATIONS = {
+    "gaussian": ("gaussian_rows", "histogram_rows", "ordered_rows"),
+    "epps_pulley": ("epps_pulley_rows",),
+    "projection": ("project", "project_in_blocks"),
+    "projected_epps_pulley": ("projected_epps_pulley",),
+    "carry_back": ("carry_back",),
+}
+SLOW = "slow"
+_16_BIT = (torch.bfloat16, torch.float16)
+# Estimates for a large GPU from its bandwidth and its products' speed, not measurements. Of a fused
+# product a third is lost against the vendor's: from so many slices on that costs more than writing
+# and reading standardised rows.
+_FUSED_SLICES = 1024
+# Projecting again costs 2 D operations an element, reading and writing it thrice 16 bytes.
+_FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
+
+_forced: ContextVar[str | None] = ContextVar("visreg_torch_kernel", default=None)
+_last: dict[str, Choice] = {}
+
+
+class Choice(NamedTuple):
+    """A kernel's name, or None for the slow twin, and why."""
+
+    kernel: str | None
+    reason: str
+
+
+def choose(
+    operation: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    n: int,
+    *,
+    d: int | None = None,
+    k: int | None = None,
+) -> Choice:
+    """The kernel for an operation on rows of `n` samples, or why its slow twin must run.
+
+    Parameters
+    ----------
+    operation : str
+        A key of `OPERATIONS`.
+    device : device
+        Where the tensors are.
+    dtype : dtype
+        Of the rows; for "projection", "projected_epps_pulley" and "carry_back" of the product.
+    n : int
+        Samples.
+    d, k : int, optional
+        Dimensions and slices, which the three products' choices depend on.
+
+    Returns
+    -------
+    Choice
+        ``kernel`` is None where the slow twin must run.
+
+    Raises
+    ------
+    ValueError
+        For an unknown operation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> choose("gaussian", "cpu", torch.float64, 512).kernel is None
+    True
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"expected an operation of {', '.join(OPERATIONS)}; found {operation!r}")
+    choice = _chosen(operation, torch.device(device), dtype, n, d, k)
+    _last[operation] = choice
+    return choice
+
+
+def _chosen(
+    operation: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    n: int,
+    d: int | None,
+    k: int | None,
+) -> Choice:
+    wanted = _forced.get()
+    if wanted == SLOW:
+        return Choice(None, "forced")
+    missing = _missing(device, dtype)
+    if missing is not None:
+        return Choice(None, missing)
+    if wanted in OPERATIONS[operation]:
+        return Choice(wanted, "forced")
+    if operation == "gaussian":
+        from visreg_torch.kernels.gaussian_rows import MAX_SAMPLES
+
+        if n <= MAX_SAMPLES:
+            return Choice("gaussian_rows", f"{n} samples fit the registers")
+        if dtype in _16_BIT:
+            return Choice("histogram_rows", f"16-bit rows of {n} samples need no sort")
+        return Choice("ordered_rows", f"float32 rows of {n} samples are sorted by torch")
+    if operation == "epps_pulley":
+        return Choice("epps_pulley_rows", "rotations in registers")
+    if operation == "projection":
+        if k is not None and k >= _FUSED_SLICES:
+            return Choice("project_in_blocks", f"{k} slices outweigh a pass over the rows")
+        return Choice("project", f"{k} slices: standardised while loading")
+    if operation == "projected_epps_pulley":
+        limit = _FUSED_DIM["16-bit" if dtype in _16_BIT else product_precision()]
+        if d is None or d > limit:
+            return Choice(None, f"projecting {d} dimensions twice costs more than memory")
+        return Choice("projected_epps_pulley", f"{d} dimensions are cheap to project twice")
+    return Choice("carry_back", "16-bit product into a wider sum")
+
+
+def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What kernels lack on this device for this dtype; None where nothing is."""
+    if dtype not in (torch.float32, *_16_BIT):
+        return f"kernels compute in float32, not for {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    import triton
+
+    if device.type == "cpu":
+        return None if triton.knobs.runtime.interpret else "kernels do not run on the CPU"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"kernels are for CUDA, not for {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "kernels need compute capability 8.0"
+    return None
+
+
+def needed(
+    operation: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    n: int,
+    *,
+    d: int | None = None,
+    k: int | None = None,
+) -> str:
+    """The kernel that `choose` finds, for callers that have no slow twin; RuntimeError without."""
+    kernel, reason = choose(operation, device, dtype, n, d=d, k=k)
+    if kernel is None:
+        raise RuntimeError(f"expected a kernel for {operation}; found none: {reason}")
+    return kernel
+
+
+def load(module: str, name: str) -> Callable[..., Any]:
+    """A launcher, its module imported when first needed: the adapter can do without triton."""
+    return getattr(importlib.import_module(f"visreg_torch.kernels.{module}"), name)
+
+
+def product_precision() -> str:
+    """Precision of float32 products in kernels: "tf32" where torch's own products use it."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
+
+
+def explain(operation: str | None = None) -> str:
+    """What was chosen last for an operation, or for each, and why: a line each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> _ = choose("epps_pulley", "cpu", torch.float64, 512)
+    >>> explain("epps_pulley")
+    'epps_pulley: slow twin (kernels compute in float32, not for torch.float64)'
+    """
+    if operation is not None and operation not in OPERATIONS:
+        raise ValueError(f"expected an operation of {', '.join(OPERATIONS)}; found {operation!r}")
+    asked = OPERATIONS if operation is None else (operation,)
+    return "\n".join(
+        f"{name}: {_last[name].kernel or 'slow twin'} ({_last[name].reason})"
+        if name in _last
+        else f"{name}: not asked for yet"
+        for name in asked
+    )
+
+
+@contextlib.contextmanager
+def forced(kernel: str) -> Iterator[None]:
+    """Let every choice in this context fall on a kernel, where it can run, or on "slow".
+
+    Operations that the kernel is not for are chosen as usual. Choosing one for what it cannot do
+    makes its launcher raise.
+    """
+    known = [SLOW, *(name for names in OPERATIONS.values() for name in names)]
+    if kernel not in known:
+        raise ValueError(f"expected a kernel of {', '.join(known)}; found {kernel!r}")
+    token = _forced.set(kernel)
+    try:
+        yield
+    finally:
+        _forced.reset(token)

@@ -1,0 +1,327 @@
+"""Sliced losses with kernels from end to end: no array of the embeddings' size but the gradient.
+
+The core's engine standardises the embeddings and projects the result; here the columns' moments
+go into the projection, chunks of projections are overwritten by their gradients, and what is kept
+is the gradient with respect to the standardised embeddings, in the embeddings' own dtype. `vjp`
+turns it into the gradient of any combination of the terms, in place if it may.
+
+`run` takes a call of a core loss, with the arguments of the core's own implementation, and returns
+what that would, or None where the core must. Twins: `visreg_core.value_and_vjp` of each loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+
+from visreg_core._typing import Scalar
+from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
+from visreg_core.losses import _rows
+from visreg_core.losses._execution import PLAIN, Execution
+from visreg_core.losses._sliced import flat_batch, flat_slices
+from visreg_core.losses.epps_pulley import Knots, knots_beside, value_from_moments
+from visreg_core.losses.visreg import EPS, VISRegTerms, center_from_mean, scale_from_deviation
+from visreg_torch.kernels.dispatch import choose, load, needed, product_precision
+
+# Bytes of projections at work: all slices of a view of 50,000 samples in 16 bits.
+_CHUNK_BYTES = 1 << 28
+
+# rows(z (b, N, D), w (b or 1, D, k), first view) -> values (b, k), gradient (b, k, N) or None
+RowsTerm = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, Any]]
+
+
+def run(
+    loss: Callable[..., Any],
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    *arguments: Any,
+    detach_scale: bool = True,
+    reduction: str = "mean",
+    execution: Execution = PLAIN,
+    **options: Any,
+) -> tuple[Any, Callable[..., torch.Tensor]] | None:
+    """Result and ``vjp`` of a loss of the core, as its own implementation returns them.
+
+    Parameters
+    ----------
+    loss : callable
+        A loss of `visreg_core`.
+    z, slices, *arguments, **options
+        Its arguments, already checked, and ``need_grad``.
+    detach_scale, reduction, execution
+        Those for which there is nothing here but the default.
+
+    Returns
+    -------
+    tuple or None
+        ``(result, vjp)``. ``vjp`` takes a cotangent for each field and returns the gradient with
+        respect to z, in its dtype; with ``donated=True`` in the memory of what it kept, which can
+        be done once. None where the core must run.
+    """
+    found = _LOSSES.get(loss.__name__)
+    alone = execution.shards.size == 1 and detach_scale and reduction == "mean"
+    if found is None or not alone or not _supported(z, options.get("projection_dtype")):
+        return None
+    return found(z, slices, *arguments, **options)
+
+
+def _supported(z: torch.Tensor, projection_dtype: torch.dtype | None) -> bool:
+    """Whether kernels run on z's device for its dtype and that of its projections."""
+    return all(
+        choose("gaussian", z.device, dtype, z.shape[-2]).kernel is not None
+        for dtype in (z.dtype, projection_dtype or torch.float32)
+    )
+
+
+def _visreg(
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    weights: tuple[Scalar, Scalar, Scalar] = (1, 1, 1),
+    *,
+    eps: float = EPS,
+    row_mask: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    need_grad: bool,
+) -> tuple[VISRegTerms, Callable[..., torch.Tensor]]:
+    """`visreg_loss`, with σ held constant in the shape term."""
+    flat = flat_batch(xp, z.detach())
+    moments = load("columns", "column_moments")(flat, row_mask)
+    n = _rows.count(xp, flat, row_mask)
+    sigma = _rows.safe_root(xp, moments.variance)
+    mean = moments.first + moments.rest
+    divisor = sigma + eps
+    standard = (moments.first, moments.rest, 1 / divisor)
+    total_shape, of_shape = _sliced_gaussian(
+        flat, slices, standard, row_mask, n, chunk_size, projection_dtype, need_grad
+    )
+    scale, shape = scale_from_deviation(xp, sigma), total_shape / n
+    center = center_from_mean(xp, mean)
+    w_scale, w_shape, w_center = weights
+    total = w_scale * scale + w_shape * shape + w_center * center
+
+    def vjp(
+        on_total: Scalar,
+        on_scale: Scalar,
+        on_shape: Scalar,
+        on_center: Scalar,
+        *,
+        donated: bool = False,
+    ) -> torch.Tensor:
+        # The columns of `visreg_core.losses.visreg._gradient`. The mean over rows of the shape
+        # term's gradient is missing: projections of centred rows and quantiles both sum to 0.
+        size = mean.numel()
+        per_deviation = _rows.safe_reciprocal(xp, sigma) / n
+        n_slices = flat.shape[0] * slices.shape[-1]
+        on_g = (on_total * w_shape + on_shape) / (n_slices * n * divisor)
+        on_shifted = (2 / size) * (on_total * w_scale + on_scale) * (sigma - 1) * per_deviation
+        constant = (2 / size) * (on_total * w_center + on_center) * mean / n
+        constant = constant - moments.rest * on_shifted
+        g = of_shape if donated else of_shape.clone()
+        load("columns", "combine_")(g, flat, moments.first, on_g, on_shifted, constant, row_mask)
+        return g.to(z.dtype).reshape(z.shape)
+
+    return VISRegTerms(total, scale, shape, center), vjp
+
+
+def _gaussian_sliced_wasserstein(
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    *,
+    row_mask: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    need_grad: bool,
+) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+    """`gaussian_sliced_wasserstein`."""
+    flat = flat_batch(xp, z.detach())
+    n = _rows.count(xp, flat, row_mask)
+    value, gradient = _sliced_gaussian(
+        flat, slices, None, row_mask, n, chunk_size, projection_dtype, need_grad
+    )
+    return value / n, _scaled(z, gradient, flat.shape[0] * slices.shape[-1] * n)
+
+
+def _sigreg(
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    t_max: float = 3.0,
+    n_knots: int = 17,
+    *,
+    scale_by_n: bool = True,
+    row_mask: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    need_grad: bool,
+) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+    """`sigreg_loss`."""
+    flat = flat_batch(xp, z.detach())
+    n = _rows.count(xp, flat, row_mask)
+    knots = _knots(t_max, n_knots, z.device)
+    rows = functools.partial(_epps_pulley, n=n, knots=knots, row_mask=row_mask, need_grad=need_grad)
+    values, gradient = _sliced(flat, slices, rows, chunk_size, projection_dtype, need_grad)
+    divisor = 1.0 if scale_by_n else n
+    return torch.mean(values) / divisor, _scaled(z, gradient, values.numel() * divisor)
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+def _sliced(
+    flat: torch.Tensor,
+    slices: torch.Tensor,
+    rows: RowsTerm,
+    chunk_size: int | None,
+    projection_dtype: torch.dtype | None,
+    need_grad: bool,
+) -> tuple[torch.Tensor, Any]:
+    """Values (B, K) of a term on every slice, and the gradient (B, N, D) of their sum.
+
+    A chunk holds all slices where one view's fit, so that the gradient is written once, in z's
+    dtype; else the chunks' gradients are added up in float32.
+    """
+    dtype = projection_dtype or torch.float32
+    w = flat_slices(xp, slices, flat).to(dtype)
+    batch, n, _ = flat.shape
+    k = w.shape[-1]
+    at_once = chunk_size or max(1, _CHUNK_BYTES // (n * dtype.itemsize))
+    chunk, together = min(k, at_once), max(1, at_once // k)
+    values = torch.empty((batch, k), dtype=torch.float32, device=flat.device)
+    gradient: Any = None
+    if need_grad:
+        kept = flat.dtype if chunk == k else torch.float32
+        gradient = torch.empty(flat.shape, dtype=kept, device=flat.device)
+    for b in range(0, batch, together):
+        of = slice(b, b + together)
+        for start in range(0, k, chunk):
+            part = w[of if w.shape[0] > 1 else slice(None), :, start : start + chunk]
+            values[of, start : start + chunk], g = rows(flat[of], part, b)
+            if gradient is not None:
+                _carry_back(g, part, gradient[of], accumulate=start > 0)
+    return values, gradient
+
+
+def _carry_back(g: Any, w: torch.Tensor, out: torch.Tensor, *, accumulate: bool) -> None:
+    if g.dtype == out.dtype:  # the vendor's product, which has one dtype for both
+        torch.baddbmm(out, g.mT, w.mT.expand(len(g), -1, -1), beta=int(accumulate), out=out)
+        return
+    kernel = needed("carry_back", g.device, g.dtype, g.shape[-1])
+    load("projected", kernel)(g, w, out, accumulate=accumulate, precision=product_precision())
+
+
+def _sliced_gaussian(
+    flat: torch.Tensor,
+    slices: torch.Tensor,
+    standard: tuple[torch.Tensor, ...] | None,
+    row_mask: torch.Tensor | None,
+    n: Scalar,
+    chunk_size: int | None,
+    projection_dtype: torch.dtype | None,
+    need_grad: bool,
+) -> tuple[torch.Tensor, Any]:
+    """Mean over views and slices of Σ_n (sort(p)_n − q_n)², and the gradient of their sum.
+
+    The sum's, whose size suits float16: who uses it divides by the number of slices along with
+    everything else that it is multiplied by.
+    """
+    size = flat.shape[1]
+    if row_mask is None:
+        q = _quantiles(size, flat.device)
+    else:
+        q = masked_normal_quantiles(xp, size, n, dtype=torch.float32)
+
+    def rows(z: torch.Tensor, w: torch.Tensor, b: int) -> tuple[torch.Tensor, Any]:
+        own = None if standard is None else tuple(c[b : b + len(z)] for c in standard)
+        p = _projections(z, w, own, row_mask)
+        flat_p = p.flatten(0, 1)
+        kernel = needed("gaussian", p.device, p.dtype, size)
+        found = load(kernel, kernel)(flat_p, q, row_mask, need_grad, out=flat_p)
+        return found[0].reshape(p.shape[:2]), p if need_grad else None
+
+    values, gradient = _sliced(flat, slices, rows, chunk_size, projection_dtype, need_grad)
+    return torch.mean(values), gradient
+
+
+def _projections(
+    z: torch.Tensor,
+    w: torch.Tensor,
+    standard: tuple[torch.Tensor, ...] | None,
+    row_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Projections (b, k, N) in w's dtype of z, standardised by (first, rest, scale) if given."""
+    kernel = needed("projection", z.device, w.dtype, z.shape[1], k=w.shape[2])
+    options = {"precision": product_precision()} if kernel == "project" else {}
+    return load("projected", kernel)(z, w, *(standard or ()), row_mask=row_mask, **options)
+
+
+def _epps_pulley(
+    z: torch.Tensor,
+    w: torch.Tensor,
+    b: int,
+    *,
+    n: Scalar,
+    knots: Knots,
+    row_mask: torch.Tensor | None,
+    need_grad: bool,
+) -> tuple[torch.Tensor, Any]:
+    """The statistic of a chunk's projections and its gradient: `term` of the core's Epps-Pulley."""
+    m, step = knots.knots.shape[-1], knots.first
+    kernel = choose("projected_epps_pulley", z.device, w.dtype, z.shape[1], d=z.shape[2]).kernel
+    if kernel is None:
+        p = _projections(z, w, None, row_mask)
+        x = p.flatten(0, 1)
+        sums = load("epps_pulley_rows", "epps_pulley_sums")(x, m, row_mask, step=step)
+        cos_sums, sin_sums = (s.reshape(*p.shape[:2], m) for s in sums)
+    else:
+        cos_sums, sin_sums = load(kernel, "projected_epps_pulley_sums")(
+            z, w, step, m, row_mask, precision=product_precision()
+        )
+    real, imaginary = cos_sums / n, sin_sums / n
+    value = value_from_moments(xp, real, imaginary, n, knots)
+    if not need_grad:
+        return value, None
+    slope = 2 * knots.weights * knots.knots
+    coefficients = slope * imaginary, -slope * (real - knots.targets)
+    if kernel is not None:
+        return value, load(kernel, "projected_epps_pulley_polynomial")(
+            z, w, step, *coefficients, row_mask, out_dtype=w.dtype, precision=product_precision()
+        )
+    of_cos, of_sin = (c.flatten(0, 1) for c in coefficients)
+    load("epps_pulley_rows", "epps_pulley_polynomial")(x, of_cos, of_sin, step=step, out=x)
+    return value, p if row_mask is None else p.masked_fill_(~row_mask, 0)
+
+
+def _scaled(z: torch.Tensor, gradient: Any, divisor: Scalar) -> Callable[..., torch.Tensor]:
+    """The ``vjp`` of a scalar whose gradient was kept up to a factor."""
+
+    def vjp(cotangent: Scalar, *, donated: bool = False) -> torch.Tensor:
+        factor = cotangent / divisor
+        scaled = gradient.mul_(factor) if donated else gradient * factor
+        return scaled.to(z.dtype).reshape(z.shape)
+
+    return vjp
+
+
+# --- constants, once -----------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _quantiles(n: int, device: torch.device) -> torch.Tensor:
+    """Gaussian quantiles on the device: copying them there each time would wait for it."""
+    return normal_quantiles(n, xp=xp, dtype=torch.float32, device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def _knots(t_max: float, n_knots: int, device: torch.device) -> Knots:
+    return knots_beside(xp, torch.empty(0, device=device), t_max, n_knots)
+
+
+_LOSSES: dict[str, Callable[..., tuple[Any, Callable[..., torch.Tensor]]]] = {
+    "visreg_loss": _visreg,
+    "gaussian_sliced_wasserstein": _gaussian_sliced_wasserstein,
+    "sigreg_loss": _sigreg,
+}

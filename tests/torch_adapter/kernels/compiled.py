@@ -1,0 +1,122 @@
+"""Compiles every kernel for compute capability 9.0, without a device; prints what it became.
+
+    python -m tests.torch_adapter.kernels.compiled
+
+The launchers are called as they are used, with tensors of the "meta" device, which have sizes and
+no memory; launching is replaced by compiling. One JSON object a line: kernel, registers, bytes of
+stack and of shared memory a program, and how many tensor-core instructions there are.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from visreg_torch.kernels.columns import column_moments, combine_, standardised
+from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
+from visreg_torch.kernels.gaussian_rows import gaussian_rows
+from visreg_torch.kernels.histogram_rows import histogram_rows
+from visreg_torch.kernels.ordered_rows import ordered_rows
+from visreg_torch.kernels.projected import carry_back, project
+from visreg_torch.kernels.projected_epps_pulley import (
+    projected_epps_pulley_polynomial,
+    projected_epps_pulley_sums,
+)
+
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+
+
+class Driver:
+    """All that compiling asks of a device."""
+
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+
+def report(function, kernel):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        usage = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    print(
+        json.dumps(
+            {
+                "kernel": f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}",
+                "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+                "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+                "shared": kernel.metadata.shared,
+                "warps": kernel.metadata.num_warps,
+                "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
+            }
+        ),
+        flush=True,
+    )
+
+
+def compile_only(run):
+    seen = set()
+
+    def run_nothing(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel.hash not in seen:
+            seen.add(kernel.hash)
+            report(self, kernel)
+
+    return run_nothing
+
+
+def empty(*shape, dtype=FLOAT32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def mask(n):
+    return empty(n, dtype=torch.bool)
+
+
+def rows():
+    gaussian_rows(empty(40_960, 3), empty(3), mask(3), need_grad=False)
+    gaussian_rows(empty(40_960, 512), empty(512))
+    gaussian_rows(empty(40_960, 1000, dtype=BFLOAT16), empty(1000), mask(1000))
+    for dtype, row_mask in [(BFLOAT16, None), (FLOAT16, mask(50_000))]:
+        histogram_rows(empty(100, 50_000, dtype=dtype), empty(50_000), row_mask)
+    ordered_rows(empty(100, 50_001), empty(50_001), mask(50_001))
+    for n, row_mask in [(512, None), (50_001, mask(50_001))]:
+        epps_pulley_sums(empty(4096, n), 16, row_mask)
+    epps_pulley_polynomial(empty(4096, 512), *empty(2, 4096, 16))
+
+
+def products():
+    """The heading case of VISReg and its neighbours: offsets go beyond 2³¹."""
+    v, n, d, k = 8, 50_000, 10_000, 2500
+    for dtype, precision in [(BFLOAT16, "ieee"), (FLOAT32, "ieee"), (FLOAT32, "tf32")]:
+        z, w, g = (empty(*s, dtype=dtype) for s in [(v, n, d), (1, d, k), (v, k, n)])
+        columns = [empty(v, d) for _ in range(4)]
+        if precision == "ieee":
+            column_moments(z, mask(n))
+            standardised(z, *columns[:3], out_dtype=dtype)
+            combine_(z, z, *columns)
+        project(z, w, *columns[:3], row_mask=mask(n), precision=precision)
+        carry_back(g, w, empty(v, n, d), accumulate=True, precision=precision)
+        projected_epps_pulley_sums(z, w, 0.2, 16, precision=precision)
+        projected_epps_pulley_polynomial(
+            z, w, 0.2, *empty(2, v, k, 16), mask(n), precision=precision
+        )
+
+
+if __name__ == "__main__":
+    driver.set_active(Driver())
+    JITFunction.run = compile_only(JITFunction.run)
+    rows()
+    products()

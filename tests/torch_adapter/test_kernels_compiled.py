@@ -1,0 +1,67 @@
+"""Every kernel compiles for a large GPU, down to its machine code, and fits it. None is there."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "adapters" / "visreg_torch" / "kernels"
+SHARED_BYTES, REGISTERS_OF_A_CORE = 227 * 1024, 65_536
+
+pytestmark = [
+    pytest.mark.backends("torch"),
+    pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux"),
+]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What became of each kernel. The assembler comes with triton: without it this fails."""
+    cache = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.torch_adapter.kernels.compiled"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def launched():
+    """Names of the kernels that launchers start: functions of triton whose name is private."""
+    for path in KERNELS.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            decorators = getattr(node, "decorator_list", [])
+            if any(ast.unparse(d) == "triton.jit" for d in decorators) and node.name[0] == "_":
+                yield f"{path.stem}.{node.name}"
+
+
+def test_every_kernel_is_compiled(backend, compiled):
+    assert {c["kernel"] for c in compiled} == set(launched())
+
+
+def test_kernels_fit_the_device(backend, compiled):
+    for c in compiled:
+        assert c["shared"] <= SHARED_BYTES, c
+        assert c["registers"] * 32 * c["warps"] <= REGISTERS_OF_A_CORE, c
+
+
+def test_kernels_hardly_spill(backend, compiled):
+    """What does not fit the registers goes to the stack."""
+    for c in compiled:
+        limit = 128 if c["kernel"].startswith("projected_epps_pulley") else 32
+        assert c["stack"] <= limit, c
+
+
+def test_products_run_on_tensor_cores(backend, compiled):
+    """All but IEEE float32's: of three products (16-bit, float32, TF32) two."""
+    products = [c for c in compiled if c["kernel"].startswith("projected")]
+    assert len(products) == 12
+    assert sum(c["wgmma"] > 0 for c in products) == 8

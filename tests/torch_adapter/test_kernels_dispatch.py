@@ -1,0 +1,128 @@
+"""Which kernel is chosen, and what is said about it. Nothing is run."""
+
+import importlib.util
+import subprocess
+import sys
+
+import array_api_compat.torch as xp
+import pytest
+import torch
+
+import visreg_core as vc
+from tests.torch_adapter.kernels.tensors import DTYPES
+from visreg_torch.kernels import dispatch, fused
+from visreg_torch.kernels.dispatch import OPERATIONS, choose, explain, forced
+from visreg_torch.kernels.rows import KERNELS, Multiples
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """As if there were a device of CUDA and triton beside it."""
+    monkeypatch.setattr(dispatch, "_missing", lambda device, dtype: None)
+
+
+@pytest.mark.parametrize(
+    ("operation", "dtype", "size", "kernel"),
+    [
+        ("gaussian", torch.float32, {"n": 8192}, "gaussian_rows"),
+        ("gaussian", torch.bfloat16, {"n": 8192}, "gaussian_rows"),
+        ("gaussian", torch.bfloat16, {"n": 8193}, "histogram_rows"),
+        ("gaussian", torch.float16, {"n": 50_000}, "histogram_rows"),
+        ("gaussian", torch.float32, {"n": 8193}, "ordered_rows"),
+        ("epps_pulley", torch.float32, {"n": 2}, "epps_pulley_rows"),
+        ("projection", torch.bfloat16, {"n": 512, "k": 1023}, "project"),
+        ("projection", torch.bfloat16, {"n": 512, "k": 1024}, "project_in_blocks"),
+        ("projected_epps_pulley", torch.bfloat16, {"n": 512, "d": 512}, "projected_epps_pulley"),
+        ("projected_epps_pulley", torch.bfloat16, {"n": 512, "d": 513}, None),
+        ("projected_epps_pulley", torch.float32, {"n": 512, "d": 64}, "projected_epps_pulley"),
+        ("projected_epps_pulley", torch.float32, {"n": 512, "d": 65}, None),
+        ("carry_back", torch.float32, {"n": 512}, "carry_back"),
+    ],
+)
+def test_choice(on_device, operation, dtype, size, kernel):
+    choice = choose(operation, "cuda", dtype, **size)
+    assert choice.kernel == kernel
+    assert explain(operation) == f"{operation}: {kernel or 'slow twin'} ({choice.reason})"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_slow_twin_where_kernels_do_not_run(monkeypatch, operation):
+    def reason(device, dtype=torch.float32):
+        kernel, reason = choose(operation, device, dtype, 512, d=64, k=64)
+        assert kernel is None
+        return reason
+
+    assert reason("cpu") == "kernels do not run on the CPU"
+    assert reason("meta") == "kernels are for CUDA, not for meta"
+    assert reason("cuda", torch.float64) == "kernels compute in float32, not for torch.float64"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert reason("cuda") == "kernels need compute capability 8.0"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert reason("cuda") == "triton is not installed"
+
+
+def test_forced(on_device):
+    def chosen(operation, n=100):
+        return choose(operation, "cuda", torch.bfloat16, n).kernel
+
+    with forced("slow"):
+        assert [chosen(operation) for operation in OPERATIONS] == [None] * len(OPERATIONS)
+        assert explain("gaussian") == "gaussian: slow twin (forced)"
+    with forced("ordered_rows"):
+        assert chosen("gaussian") == "ordered_rows"
+        assert chosen("epps_pulley") == "epps_pulley_rows"
+        with forced("slow"):
+            assert chosen("gaussian") is None
+        assert chosen("gaussian") == "ordered_rows"
+    assert chosen("gaussian") == "gaussian_rows"
+
+
+def test_explain_has_a_line_for_each_operation(monkeypatch):
+    monkeypatch.setattr(dispatch, "_last", {})
+    choose("gaussian", "cpu", torch.float32, 5)
+    lines = explain().split("\n")
+    assert len(lines) == len(OPERATIONS)
+    assert lines[0] == "gaussian: slow twin (kernels do not run on the CPU)"
+    assert lines[1] == "epps_pulley: not asked for yet"
+
+
+def test_unknown_names():
+    for function in (explain, lambda name: choose(name, "cpu", torch.float32, 5)):
+        with pytest.raises(ValueError, match=r"an operation of gaussian, .*; found 'sort'"):
+            function("sort")
+    with pytest.raises(ValueError, match=r"expected a kernel of slow, .*; found 'fast'"):
+        forced("fast").__enter__()
+    with pytest.raises(RuntimeError, match="a kernel for gaussian; found none: kernels do not"):
+        dispatch.needed("gaussian", torch.device("cpu"), torch.float32, 5)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_precision_of_products_is_torchs(precision):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = precision
+        assert dispatch.product_precision() == precision
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_core_runs_where_kernels_do_not(dtype):
+    z = torch.randn(9, 3, dtype=dtype)
+    assert fused.run(vc.visreg_loss, z, torch.eye(3), need_grad=True) is None
+    p, q = torch.randn(2, 2, 9)
+    values, gradient = KERNELS["gaussian_term"](xp, p, q[0], None, True)
+    assert values.shape == (2,) and gradient.shape == p.shape
+    assert not isinstance(KERNELS["multiples"](xp, p, 4), Multiples)
+
+
+def test_importing_needs_no_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, visreg_torch.kernels as k, visreg_torch.kernels.fused\n"
+        "print(k.choose('gaussian', 'cuda', torch.float32, 5))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "triton is not installed" in done.stdout, done.stderr
