@@ -20,6 +20,8 @@ def sorted_values(xp: Namespace, p: Array) -> Array:
 
     Stable where automatic differentiation may follow, so that ties take targets in index order.
     """
+    if _xp.name(xp) == "jax":
+        return xp.take_along_axis(p, _xp.stable_order(xp, p), axis=-1)
     return xp.sort(p, axis=-1, stable=_xp.name(xp) != "numpy")
 
 
@@ -28,7 +30,7 @@ def sorted_rows(xp: Namespace, p: Array) -> tuple[Array, Array]:
     if _xp.name(xp) == "numpy":
         flat = _flat_order(p)
         return p.reshape(-1).take(flat), flat - _row_starts(p, flat.dtype)
-    order = xp.argsort(p, axis=-1, stable=True)
+    order = _xp.stable_order(xp, p)
     return xp.take_along_axis(p, order, axis=-1), order
 
 
@@ -42,7 +44,7 @@ def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
         out = np.empty(p.size, p.dtype)
         out[_flat_order(p).reshape(-1)] = targets.reshape(-1)
         return out.reshape(p.shape)
-    return _xp.put_last(xp, xp.argsort(p, axis=-1, stable=True), targets)
+    return _xp.put_last(xp, _xp.stable_order(xp, p), targets)
 
 
 def _row_starts(p: np.ndarray, dtype: type | np.dtype) -> np.ndarray:

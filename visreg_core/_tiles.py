@@ -24,9 +24,9 @@ from visreg_core._typing import Array, Namespace
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Bytes of projections that a chunk may hold: on the host what one thread works on at a time, on
-# devices enough to fill them.
-_CHUNK_BYTES = {"numpy": 1 << 22}
+# Bytes of projections that a chunk may hold: on the host what one thread works on at a time (of JAX
+# no faster, but with less memory than larger ones), on devices enough to fill them.
+_CHUNK_BYTES_HOST = 1 << 22
 _CHUNK_BYTES_DEVICE = 1 << 26
 # Bytes of all arrays that a tile of rows works with: about two cores' caches. Half of that would
 # fit better, but makes operations so short that threads mostly wait for each other.
@@ -39,7 +39,7 @@ _LIMIT: contextvars.ContextVar[int | None] = contextvars.ContextVar("_LIMIT", de
 
 def default_chunk(xp: Namespace, row_bytes: int) -> int:
     """How many slices to project at once when one takes `row_bytes` bytes."""
-    budget = _CHUNK_BYTES.get(_xp.name(xp), _CHUNK_BYTES_DEVICE)
+    budget = _CHUNK_BYTES_HOST if _xp.is_on_host(xp) else _CHUNK_BYTES_DEVICE
     return max(1, budget // max(row_bytes, 1))
 
 

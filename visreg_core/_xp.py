@@ -129,6 +129,13 @@ def device(x: Array) -> Device:
     return x.device
 
 
+def is_on_host(xp: Namespace) -> bool:
+    """Whether arrays of NumPy, or of a JAX without accelerators."""
+    return name(xp) == "numpy" or (
+        name(xp) == "jax" and sys.modules["jax"].default_backend() == "cpu"
+    )
+
+
 def on_device(x: Array) -> dict[str, Any]:
     """Keyword argument that creates an array beside `x`; empty where the library decides."""
     where = device(x)
@@ -361,8 +368,46 @@ def ndtri(xp: Namespace, p: Array) -> Array:
     return from_numpy(xp, special.ndtri(to_numpy(p)), dtype=p.dtype, **on_device(p))
 
 
+def stable_order(xp: Namespace, p: Array) -> Array:
+    """Indices that sort each row of p (R, N), ties in index order."""
+    if name(xp) != "jax":
+        return xp.argsort(p, axis=-1, stable=True)
+    lax = sys.modules["jax"].lax
+    p = lax.stop_gradient(p)
+    if dtype_name(p) != "float32":
+        return _jax_order(p)
+    return lax.platform_dependent(p, cpu=_jax_packed_order, default=_jax_order)
+
+
+def _jax_order(p: Array) -> Array:
+    """One sort of pairs. Unlike argsort's, its indices are known to vary with p on each device."""
+    lax, jnp = sys.modules["jax"].lax, sys.modules["jax"].numpy
+    index = lax.broadcasted_iota(jnp.int32, p.shape, 1) + jnp.zeros_like(p, dtype=jnp.int32)
+    return lax.sort((p, index), num_keys=1, is_stable=True)[1]
+
+
+def _jax_packed_order(p: Array) -> Array:
+    """One sort of 64-bit words of the value's bits and the index.
+
+    On the host XLA sorts single words several times faster than pairs. The words need no more than
+    64-bit integers inside of this function.
+    """
+    jax = sys.modules["jax"]
+    lax, jnp = jax.lax, jax.numpy
+    p = jnp.where(p == 0, jnp.zeros_like(p), p)  # the two zeros tie,
+    p = jnp.where(p != p, jnp.full_like(p, jnp.nan), p)  # and NaN comes last, whatever its bits
+    bits = lax.bitcast_convert_type(p, jnp.int32)
+    # Flipping the magnitude bits of negative floats makes integers order as the floats do.
+    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    with jax.enable_x64(True):
+        index = lax.broadcasted_iota(jnp.int64, p.shape, 1)
+        words = (keys.astype(jnp.int64) << 32) | index
+        words = lax.sort(words, is_stable=False)
+        return (words & 0xFFFFFFFF).astype(jnp.int32)
+
+
 def put_last(xp: Namespace, index: Array, values: Array) -> Array:
-    """out[..., index[..., i]] = values[..., i] for a permutation `index` of the last axis."""
+    """out[r, index[r, i]] = values[r, i] for rows (R, N) of permutations `index`."""
     which = name(xp)
     if which == "numpy":
         out = np.empty_like(values)
@@ -371,7 +416,9 @@ def put_last(xp: Namespace, index: Array, values: Array) -> Array:
     if which == "torch":
         return xp.empty_like(values).scatter(-1, index, values)
     if which == "jax":
-        return xp.put_along_axis(xp.empty_like(values), index, values, axis=-1, inplace=False)
+        rows = xp.arange(index.shape[0], dtype=index.dtype)[:, None]
+        out = xp.empty_like(values).at[rows, index]
+        return out.set(values, unique_indices=True, mode="promise_in_bounds")
     if which == "cupy":
         out = xp.empty_like(values)
         xp.put_along_axis(out, index, values, axis=-1)

@@ -26,15 +26,13 @@ import numpy as np
 import visreg_core
 from visreg_core.losses._execution import Execution
 from visreg_jax._custom_vjp import evaluate, prepare
+from visreg_jax._kernels import KERNELS
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 LOSSES: dict[str, Callable[..., Any]] = {}
 """The core's loss by its name."""
-
-KERNELS: dict[str, Callable[..., Any]] = {}
-"""What stands in for the core's functions of rows."""
 
 EMBEDDINGS: dict[str, tuple[str, ...]] = {}
 """The names of the differentiated arguments by the loss's name."""

@@ -44,7 +44,8 @@ from visreg_core import _checks
 from visreg_core.losses._execution import SORTING, Execution
 from visreg_jax._collectives import Axes, AxisName, names
 from visreg_jax._custom_vjp import evaluate, prepare, require_arrays
-from visreg_jax.functional import EMBEDDINGS, KERNELS, LOSSES, documented
+from visreg_jax._kernels import KERNELS
+from visreg_jax.functional import EMBEDDINGS, LOSSES, documented
 
 __all__ = [
     "barlow_twins_loss",

@@ -165,6 +165,10 @@ def test_vmap_and_checkpoint_and_eager_calls():
     for one, value, gradient in zip(stack, values, gradients, strict=True):
         want = value_and_vjp(visreg_core.visreg_loss)(np.asarray(one), np.asarray(slices))
         assert_close([value, gradient], [want[0].total, want[1](1, 0, 0, 0)], 1e-5)
+    sigreg = jax.jit(jax.vmap(lambda z: visreg_jax.sigreg_loss(z, slices, n_knots=4)))(stack)
+    for one, value in zip(stack, sigreg, strict=True):
+        want = visreg_core.sigreg_loss(np.asarray(one), np.asarray(slices), n_knots=4)
+        assert_close([value], [want], 1e-5)
     value, gradient = jax.value_and_grad(objective)(np.asarray(z), slices)  # NumPy's, not jitted
     assert_close([value, gradient], [values[0], gradients[0]], 1e-5)
 
