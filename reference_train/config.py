@@ -60,7 +60,7 @@ class Data:
     source: str = setting("digits", "digits, folder, hf, webdataset or synthetic")
     path: str | None = setting(None, "folder, Hugging Face name, or shards {000..146}.tar")
     train_split: str = setting("train", "sub-folder or split that is trained on")
-    test_split: str | None = setting("val", "sub-folder or split for the evaluation")
+    test_split: str | None = setting("val", "sub-folder or split for the evaluation, or none")
     file_list: str | None = setting(None, "folder: file of training images, 'PATH LABEL' a line")
     image_key: str = setting("image", "hf: column of the image; webdataset: suffixes, 'jpg;png'")
     label_key: str = setting("label", "hf: column of the label; webdataset: suffix")

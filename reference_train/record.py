@@ -220,7 +220,8 @@ def draw_curves(folder: Path) -> Path:
     names = [k for k in rows[-1] if k not in ("step", "epoch")]
     columns = 3
     lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(10, 2.2 * lines), layout="constrained")
+    figure = Figure(figsize=(10, 2.2 * lines))
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.04, top=0.97, wspace=0.2, hspace=0.35)
     FigureCanvasAgg(figure)
     for i, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, i + 1)

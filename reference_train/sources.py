@@ -49,7 +49,7 @@ class Splits(NamedTuple):
 
     train: Any  # Source, or a stream
     bank: Source | None  # labelled training images, which probes are fitted on
-    test: Source | None
+    test: Source | None  # labelled images of ``data.test_split``, which they are tested on
 
 
 def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
@@ -158,8 +158,9 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
             raise TrainError(f"data.classes: no image of the classes {data.classes}")
     if data.long_tail is not None:
         train = Subset(train, long_tail(train.labels, data, seed))
-    labelled = test is not None and bool((bank.labels >= 0).all())
-    return Splits(train, bank if labelled else None, test if labelled else None)
+    if data.test_split is None or not (bank.labels >= 0).all():
+        test = None
+    return Splits(train, bank if (bank.labels >= 0).all() else None, test)
 
 
 def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:

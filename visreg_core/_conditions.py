@@ -43,7 +43,9 @@ def parse(text: str, known: Sequence[str]) -> Condition:
     try:
         number = float(bound)
     except ValueError:
-        raise ValueError(f"expected a number after {name}{sign}; found {bound!r}") from None
+        number = math.nan
+    if math.isnan(number):  # which no value meets, whatever it is
+        raise ValueError(f"expected a number after {name}{sign}; found {bound!r}")
     return Condition(name, sign, number)
 
 

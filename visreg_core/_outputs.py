@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,6 +14,12 @@ def check(outputs: Sequence[str], inputs: Sequence[str]) -> None:
     taken = {os.path.realpath(i) for i in inputs}
     for output in outputs:
         path = Path(output)
+        try:
+            path.stat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ValueError(f"{output}: {error.strerror}") from None
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise ValueError(
                 f"{output}: expected a folder that can be written; found {path.parent}"
@@ -31,16 +38,26 @@ def write(texts: Mapping[str, str]) -> None:
         for path, text in texts.items():
             target = os.path.realpath(path)  # a link stays one
             folder, name = os.path.split(target)
-            handle, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", dir=folder)
-            written.append((temporary, target))
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
-                stream.write(text)
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are their owner's alone
+            with _told_of(path):
+                handle, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", dir=folder)
+                written.append((temporary, target))
+                with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
+                    stream.write(text)
+                os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are their owner's alone
         for temporary, target in written:
             os.replace(temporary, target)
     finally:
         for temporary, _ in written:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_of(path: str) -> Iterator[None]:
+    """Let an OSError name the output, not its temporary."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _umask() -> int:

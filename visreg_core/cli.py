@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -41,16 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             status: int = arguments.run(arguments)
-            sys.stdout.flush()
         return status
     except (EmbeddingsError, MissingExtraError, UsageError) as error:
         message = str(error)
     except MemoryError:
-        message = "not enough memory: --rows COUNT reads a sample"
-    except BrokenPipeError:
-        # Whoever read the output has gone; Python would complain once more as it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        message = "not enough memory: --rows COUNT reads a sample, fewer --slices take less"
     except KeyboardInterrupt:
         return 130
     print(f"visreg: {one_line(message, 2000)}", file=sys.stderr)
@@ -66,6 +61,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _print(tables: Callable[[], None]) -> None:
+    """Print; that whoever read the output has gone changes no exit status."""
+    try:
+        tables()
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich exits where its pipe is broken
+        _forget_output()
+    except OSError as error:
+        _forget_output()
+        raise UsageError(f"standard output: {error.strerror}") from None
+
+
+def _forget_output() -> None:
+    """Python would complain once more, as it exits, of what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,7 +165,7 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
     parser.add_argument(
         "--slices",
         metavar="COUNT",
-        type=_integer(2),
+        type=_integer(2, 2**20),
         default=256,
         help="random directions of the sliced losses (default: %(default)s)",
     )
@@ -288,7 +300,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         _outputs.write(texts)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
-    _render.print_tables(comparison)
+    _print(lambda: _render.print_tables(comparison))
     met = _conditions.met(arguments.fail_if, comparison)
     for line in met:
         print(f"visreg: {one_line(line)}", file=sys.stderr)
@@ -382,5 +394,5 @@ def run_check(arguments: argparse.Namespace) -> int:
             _outputs.write({arguments.json: crosscheck.to_json(records, settings)})
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from None
-    crosscheck.print_tables(records)
+    _print(lambda: crosscheck.print_tables(records))
     return 0 if all(r.agrees for r in records) else 1

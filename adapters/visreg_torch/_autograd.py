@@ -63,12 +63,20 @@ def _fields(call: Call, tensors: list[Tensor], n_fields: int) -> Sequence[Tensor
     if _op.is_needed(tensors):
         text, numbers = encode(call)
         if wanted:
-            return _apply(_Traced, text, numbers, n_fields, *tensors)[:n_fields]
+            return _apply(_Traced, text, numbers, n_fields, *_apart(tensors))[:n_fields]
         return torch.ops.visreg.forward(tensors, text, numbers, False)
     # Inside a transform of torch.func a tensor need not say that it requires a gradient.
     if wanted or torch._C._are_functorch_transforms_active():
         return _apply(_Direct, _Tape(call), *tensors)[:n_fields]
     return _run.forward(call, tensors, need_grad=False)[0]
+
+
+def _apart(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors, a second mention of one as its view: Dynamo takes none twice."""
+    return [
+        t.view_as(t) if any(t is other for other in tensors[:i]) else t
+        for i, t in enumerate(tensors)
+    ]
 
 
 def _apply(function: Any, *inputs: Any) -> Any:

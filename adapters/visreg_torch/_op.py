@@ -36,6 +36,8 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
 _PULLBACKS: dict[Any, _run.Pullback] = {}
 _MAX_PULLBACKS = 4096
 
+_SMALLEST = 1000  # above all constants of the core's shapes
+
 
 def _key(text: str, numbers: Sequence[float], tensors: Sequence[Tensor]) -> Any:
     signature = tuple((t.dtype, t.device, t.shape, t.stride()) for t in tensors)
@@ -52,7 +54,7 @@ def forward(
         if len(_PULLBACKS) >= _MAX_PULLBACKS:
             _PULLBACKS.pop(next(iter(_PULLBACKS)), None)
         _PULLBACKS[_key(call, numbers, tensors)] = pullback
-    return [_own(x) for x in (*fields, *kept)]
+    return [x.contiguous() for x in (*fields, *kept)]
 
 
 @torch.library.custom_op("visreg::backward", mutates_args=())
@@ -69,15 +71,10 @@ def backward(
         _, _, pullback = _run.forward(decode(call, numbers), tensors, need_grad=True)
         assert pullback is not None
     gradients = _run.backward(pullback, dict(enumerate(tensors)), kept, cotangents)
-    return [_own(x) for x in gradients]
+    return [x.contiguous() for x in gradients]
 
 
-def _own(x: Tensor) -> Tensor:
-    """Contiguous, as the shapes below promise."""
-    return x.contiguous()
-
-
-# --- shapes ---------------------------------------------------------------------------------------
+# --- shapes, all contiguous -----------------------------------------------------------------------
 
 
 @forward.register_fake
@@ -85,14 +82,27 @@ def _forward_shapes(
     tensors: list[Tensor], call: str, numbers: list[float], need_grad: bool
 ) -> list[Tensor]:
     described = decode(call, numbers)
+    if "chunk_size" in described.arguments:  # which changes no shape, but may make many chunks
+        described.arguments["chunk_size"] = None
     device = tensors[0].device
-    sizes = _Sizes(tensors, described.n_embeddings, _run.execution(described, device).shards.size)
-    with _disable_current_modes():
-        stand_ins = [torch.empty(s, dtype=d, device="meta") for s, d in sizes.stand_ins]
-        fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad)
+    shards = _run.execution(described, device).shards.size
+
+    def outputs(sizes: _Sizes) -> list[Tensor]:
+        with _disable_current_modes():
+            stand_ins = [
+                torch.empty(shape, dtype=t.dtype, device="meta")
+                for shape, t in zip(sizes.shapes, tensors, strict=True)
+            ]
+            fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad)
+        return [*fields, *kept]
+
+    sizes = _Sizes(tensors, described.n_embeddings, shards)
+    found = outputs(sizes)
+    if any(sizes.real(s) is None for x in found for s in x.shape):
+        sizes = _Sizes(tensors, described.n_embeddings, shards, constant=True)
+        found = outputs(sizes)
     return [
-        torch.empty([sizes.real(s) for s in x.shape], dtype=x.dtype, device=device)
-        for x in (*fields, *kept)
+        torch.empty([sizes.real(s) for s in x.shape], dtype=x.dtype, device=device) for x in found
     ]
 
 
@@ -109,30 +119,39 @@ def _backward_shapes(
 
 
 class _Sizes:
-    """Stand-ins on the meta device for tensors whose sizes may be symbols.
+    """Shapes of stand-ins for tensors whose sizes may be symbols.
 
-    The core's shapes are products of its arguments' sizes and small constants. So the sizes of the
-    last two axes are primes in the stand-ins, and a shape is read by its factors; leading axes,
-    over which the core loops, become constants. Whether N < D, which decides how a covariance is
-    computed, is a condition on the symbols, and holds for the stand-ins as it does for them.
+    Nearly all shapes in the core are products of its arguments' sizes and small constants. So the
+    sizes of the last two axes are primes in the stand-ins, and a shape is read by its factors;
+    leading axes, over which the core loops, become constants. Whether N < D, which decides how a
+    covariance is computed, is a condition on the symbols, and holds for their primes as well.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], n_embeddings: int, shards: int) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        n_embeddings: int,
+        shards: int,
+        *,
+        constant: bool = False,
+    ) -> None:
         self.primes: dict[int, Any] = {}
-        symbolic = any(not isinstance(s, int) for t in tensors for s in t.shape)
-        for t in tensors[:n_embeddings] if symbolic else ():
-            *_, n, d = (2, *t.shape)
-            rows = self._prime(n, 1000)
-            self._prime(d, rows * shards if n * shards < d else 500)
-        shapes = [self._shape(t) if symbolic else list(t.shape) for t in tensors]
-        self.stand_ins = [(s, t.dtype) for s, t in zip(shapes, tensors, strict=True)]
+        self.shapes = [[*t.shape] for t in tensors]
+        if all(isinstance(s, int) for shape in self.shapes for s in shape):
+            return
+        if constant:
+            self.shapes = [[int(s) for s in shape] for shape in self.shapes]
+            return
+        for *_, n, d in (s for s in self.shapes[:n_embeddings] if len(s) > 1):
+            rows = self._prime(n)
+            self._prime(d, rows * shards if n * shards < d else _SMALLEST // 2)
+        self.shapes = [
+            [int(s) for s in shape[:-2]] + [self._prime(s) for s in shape[-2:]]
+            for shape in self.shapes
+        ]
 
-    def _shape(self, t: Tensor) -> list[int]:
-        leading = max(t.ndim - 2, 0)
-        return [int(s) for s in t.shape[:leading]] + [self._prime(s) for s in t.shape[leading:]]
-
-    def _prime(self, size: Any, above: int = 1000) -> int:
-        """The prime of a size, by default one that was not used."""
+    def _prime(self, size: Any, above: int = _SMALLEST) -> int:
+        """The prime of a size, a new one for a new size."""
         for prime, known in self.primes.items():
             if _hint(known) == _hint(size) and known == size:
                 return prime
@@ -141,12 +160,14 @@ class _Sizes:
         return prime
 
     def real(self, size: int) -> Any:
-        """The size that a stand-in's stands for."""
+        """The size that a stand-in's size means; None for one that is no product."""
+        if not self.primes:
+            return size
         symbols: Any = 1
         for prime, known in self.primes.items():
             while size % prime == 0:
                 size, symbols = size // prime, symbols * known
-        return symbols * size
+        return symbols * size if size < _SMALLEST // 2 else None
 
 
 def _hint(size: Any) -> int:

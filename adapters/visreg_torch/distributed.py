@@ -350,7 +350,7 @@ def _exchange_headers(loss: str, arguments: Mapping[str, Any], group: Any) -> li
     text = _agreement.header(loss, arguments, ROW_AXES)
     arrays = {name: x for name, x in _of_rows(arguments).items() if isinstance(x, Tensor)}
     on_host = "cpu" in dist.get_backend_config(group)
-    device = "cpu" if on_host else torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cpu") if on_host else next(iter(arrays.values())).device
     own = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
     passed = ", ".join(f"{name} {_agreement.array_text(x)}" for name, x in arrays.items())
     every = ProcessShards(group, f"{loss} of {passed}").gather(own, axis=0).cpu().numpy().tobytes()
@@ -442,26 +442,25 @@ def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
 
 # --- for the core ---------------------------------------------------------------------------------
 
-# Operators that torch compiles take the text; a group of the same name replaces one that is gone.
-_BY_NAME: dict[str, Sharding] = {}
+
+def name_of(sharding: Sharding | None) -> str | None:
+    """Text that operators which torch compiles can take for a sharding; None for None."""
+    return None if sharding is None else _named(sharding.group, sharding.sorting)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def name_of(sharding: Sharding | None) -> str | None:
-    """Text under which `shards_of` finds a sharding; None for None."""
-    if sharding is None:
-        return None
-    group: Any = dist.group.WORLD if sharding.group is None else sharding.group
-    name = f"{group.group_name}/{sharding.sorting}"
-    _BY_NAME[name] = sharding
-    return name
+def _named(group: Any, sorting: str) -> str:
+    chosen: Any = dist.group.WORLD if group is None else group
+    return f"{sorting} {chosen.group_name}"
 
 
 def shards_of(
     name: str, loss: str, device: torch.device, on_numpy: bool
 ) -> tuple[ProcessShards | NumpyShards, str]:
     """The shards that a loss runs on, and how it sorts on them."""
-    group, sorting, _ = _BY_NAME[name]
+    sorting, group_name = name.split(" ", 1)
+    c10d: Any = dist.distributed_c10d
+    group = c10d._resolve_process_group(group_name)
     if device.type == "meta":
         return DryShards(n_processes(group), loss), sorting
     shards = ProcessShards(group, loss)

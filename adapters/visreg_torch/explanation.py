@@ -10,8 +10,9 @@ from torch import Tensor
 
 import visreg_core
 from visreg_core.losses._differentiable import implementation_of
-from visreg_core.losses._execution import Execution
+from visreg_core.losses._execution import PLAIN
 from visreg_core.losses._sliced import sorts_by_exchange
+from visreg_torch._run import UNSHARDED
 from visreg_torch.distributed import DryShards, Sharding, Traffic, n_processes
 
 SORTING_LOSSES = ("gaussian_sliced_wasserstein", "shape_loss", "visreg_loss")
@@ -26,8 +27,9 @@ class Explanation(NamedTuple):
         Name of the loss.
     size : int
         Number of processes.
-    way : {"moments", "gather", "exchange"}
-        What is sent: sums over rows; or, by a loss that sorts, embeddings or projections.
+    way : {"alone", "moments", "rows", "gather", "exchange"}
+        What is sent: nothing; sums over rows; these and embeddings; or, by a loss that sorts,
+        embeddings or projections.
     reason : str
         Why.
     traffic : Traffic
@@ -41,10 +43,12 @@ class Explanation(NamedTuple):
     traffic: Traffic
 
     def __str__(self) -> str:
+        if self.way == "alone":
+            return f"{self.loss}: nothing is sent, {self.reason}"
         calls = ", ".join(f"{n} {name}" for name, n in sorted(self.traffic.calls.items()))
         return (
             f"{self.loss} on {self.size} processes: {self.way}, {self.reason}; each sends "
-            f"{_bytes_text(self.traffic.n_bytes)} a step by {calls or 'no collective'}"
+            f"{_bytes_text(self.traffic.n_bytes)} a step by {calls}"
         )
 
 
@@ -93,18 +97,28 @@ def explain(
     'exchange'
     """
     name = loss if isinstance(loss, str) else loss.__name__
+    function: Any = getattr(visreg_core, name, name)
+    implementation_of(function)
+    if name in UNSHARDED:
+        raise TypeError(f"expected a loss of the rows of a batch; found {name}")
     sharding = group if isinstance(group, Sharding) else Sharding(group)
     size = n_processes(sharding.group) if size is None else size
+    if size == 1:
+        return Explanation(name, size, "alone", "all rows are here", Traffic())
     if name not in SORTING_LOSSES:
         traffic = _traffic(name, arrays, options, size, "auto")
-        return Explanation(name, size, "moments", "sums over rows are all it needs", traffic)
+        if "all_gather" not in traffic.calls:
+            return Explanation(name, size, "moments", "it needs sums over rows", traffic)
+        pairs = "its pairs are rows of any process"
+        gram = "its products of rows are smaller than those of dimensions"
+        return Explanation(name, size, "rows", pairs if "sag" in name else gram, traffic)
     both = {way: _traffic(name, arrays, options, size, way) for way in ("gather", "exchange")}
     dim, n_slices = arrays[0].shape[-1], arrays[1].shape[-1]
-    execution = Execution(DryShards(size), sharding.sorting)
+    execution = PLAIN._replace(shards=DryShards(size), sorting=sharding.sorting)
     exchange = sorts_by_exchange(execution, dim=dim, n_slices=n_slices)
     way, other = ("exchange", "gather") if exchange else ("gather", "exchange")
     reason = (
-        f"since {n_slices} slices / {size} {'<' if exchange else '>='} {dim} dimensions"
+        f"since ⌈{n_slices} slices / {size}⌉ {'<' if exchange else '≥'} {dim} dimensions"
         if sharding.sorting == "auto"
         else "as asked for"
     )
@@ -117,12 +131,18 @@ def _traffic(
 ) -> Traffic:
     """Of the value and the gradient."""
     shards = DryShards(size, name)
-    shapes = [torch.empty_like(a, device="meta") for a in arrays]
     result, vjp = implementation_of(getattr(visreg_core, name))(
-        *shapes, **options, need_grad=True, execution=Execution(shards, sorting)
+        *map(_without_memory, arrays),
+        **{key: _without_memory(option) for key, option in options.items()},
+        need_grad=True,
+        execution=PLAIN._replace(shards=shards, sorting=sorting),
     )
     vjp(*[1.0] * (len(result) if isinstance(result, tuple) else 1))
     return shards.traffic
+
+
+def _without_memory(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
 def _bytes_text(n: float) -> str:

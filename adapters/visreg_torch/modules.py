@@ -29,7 +29,7 @@ from visreg_core import (
     sample_random_walk,
     transition_matrix,
 )
-from visreg_core.losses.random_walk import SCALES
+from visreg_core.losses.random_walk import SCALES, check_percentile
 from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
@@ -547,7 +547,7 @@ class SAGVICRegLoss(_Drawing):
         _checks.positive_int("n_neighbors", n_neighbors)
         _checks.positive_int("n_steps", n_steps)
         _checks.choice("scale", scale, SCALES)
-        _checks.not_negative("percentile", percentile)
+        check_percentile(percentile)
         _checks.number("gamma", gamma)
         _checks.not_negative("eps", eps)
         self.n_neighbors = n_neighbors

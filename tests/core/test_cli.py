@@ -103,7 +103,9 @@ def test_fail_if(capsys):
         (["--fail-if", "rank<5"], "expected one of visreg_loss, "),
         (["--fail-if", "linear_cka<5"], "found 'linear_cka'"),
         (["--rows", "1"], "expected an integer >= 2; found '1'"),
-        (["--slices", "x"], "expected an integer >= 2; found 'x'"),
+        (["--fail-if", "rankme<nan"], "expected a number after rankme<; found 'nan'"),
+        (["--slices", "x"], "expected an integer >= 2 and <= 1048576; found 'x'"),
+        (["--slices", "99999999999"], "<= 1048576"),
         (["--seed", "4294967296"], "<= 4294967295"),
         (["--backend", "tensorflow"], "invalid choice"),
         (["--unknown"], "unrecognized arguments"),
@@ -177,6 +179,7 @@ def test_mutated_input(files, tmp_path_factory, capsys, kind):
         (["--json", "/dev/null"], "expected a file to write; found a folder or a device"),
         (["--json", "o", "--html", "o"], "expected a file of its own"),
         (["--json", "a.npy"], "expected a file of its own"),
+        (["--json", "o" * 300], "File name too long"),
         (["--device", "cuda:0"], "expected a device of numpy; found 'cuda:0'"),
         (["--backend", "torch", "--device", "nowhere"], "expected a device of torch"),
     ],
@@ -254,12 +257,25 @@ def test_an_ascii_terminal(files):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_reader_that_leaves(files):
-    command = f"{sys.executable} -m visreg_core report a.npy --slices 4 | true"
+@pytest.mark.parametrize(("condition", "status"), [("rankme<0", 0), ("rankme>0", 3)])
+def test_a_reader_that_leaves(files, condition, status):
+    """It changes nothing of the verdict."""
+    command = (
+        f"{sys.executable} -m visreg_core report a.npy --slices 4 --fail-if '{condition}' | true"
+    )
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], cwd=files, capture_output=True, check=False
     )
-    assert done.stderr == b""
+    assert done.returncode == status
+    assert done.stderr.count(b"\n") == (status == 3)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_disk_under_the_output(files):
+    command = f"{sys.executable} -m visreg_core report a.npy --slices 4 > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=files, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b"visreg: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])

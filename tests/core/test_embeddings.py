@@ -242,6 +242,7 @@ def test_csv_details(tmp_path):
 
 def test_no_such_file(tmp_path):
     assert "no such file" in refused(tmp_path / "z.npy")
+    assert "File name too long" in refused(tmp_path / ("z" * 300 + ".npy"))
     assert "suffix '.txt'" in refused(tmp_path / "z.txt")
 
 

@@ -1,10 +1,11 @@
 """A case of the core's losses as a call of the adapter, and of the core under plain autograd."""
 
 import numpy as np
+import pytest
 import torch
 
 import visreg_torch
-from tests.cases import CASES, FUNCTIONS
+from tests.cases import CASES
 
 # Of the result's fields, none of them 1.
 COTANGENTS = (0.7, -1.3, 0.4, 2.1)
@@ -49,4 +50,19 @@ def assert_all_close(found, expected, **tolerance):
         torch.testing.assert_close(f, e, **tolerance)
 
 
-__all__ = ["CASES", "COTANGENTS", "FUNCTIONS"]
+# Every case without a mask, and with one where the loss takes it.
+MASKED_OR_NOT = [
+    pytest.param(case, masked, id=f"{case}-masked" if masked else str(case))
+    for case in CASES
+    for masked in (False, True)
+    if case.loss.row_mask or not masked
+]
+
+
+def mask_beside(arrays, n):
+    """A mask that drops two of n rows; pairs are led to a row that it keeps."""
+    mask = torch.ones(n, dtype=torch.bool)
+    mask[[1, n - 1]] = False
+    if "pairs" in arrays:
+        arrays["pairs"] = torch.where(mask[arrays["pairs"]], arrays["pairs"], 0)
+    return mask

@@ -1,32 +1,115 @@
 """Values and gradients of the adapter, against torch's autograd through the core's plain value."""
 
 import inspect
+import itertools
 
 import pytest
 import torch
 
 import visreg_core
 import visreg_torch
-from tests.cases import CASES, FUNCTIONS, each
-from tests.torch_adapter.calls import assert_all_close, ours, tensors, value_and_gradients
+from tests.cases import CASES, FUNCTIONS, PRIMARY, each, named
+from tests.torch_adapter.calls import (
+    COTANGENTS,
+    MASKED_OR_NOT,
+    assert_all_close,
+    fields,
+    mask_beside,
+    ours,
+    tensors,
+    value_and_gradients,
+)
+from visreg_torch import _run
+from visreg_torch._call import Call
 
 
-@each(CASES)
+@pytest.mark.parametrize(("case", "masked"), MASKED_OR_NOT)
 @pytest.mark.parametrize("shape", [(12, 5, 7), (6, 9, 2)], ids=["N>D", "N<D"])
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-def test_value_and_gradient_are_those_of_autograd(case, shape, masked, rng):
-    if masked and not case.loss.row_mask:
-        pytest.skip("takes no mask")
+def test_value_and_gradient_are_those_of_autograd(case, masked, shape, rng):
+    """With an upstream gradient for each field, none of them 1."""
     n, d, k = shape
     arrays = tensors(case, rng, n=n, d=d, k=k)
-    extra = {}
-    if masked:
-        extra["row_mask"] = torch.ones(n, dtype=torch.bool)
-        extra["row_mask"][[1, n - 1]] = False
-        if "pairs" in arrays:  # a kept row must be paired with a kept row
-            arrays["pairs"] = torch.where(extra["row_mask"][arrays["pairs"]], arrays["pairs"], 0)
+    extra = {"row_mask": mask_beside(arrays, n)} if masked else {}
     found = value_and_gradients(ours(case), case, arrays, **extra)
     expected = value_and_gradients(case.function, case, arrays, **extra)
+    for f, e in zip(found, expected, strict=True):
+        assert_all_close(f, e, rtol=1e-10, atol=1e-12)
+
+
+@each(PRIMARY)
+def test_torch_path_is_the_same(case, rng, monkeypatch):
+    """What runs where NumPy cannot: on devices, on shards."""
+    arrays = tensors(case, rng)
+    assert _run.runs_on_numpy(Call(case.loss.name, {}, 1), list(arrays.values()))
+    on_numpy = value_and_gradients(ours(case), case, arrays)
+    monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+    on_torch = value_and_gradients(ours(case), case, arrays)
+    for f, e in zip(on_torch, on_numpy, strict=True):
+        assert_all_close(f, e, rtol=1e-10, atol=1e-12)
+
+
+SEVERAL_FIELDS = [case for case in PRIMARY if len(case.loss.fields) > 1]
+
+
+@each(SEVERAL_FIELDS)
+def test_each_subset_of_the_fields_has_its_gradient(case, rng):
+    """Fields without a cotangent, with one of another sign, and the total by itself."""
+    arrays = tensors(case, rng)
+    positional, keyword = case.split(arrays)
+    leaves = [a for a in arrays.values() if a.requires_grad]
+    names = case.loss.fields
+    for chosen in itertools.product([False, True], repeat=len(names)):
+        if not any(chosen):
+            continue
+        found, expected = (
+            torch.autograd.grad(
+                sum(
+                    c * getattr(result, name)
+                    for name, c, there in zip(names, COTANGENTS, chosen, strict=False)
+                    if there
+                ),
+                leaves,
+            )
+            for result in (f(*positional, **keyword) for f in (ours(case), case.function))
+        )
+        assert_all_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@each([c for c in CASES if c.held is None and c.loss.name not in ("sag_vicreg_loss",)])
+def test_central_differences(case, rng):
+    """torch's own check, for all losses without a stop-gradient."""
+    arrays = tensors(case, rng, n=5, d=3, k=2)
+    positional, keyword = case.split(arrays)
+    assert torch.autograd.gradcheck(lambda *a: fields(ours(case)(*a, **keyword)), positional)
+
+
+def test_an_input_that_asks_for_no_gradient_gets_none(rng):
+    (case,) = named("vicreg_loss")
+    arrays = tensors(case, rng)
+    arrays["b"].requires_grad_(False)
+    a, b = arrays.values()
+    (found,) = torch.autograd.grad(visreg_torch.vicreg_loss(a, b).total, a)
+    (expected,) = torch.autograd.grad(visreg_core.vicreg_loss(a, b).total, a)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z.transpose(-1, -2).contiguous().transpose(-1, -2),
+        lambda z: torch.cat([z, z], -1)[..., : z.shape[-1]],
+        lambda z: torch.stack([z, z], -1)[..., 0],
+        lambda z: z[:1].expand_as(z),
+    ],
+    ids=["transposed", "columns", "every second", "expanded"],
+)
+@each(named("visreg_loss", "invariance_loss", "vicreg_loss"))
+def test_strided_embeddings(case, change, rng):
+    arrays = {
+        name: change(a.detach()).requires_grad_() if a.requires_grad else a
+        for name, a in tensors(case, rng).items()
+    }
+    found, expected = (value_and_gradients(f, case, arrays) for f in (ours(case), case.function))
     for f, e in zip(found, expected, strict=True):
         assert_all_close(f, e, rtol=1e-10, atol=1e-12)
 

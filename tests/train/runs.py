@@ -12,6 +12,8 @@ import torch
 
 from reference_train import checkpoint
 
+EVALUATED = ["data.test_split=val", "probe.max_rows=40"]
+
 # A step of milliseconds: one narrow block on 8 x 8 pixels.
 TINY = [
     "run.threads=1",
@@ -19,6 +21,7 @@ TINY = [
     "run.max_steps=12",
     "run.checkpoint_every=1",
     "run.evaluate_every=null",
+    "data.test_split=null",  # no evaluation: most tests are about the loop
     "data.batch_size=16",
     "augment.n_local=0",
     "model.width=16",
@@ -28,7 +31,6 @@ TINY = [
     "model.dim=8",
     "method.n_slices=8",
     "optim.warmup_epochs=0.05",
-    "probe.max_rows=40",
 ]
 
 _context = multiprocessing.get_context("forkserver")

@@ -21,7 +21,9 @@ LINE = ["--cpu"]
 def run(tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("run")
-    arguments = runs.command(folder / "run", "run.max_steps=3", "probe.max_rows=300")
+    arguments = runs.command(
+        folder / "run", *runs.EVALUATED, "run.max_steps=3", "probe.max_rows=300"
+    )
     codes, printed = runs.run(main, arguments, output=folder / "output")
     assert codes == [0], printed
     return folder / "run"

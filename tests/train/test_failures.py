@@ -261,12 +261,11 @@ def test_settings_that_do_not_touch_the_arithmetic_may_change(tmp_path, whole):
     runs.assert_same(found, whole)
 
 
-def test_an_old_run_only_prints_its_table_again(tmp_path):
-    stopped_run(tmp_path)
-    (tmp_path / "run" / "results.json").unlink()
-    resumed(tmp_path)
-    assert set(json.loads((tmp_path / "run" / "results.json").read_text())) == {
-        "trained",
-        "untrained",
-        "pixels",
-    }
+def test_a_finished_run_only_makes_its_table_again(tmp_path):
+    arguments = runs.command(tmp_path / "run", *runs.EVALUATED, "run.max_steps=2")
+    for _ in range(2):
+        codes, printed = runs.run(main, arguments, output=tmp_path / "output")
+        assert codes == [0], printed
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert set(results) == {"trained", "untrained", "pixels"}
+        (tmp_path / "run" / "results.json").unlink()

@@ -14,14 +14,14 @@ from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
 
+KEPT = [*runs.EVALUATED, "run.log_every=3", "run.evaluate_every=1"]
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder of a finished run, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    arguments = runs.command(
-        folder / "run", "run.log_every=3", "run.evaluate_every=1", "run.tensorboard=true"
-    )
+    arguments = runs.command(folder / "run", *KEPT, "run.tensorboard=true")
     codes, printed = runs.run(main, arguments, output=folder / "output")
     assert codes == [0], printed
     return folder / "run", printed
@@ -88,7 +88,7 @@ def test_a_resumed_run_cuts_the_metrics_that_are_done_again(finished, tmp_path):
         (tmp_path / "run" / f"checkpoint-{step:09d}.pt").unlink()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # a line that a kill cut short
-    arguments = runs.command(tmp_path / "run", "run.log_every=3", "run.evaluate_every=1")
+    arguments = runs.command(tmp_path / "run", *KEPT)
     codes, printed = runs.run(main, arguments, output=tmp_path / "output")
     assert codes == [0], printed
     for name in ("metrics.jsonl", "metrics.csv", "evaluations.csv"):
@@ -111,8 +111,45 @@ def test_runs_of_other_kinds(tmp_path, overrides):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_run_on_shards_resumes_at_its_place(tmp_path):
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for i in range(40):
+                content = io.BytesIO()
+                Image.new("L", (8, 8), 3 * i + shard).save(content, format="png")
+                info = tarfile.TarInfo(f"{i}.png")
+                info.size = content.tell()
+                content.seek(0)
+                archive.addfile(info, content)
+    given = [f"data.path='{tmp_path}/{{0..1}}.tar'", "data.source=webdataset", "data.samples=80"]
+    given += ["data.image_key=png", "data.classes=null", "run.max_steps=6"]
+    arguments = runs.command(tmp_path / "run", *given)
+    states = []
+    for _ in range(2):
+        codes, printed = runs.run(main, arguments, output=tmp_path / "output")
+        assert codes == [0], printed
+        states.append(runs.state(tmp_path / "run", 6))
+        for step in (5, 6):
+            (tmp_path / "run" / f"checkpoint-{step:09d}.pt").unlink()
+    assert "resuming from" in printed
+    runs.assert_same(*states)
+
+
+def test_wandb_that_is_not_installed_is_one_line(tmp_path):
+    arguments = runs.command(tmp_path / "run", "run.wandb=true")
+    codes, printed = runs.run(main, arguments, output=tmp_path / "output")
+    assert codes == [1]
+    assert printed == "reference_train: run.wandb=true needs the package wandb\n"
+
+
 def test_without_labels_there_is_no_probe_and_no_table(tmp_path):
-    arguments = runs.command(tmp_path / "run", "data.source=synthetic", "data.classes=null")
+    given = [*runs.EVALUATED, "data.source=synthetic", "data.classes=null"]
+    arguments = runs.command(tmp_path / "run", *given)
     codes, printed = runs.run(main_without_labels, arguments, output=tmp_path / "output")
     assert codes == [0], printed
     assert "linear probe" not in printed

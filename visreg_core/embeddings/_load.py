@@ -87,9 +87,9 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise EmbeddingsError(label, f"suffix {suffix!r}", f"one of {', '.join(FORMATS)}")
-    if not path.exists():
-        raise EmbeddingsError(label, "no such file", "an existing one")
     with parsing(label, "a readable file"):
+        if not path.exists():
+            raise EmbeddingsError(label, "no such file", "an existing one")
         mode = path.stat().st_mode
     if suffix == ".zarr":
         if not stat.S_ISDIR(mode):

@@ -75,9 +75,7 @@ def random_walk_affinity(
     size = a.shape[0]
     if n_neighbors > size:
         raise ValueError(f"expected n_neighbors <= N = {size}; found {n_neighbors}")
-    _checks.number("percentile", percentile, static=True)
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")
+    check_percentile(percentile)
     unit_a, unit_b = (_unit_rows(xp, _xp.stop_gradient(x)) for x in (a, b))
     distances = 1 - unit_a @ xp.matrix_transpose(unit_b)
     neighbors = xp.argsort(distances, axis=-1, stable=True)[:, :n_neighbors]
@@ -93,6 +91,13 @@ def random_walk_affinity(
     weights = xp.exp(-((adjusted / sigma) ** 2))
     affinity = _xp.add_last(xp, size, neighbors, weights)
     return (affinity + affinity.T) / 2 if symmetrize else affinity
+
+
+def check_percentile(percentile: float) -> None:
+    """ValueError unless it is in 0 … 100, TypeError if it is no number."""
+    _checks.number("percentile", percentile, static=True)
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")
 
 
 def _unit_rows(xp: Namespace, x: Array) -> Array:

@@ -258,6 +258,15 @@ def opposite_pairs(rng, n):
     return np.concatenate([np.eye(n // 2), -np.eye(n // 2)])
 
 
+@pytest.mark.parametrize("make", [equidistant, hypercube, opposite_pairs])
+@pytest.mark.parametrize(("method", "metric"), BY_ROUNDS)
+def test_ties_on_every_backend(backend, rng, make, method, metric):
+    """Rounding differs between libraries, ties do not."""
+    x = rng.permutation(make(rng, 64))
+    z = linkage(backend.asarray(x), method, metric)
+    np.testing.assert_array_equal(z, linkage(x, method, metric))
+
+
 @pytest.mark.parametrize("method", ["average", "ward"])
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("make", [equidistant, line, hypercube, opposite_pairs])

@@ -1,0 +1,233 @@
+"""The losses under torch.compile: one graph, any number of rows, the same values and gradients."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import visreg_torch
+from tests.cases import CASES, PATHS, PRIMARY, each, named
+from tests.torch_adapter.calls import (
+    COTANGENTS,
+    MASKED_OR_NOT,
+    assert_all_close,
+    mask_beside,
+    ours,
+    tensors,
+    value_and_gradients,
+    weighted,
+)
+from visreg_torch import _run
+from visreg_torch._call import Call, decode, encode, split
+
+# What torch's compiler itself does: it instantiates autograd functions, and uses torch.jit.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def call_of(case, arrays, row_mask=None):
+    positional, keyword = case.split(arrays)
+    if row_mask is not None:
+        keyword["row_mask"] = row_mask
+    names = ["a" if name == "views" else name for name in case.array_ndims]
+    arguments = {**dict(zip(names, positional, strict=False)), **keyword}
+    differentiated = names[: len(case.differentiated)]
+    held, named_tensors = split(arguments, differentiated)
+    return Call(case.loss.name, held, len(differentiated)), list(named_tensors.values())
+
+
+DYNAMIC = ("shape_loss", "sliced_wasserstein", "epps_pulley", "sigreg_loss", "spectralnet_loss")
+
+
+@pytest.mark.parametrize(
+    ("case", "dynamic"),
+    [
+        *(pytest.param(c, False, id=f"{c}") for c in PATHS),
+        *(pytest.param(c, True, id=f"{c}-dynamic") for c in named(*DYNAMIC)),
+        *(pytest.param(c, True, id=f"{c}-dynamic") for c in CASES if c.id == "vicreg_loss-views"),
+    ],
+)
+def test_compiles_into_one_graph(case, dynamic, rng):
+    """With sizes and numbers as constants; and with both as symbols, where they can be."""
+    arrays = tensors(case, rng)
+    compiled = torch.compile(ours(case), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for f, e in zip(
+        value_and_gradients(compiled, case, arrays),
+        value_and_gradients(ours(case), case, arrays),
+        strict=True,
+    ):
+        assert_all_close(f, e, rtol=1e-12, atol=1e-13)
+
+
+@each(PRIMARY)
+@pytest.mark.parametrize("need_grad", [False, True], ids=["value", "gradient"])
+def test_operators_pass_torch_s_own_checks(case, need_grad, rng):
+    """Schema, shapes (with symbols as sizes, too), and that nothing aliases or is written to."""
+    call, arrays = call_of(case, tensors(case, rng, n=6, d=4, k=3))
+    arrays = [a.detach() for a in arrays]
+    text, numbers = encode(call)
+    torch.library.opcheck(torch.ops.visreg.forward.default, (arrays, text, numbers, need_grad))
+    if need_grad:
+        outputs = torch.ops.visreg.forward(arrays, text, numbers, True)
+        fields, kept = outputs[: len(case.loss.fields)], outputs[len(case.loss.fields) :]
+        cotangents = [torch.full_like(f, c) for f, c in zip(fields, COTANGENTS, strict=False)]
+        torch.library.opcheck(
+            torch.ops.visreg.backward.default, (arrays, kept, cotangents, text, numbers)
+        )
+
+
+@pytest.mark.parametrize(("case", "masked"), MASKED_OR_NOT)
+@pytest.mark.parametrize("shape", [(12, 5, 7), (6, 9, 2)], ids=["N>D", "N<D"])
+def test_shapes_are_foretold(case, masked, shape, rng):
+    """A run on the meta device keeps what the runs on NumPy and on torch keep."""
+    n, d, k = shape
+    drawn = tensors(case, rng, n=n, d=d, k=k)
+    call, arrays = call_of(case, drawn, row_mask=mask_beside(drawn, n) if masked else None)
+    arrays = [a.detach() for a in arrays]
+
+    def kept(tensors_, **patched):
+        found, others, pullback = _run.forward(call, tensors_, need_grad=True)
+        # Not the strides: an axis of length 1 may have any.
+        views = [
+            s if isinstance(s, int) else (s.number, s.size, s.offset) for s in pullback.sources
+        ]
+        return [(tuple(x.shape), x.dtype) for x in (*found, *others)], views
+
+    assert _run.runs_on_numpy(call, arrays)
+    on_numpy = kept(arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_run, "runs_on_numpy", lambda *_: False)
+        assert kept(arrays) == on_numpy
+        assert kept([a.to("meta") for a in arrays]) == on_numpy
+
+
+def test_rows_may_change_without_compiling_again(rng):
+    """The second number of rows makes it a symbol; whether N < D holds makes one graph more."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda a, b: visreg_torch.vicreg_loss(a, b).total, fullgraph=True, backend=counter
+    )
+    (case,) = named("vicreg_loss")
+    for n in (20, 21, 22, 23, 40, 6, 7, 8):
+        arrays = tensors(case, rng, n=n, d=12)
+        compiled_result = value_and_gradients(compiled, case, arrays, (1.3,))
+        eager = value_and_gradients(ours(case), case, arrays, (1.3,))
+        for f, e in zip(compiled_result[1], eager[1], strict=True):
+            torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-13)
+    assert counter.frame_count <= 3
+
+
+def test_sizes_that_are_sums_become_constants(rng):
+    """The merged quantiles of N and M samples have N + M entries."""
+    case = next(c for c in CASES if c.id == "max_sliced_wasserstein-unequal")
+    compiled = torch.compile(ours(case), fullgraph=True, dynamic=True)
+    for n in (6, 9):
+        arrays = tensors(case, rng, n=n)
+        found, expected = (value_and_gradients(f, case, arrays) for f in (compiled, ours(case)))
+        for f, e in zip(found, expected, strict=True):
+            assert_all_close(f, e, rtol=1e-12, atol=1e-13)
+
+
+def test_a_weight_may_be_a_tensor_that_changes(rng):
+    counter, compilations = CompileCounterWithBackend("aot_eager"), []
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def loss(z, slices, weight):
+        return visreg_torch.visreg_loss(z, slices, (weight, 1, weight)).total
+
+    (case,) = named("visreg_loss")
+    arrays = tensors(case, rng)
+    for weight in (0.5, 2.0, 3.0):
+        found = loss(arrays["z"], arrays["slices"], torch.tensor(weight, dtype=torch.float64))
+        terms = visreg_torch.visreg_loss(arrays["z"], arrays["slices"])
+        expected = weight * terms.scale + terms.shape + weight * terms.center
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+        found, expected = (torch.autograd.grad(x, arrays["z"])[0] for x in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+        compilations.append(counter.frame_count)
+    assert len(set(compilations)) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compiler"),
+    [(torch.float32, "inductor"), (torch.bfloat16, "aot_eager")],
+    ids=["float32", "bfloat16"],
+)
+def test_a_training_step_compiles_with_its_slices(dtype, compiler):
+    """Slices drawn in the graph, by a step that is a buffer."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(6, 4).to(dtype)
+    loss = visreg_torch.VISRegLoss(16, lam=0.7, seed=3)
+    plain = visreg_torch.VISRegLoss(16, lam=0.7, seed=3)
+    x = torch.randn(2, 24, 6).to(dtype)
+    counter = CompileCounterWithBackend(compiler)
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def step(x):
+        return loss(model(x)).total
+
+    for i in range(3):
+        gradients = []
+        for function in (step, lambda x: plain(model(x)).total):
+            model.zero_grad()
+            function(x).backward()
+            gradients.append(model.weight.grad.clone())
+        tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+        assert int(loss.step) == i + 1
+    assert counter.frame_count == 1
+
+
+def test_no_gradient_is_computed_where_none_is_wanted(rng):
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(visreg_torch.scale_loss, fullgraph=True, backend=counter)
+    z = torch.randn(8, 3, requires_grad=True)
+    with torch.no_grad():
+        compiled(z)
+    (graph,) = counter.graphs
+    calls = [n for n in graph.graph.nodes if "visreg.forward" in str(n.target)]
+    assert [n.args[-1] for n in calls] == [False]
+
+
+@each(CASES)
+def test_a_call_survives_as_text_and_numbers(case, rng):
+    call, _ = call_of(case, tensors(case, rng))
+    call.arguments.update(projection_dtype=torch.float16, chunk_size=3)
+    assert decode(*encode(call)) == call
+
+
+def test_what_no_schema_can_hold_is_named():
+    with pytest.raises(TypeError, match=r"numbers, strings, dtypes.*found set"):
+        encode(Call("scale_loss", {"eps": {1}}, 1))
+
+
+def test_a_forgotten_call_is_run_again(rng, monkeypatch):
+    """The backward operator of a call whose forward pass was many calls ago."""
+    from visreg_torch import _op
+
+    (case,) = named("shape_loss")
+    arrays = tensors(case, rng)
+    compiled = torch.compile(ours(case), fullgraph=True, backend="aot_eager")
+    positional, keyword = case.split(arrays)
+    result = weighted(compiled(*positional, **keyword))
+    monkeypatch.setattr(_op, "_PULLBACKS", {})
+    (found,) = torch.autograd.grad(result, arrays["z"])
+    _, (expected,) = value_and_gradients(ours(case), case, arrays)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_one_tensor_may_be_both_views():
+    a = torch.randn(8, 3, requires_grad=True)
+    compiled = torch.compile(visreg_torch.vicreg_loss, fullgraph=True, backend="aot_eager")
+    found, expected = (
+        torch.autograd.grad(f(a, a).total, a)[0] for f in (compiled, visreg_torch.vicreg_loss)
+    )
+    torch.testing.assert_close(found, expected)

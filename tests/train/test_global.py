@@ -1,0 +1,73 @@
+"""Two processes with global scope follow one process with the same global batch."""
+
+import pytest
+import torch
+
+from reference_train.augment import MultiCrop
+from reference_train.train import main
+from tests.train import runs
+
+STEPS = 20
+# What must not depend on how a batch is divided: no BatchNorm, and views that are functions of the
+# image. float64, so that a difference is not rounding.
+SAME = [
+    "run.precision=float64",
+    f"run.max_steps={STEPS}",
+    f"run.checkpoint_every={STEPS}",
+    f"run.log_every={STEPS}",
+    "model.norm=layer",
+    "optim.lr=0.002",
+]
+
+
+def main_with_fixed_views(arguments):
+    """Three views of an image: itself, its mirror image and its transpose, stretched."""
+
+    def fixed(self, images):
+        x = images.double() / 255
+        views = torch.stack([x, x.flip(-1) ** 2, x.mT.sqrt()])
+        return [self.normalize(views)]
+
+    MultiCrop.forward = fixed
+    main(arguments)
+
+
+def weights_after(folder, processes, *overrides):
+    batch = f"data.batch_size={24 // processes}"
+    arguments = runs.command(folder / "run", *SAME, batch, *overrides)
+    codes, printed = runs.run(
+        main_with_fixed_views, arguments, output=folder / "output", processes=processes
+    )
+    assert codes == [0] * processes, printed
+    return runs.state(folder / "run", STEPS)["learner"]
+
+
+def distance(a, b):
+    """Largest difference of two sets of weights."""
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+FAST, SLOW = ("visreg", "vicreg", "simclr"), ("sigreg", "swd", "barlow_twins")
+
+
+@pytest.mark.parametrize(
+    "method", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_two_processes_follow_one(tmp_path, method):
+    settings = [f"method.name={method}", "method.scope=global"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = weights_after(tmp_path / "one", 1, *settings)
+    two = weights_after(tmp_path / "two", 2, *settings)
+    if method == "barlow_twins":
+        # the last bias is standardised away: its gradient is rounding, which AdamW enlarges
+        del one["projector.6.bias"], two["projector.6.bias"]
+    assert distance(one, two) < 1e-8
+
+
+def test_local_scope_is_another_loss(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = weights_after(tmp_path / "one", 1)
+    two = weights_after(tmp_path / "two", 2)
+    assert distance(one, two) > 1e-4
