@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-LENGTH = 1024
+LENGTH = 2048
 _LONGEST_TEXT = 300
 
 # Elements of the slices that are compared: another seed or step changes all of them.
@@ -56,9 +56,10 @@ def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str
             arrays[name] = array_text(value, axis)
         else:
             options.append(f"{name}={_option_text(value)}")
-        if name == "slices":
-            row = value[(0,) * (value.ndim - 1)] if value.numel() else value.flatten()
-            slices = row[:: max(1, row.numel() // _FINGERPRINT)][:_FINGERPRINT].tolist()
+        if name == "slices" and isinstance(value, Tensor) and value.ndim > 1 and value.numel():
+            row = value[(0,) * (value.ndim - 1)]
+            some = row[:: max(1, row.numel() // _FINGERPRINT)][:_FINGERPRINT]
+            slices = [round(w, 6) for w in some.tolist()]
     if len(set(rows.values())) > 1:
         found = ", ".join(f"{name} with {n}" for name, n in rows.items())
         raise ValueError(f"expected as many rows of all arguments; found {found}")

@@ -63,7 +63,7 @@ def explain(
 
     The core's own pass runs on tensors without memory, and its collectives are counted: no cost
     model can be out of date. A process with other numbers of rows than the rest adds what
-    ``row_mask=`` adds, and the agreement on shapes (1 kB) comes before it.
+    ``row_mask=`` adds, and the agreement on shapes (2 kB) comes before it.
 
     Parameters
     ----------

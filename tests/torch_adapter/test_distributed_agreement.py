@@ -117,7 +117,7 @@ def test_a_lost_rank_ends_the_others_within_the_timeout(how):
     for rank, (message, waited) in ((0, first), (2, third)):
         assert message.startswith(
             f"RuntimeError: scale_loss of z float32 (2, 4, 3) on rank {rank} of 3 ranks: "
-            "all_gather of uint8 (1024) failed after"
+            "all_gather of uint8 (2048) failed after"
         )
         assert "another rank is gone or does not take part" in message
         assert "\n" not in message

@@ -207,6 +207,44 @@ def test_static_shapes(rows):
         assert not together[:, ~keep].any()
 
 
+def masked_on_some(rank, rows):
+    """A mask on the first rank alone."""
+    import visreg_torch
+
+    z = batch(sum(rows)).split(rows, dim=1)[rank].clone().requires_grad_()
+    keep = torch.arange(rows[0]) % 3 > 0 if rank == 0 else None
+    value = visreg_torch.barlow_twins_loss(z[0], z[1], row_mask=keep, scope="global").total
+    value.backward()
+    return [value.detach(), z.grad]
+
+
+def test_a_mask_on_some_ranks():
+    import visreg_torch
+
+    rows = (5, 5, 2)
+    results = successful(run(3, masked_on_some, rows))
+    keep = torch.arange(sum(rows))
+    keep = (keep % 3 > 0) | (keep >= rows[0])
+    kept = batch(sum(rows))[:, keep].requires_grad_()
+    value = visreg_torch.barlow_twins_loss(kept[0], kept[1]).total
+    value.backward()
+    together = torch.cat([gradient for _, gradient in results], dim=1) / 3
+    for found, _ in results:
+        torch.testing.assert_close(found, value.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(together[:, keep], kept.grad, rtol=1e-10, atol=1e-12)
+    assert not together[:, ~keep].any()
+
+
+def test_pairs_are_renumbered():
+    from visreg_torch.distributed import _renumbered
+
+    rows, most = [2, 0, 3, 1], 3  # rows 0 1 | | 2 3 4 | 5 of ranks padded to three
+    pairs = torch.tensor([0, 1, 2, 3, 4, 5, 6, -1])
+    found = _renumbered(pairs, rows, most)
+    assert found[:6].tolist() == [0, 1, 6, 7, 8, 9]
+    assert found[6] >= 4 * most and found[7] < 0  # outside the batch stays outside
+
+
 def test_no_group_means_one_process():
     import visreg_torch
 
