@@ -10,7 +10,8 @@ from visreg_core import (
     sample_random_walk,
     transition_matrix,
 )
-from visreg_torch.distributed import Sharding, gather_rows
+from visreg_torch._batch import gather_rows
+from visreg_torch.distributed import Sharding
 from visreg_torch.explanation import Explanation, explain
 from visreg_torch.functional import (
     barlow_twins_loss,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from visreg_torch import _op, _run, distributed
+from visreg_torch import _batch, _op, _run, distributed
 from visreg_torch._call import Call, encode, split
 
 # The core holds these constant whatever they ask for.
@@ -39,7 +39,7 @@ def evaluate(
             raise TypeError(f"expected {name} to be a torch.Tensor; found {found}")
     sharding = distributed.sharding_of(scope, group)
     if sharding is not None:
-        arguments = distributed.global_batch(loss, arguments, sharding)
+        arguments = _batch.global_batch(loss, arguments, sharding)
     held, named = split(arguments, differentiated)
     if torch.is_grad_enabled():
         _check_constants(named, differentiated)

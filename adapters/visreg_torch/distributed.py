@@ -1,15 +1,15 @@
 """Losses of a batch whose rows lie on several processes: the only file with collectives.
 
 Under ``scope="global"`` every process passes its own rows and gets the loss of all rows with all
-slices. The core says what is reduced and moved, through `ProcessShards`; this file says how, and
-makes the processes' rows fit each other beforehand (`global_batch`). Collectives run inside the
-operator that autograd sees as a whole, so that none of them needs a derivative of its own.
+slices. The core says what is reduced and moved, through `ProcessShards`; this file says how.
+Collectives run inside the operator that autograd sees as a whole, so that none of them needs a
+derivative of its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,10 +22,9 @@ from visreg_core import _checks
 from visreg_core.losses._execution import SORTING
 from visreg_torch import _agreement
 
-SCOPES = ("local", "global")
+__all__ = ["Sharding", "Traffic", "gradient_factor"]
 
-# The axis of an argument along which its rows lie.
-ROW_AXES = {"z": -2, "a": -2, "b": -2, "pairs": -1, "pair_weights": -1, "row_mask": -1}
+SCOPES = ("local", "global")
 
 # torch 2.13 renamed it.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -295,149 +294,6 @@ def _as_tensor(x: np.ndarray) -> Tensor:
 
 def _as_bytes(x: Tensor) -> Tensor:
     return x.view(-1).view(torch.uint8)
-
-
-# --- rows that fit each other ---------------------------------------------------------------------
-
-
-def global_batch(loss: str, arguments: Mapping[str, Any], sharding: Sharding) -> dict[str, Any]:
-    """The arguments of a loss, with as many rows on every process.
-
-    Processes tell each other their shapes, options and a few of the slices' elements. Where
-    something but the number of rows differs every one of them raises. Rows are padded to the most
-    that a process has, at least two, and the padding is masked; ``pairs``, which count the rows of
-    the whole batch, are renumbered. The padding is part of autograd's graph, which takes it away
-    from the gradient again.
-
-    Parameters
-    ----------
-    loss : str
-        Name of the loss.
-    arguments : mapping
-        Its arguments by name.
-    sharding : Sharding
-        Over what to talk.
-
-    Returns
-    -------
-    dict
-        The arguments to compute with.
-
-    Raises
-    ------
-    ValueError
-        On every process, where the arguments do not fit, or where all together have too few rows.
-    """
-    if sharding.static_shapes:
-        own = max(x.shape[ROW_AXES[name]] for name, x in _of_rows(arguments).items())
-        size, masked = n_processes(sharding.group), arguments.get("row_mask") is not None
-        return _padded(arguments, [own] * size, rank=0, masked=masked)
-    headers = _exchange_headers(loss, arguments, sharding.group)
-    ranks = dist.get_process_group_ranks(sharding.group)
-    _agreement.check(headers, ranks, least=1 if loss == "invariance_loss" else 2)
-    rows = [header["rows"] for header in headers]
-    masked = any(header["masked"] for header in headers)
-    return _padded(arguments, rows, dist.get_rank(sharding.group), masked)
-
-
-def _of_rows(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: x for k, x in arguments.items() if k in ROW_AXES and x is not None}
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _exchange_headers(loss: str, arguments: Mapping[str, Any], group: Any) -> list[dict[str, Any]]:
-    """Every process's header, in order of rank."""
-    text = _agreement.header(loss, arguments, ROW_AXES)
-    arrays = {name: x for name, x in _of_rows(arguments).items() if isinstance(x, Tensor)}
-    on_host = "cpu" in dist.get_backend_config(group)
-    device = torch.device("cpu") if on_host else next(iter(arrays.values())).device
-    own = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
-    passed = ", ".join(f"{name} {_agreement.array_text(x)}" for name, x in arrays.items())
-    every = ProcessShards(group, f"{loss} of {passed}").gather(own, axis=0).cpu().numpy().tobytes()
-    return _agreement.read_headers(every)
-
-
-def _padded(
-    arguments: Mapping[str, Any], rows: list[int], rank: int, masked: bool
-) -> dict[str, Any]:
-    most = max(2, *rows)
-    if not masked and min(rows) == most:
-        return dict(arguments)
-    of_rows = _of_rows(arguments)
-    out = dict(arguments)
-    if out.get("row_mask") is None:
-        some = next(iter(of_rows.values()))
-        of_rows["row_mask"] = torch.ones(rows[rank], dtype=torch.bool, device=some.device)
-    if "pairs" in of_rows:
-        of_rows["pairs"] = _renumbered(of_rows["pairs"], rows, most)
-    for name, x in of_rows.items():
-        out[name] = _with_rows(x, ROW_AXES[name], most)
-    return out
-
-
-def _with_rows(x: Tensor, axis: int, length: int) -> Tensor:
-    """`x` with zeros (False) added up to `length` along `axis`."""
-    shape = list(x.shape)
-    shape[axis] = length - shape[axis]
-    return torch.cat([x, x.new_zeros(shape)], axis) if shape[axis] else x
-
-
-def _renumbered(pairs: Tensor, rows: list[int], most: int) -> Tensor:
-    """Indices of rows of the whole batch as they count with every process padded to `most`.
-
-    An index beyond the batch stays beyond it, and a negative one negative.
-    """
-    starts = [sum(rows[:r]) for r in range(len(rows) + 1)]
-    ends = torch.tensor(starts[1:], device=pairs.device, dtype=pairs.dtype)
-    shift = torch.tensor(
-        [r * most - start for r, start in enumerate(starts)],
-        device=pairs.device,
-        dtype=pairs.dtype,
-    )
-    return pairs + shift[torch.searchsorted(ends, pairs.contiguous(), right=True)]
-
-
-def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
-    """The rows of all processes, in order of rank, of which each may pass another number.
-
-    For statistics of the whole batch that carry no gradient, such as the affinity of
-    `visreg_core.random_walk_affinity`.
-
-    Parameters
-    ----------
-    x : Tensor of shape (..., N, D)
-        This process's rows.
-    group : ProcessGroup or Sharding, optional
-        The default group if not given; where none was initialised x is all there is.
-
-    Returns
-    -------
-    rows : Tensor of shape (..., ΣN, D)
-        Without gradient.
-    start : int
-        Where this process's rows start.
-
-    Raises
-    ------
-    ValueError
-        On every process, where shapes differ in more than the number of rows.
-    """
-    x = x.detach()
-    sharding = sharding_of("global", group)
-    if sharding is None:
-        return x, 0
-    rank = dist.get_rank(sharding.group)
-    if sharding.static_shapes:
-        rows = [x.shape[-2]] * n_processes(sharding.group)
-    else:
-        headers = _exchange_headers("gather_rows", {"z": x}, sharding.group)
-        _agreement.check(headers, dist.get_process_group_ranks(sharding.group), least=0)
-        rows = [header["rows"] for header in headers]
-    shards = ProcessShards(sharding.group, "gather_rows")
-    most = max(rows)
-    every = shards.gather(_with_rows(x, -2, most), axis=-2)
-    kept = [every[..., r * most : r * most + n, :] for r, n in enumerate(rows)]
-    return torch.cat(kept, dim=-2), sum(rows[:rank])
 
 
 # --- for the core ---------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from visreg_core.losses._sliced import sorts_by_exchange
 from visreg_torch._run import UNSHARDED
 from visreg_torch.distributed import DryShards, Sharding, Traffic, n_processes
 
+__all__ = ["Explanation", "explain"]
+
 SORTING_LOSSES = ("gaussian_sliced_wasserstein", "shape_loss", "visreg_loss")
 
 

@@ -34,6 +34,7 @@ from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
 from visreg_torch import distributed, functional
+from visreg_torch._batch import gather_rows
 from visreg_torch.functional import Number
 
 __all__ = [
@@ -584,8 +585,8 @@ class SAGVICRegLoss(_Drawing):
         own = slice(None)
         if self.scope == "global":
             n = a.shape[0]
-            a, start = distributed.gather_rows(a, self.group)
-            b, _ = distributed.gather_rows(b, self.group)
+            a, start = gather_rows(a, self.group)
+            b, _ = gather_rows(b, self.group)
             own = slice(start, start + n)
         affinity = random_walk_affinity(
             a.detach(),

@@ -13,7 +13,7 @@ from pathlib import Path
 from docutils.parsers.rst.states import Inliner
 from sphinx.errors import ExtensionError
 
-PACKAGES = ("visreg_core", "visreg_jax")
+PACKAGES = ("visreg_core", "visreg_jax", "visreg_torch")
 
 
 def public_modules():

@@ -10,8 +10,9 @@ import pytest
 
 import visreg_core
 import visreg_jax
+import visreg_torch
 
-PACKAGES = (visreg_core, visreg_jax)
+PACKAGES = (visreg_core, visreg_jax, visreg_torch)
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

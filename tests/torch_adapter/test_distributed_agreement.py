@@ -21,8 +21,7 @@ def message_of(call):
 
 def odd_one(rank, odd):
     """Messages of every rank where the one of number `odd` passes something else."""
-    from visreg_torch import functional
-    from visreg_torch.distributed import gather_rows
+    from visreg_torch import functional, gather_rows
 
     is_odd = rank == odd
     slices = torch.eye(4)[:, :2]

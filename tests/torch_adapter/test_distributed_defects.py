@@ -36,10 +36,10 @@ BROKEN = {
 
 def plant(defect):
     """Break this process's collectives, or what stands around them."""
-    from visreg_torch import _autograd, distributed
+    from visreg_torch import _autograd, _batch, distributed
 
     shards = distributed.ProcessShards
-    added, padded, evaluate = shards.sum, distributed._padded, _autograd.evaluate
+    added, padded, evaluate = shards.sum, _batch._padded, _autograd.evaluate
     if defect == "a dropped all-reduce":
         shards.sum = lambda self, x: x
     elif defect == "an averaged sum":
@@ -49,7 +49,7 @@ def plant(defect):
     elif defect == "a gradient that does not leave its rank":
         shards.scatter_sum = lambda self, x, axis: self.own(x, axis)
     elif defect == "padding that is not masked":
-        distributed._padded = lambda *given: {**padded(*given), "row_mask": None}
+        _batch._padded = lambda *given: {**padded(*given), "row_mask": None}
     elif defect == "a mean of local losses":
         from visreg_torch import functional
 

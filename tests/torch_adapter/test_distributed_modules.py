@@ -173,13 +173,13 @@ def test_groups():
 
 def without_agreement(rank, rows):
     """Static shapes, by which nothing is exchanged or padded, and masks that differ."""
-    from visreg_torch import VISRegLoss, distributed
+    from visreg_torch import VISRegLoss, _batch
     from visreg_torch.distributed import Sharding
 
     def never(*_):
         raise AssertionError("expected no agreement")
 
-    distributed._exchange_headers = never
+    _batch._exchange_headers = never
     z = batch(sum(rows)).split(rows, dim=1)[rank]
     loss = VISRegLoss(9, scope="global", group=Sharding(static_shapes=True))
     keep = torch.arange(rows[rank]) != rank
@@ -236,7 +236,7 @@ def test_a_mask_on_some_ranks():
 
 
 def test_pairs_are_renumbered():
-    from visreg_torch.distributed import _renumbered
+    from visreg_torch._batch import _renumbered
 
     rows, most = [2, 0, 3, 1], 3  # rows 0 1 | | 2 3 4 | 5 of ranks padded to three
     pairs = torch.tensor([0, 1, 2, 3, 4, 5, 6, -1])
