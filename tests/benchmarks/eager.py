@@ -18,7 +18,7 @@ def visreg(z, slices):
 
     normalised = centred / std.detach()
     ordered = torch.sort(normalised @ slices, dim=0).values
-    u = torch.arange(1, n + 1) / (n + 1)
+    u = torch.arange(1, n + 1, device=z.device) / (n + 1)
     target = torch.distributions.Normal(0, 1).icdf(u)
     shape = (ordered - target[:, None]).pow(2).mean()
     return scale + shape + center
@@ -31,8 +31,8 @@ def visreg_of_views(z, slices):
 
 def sigreg(z, slices, t_max=3.0, n_knots=17):
     """SIGReg as in LeJEPA, with its tensor of shape (..., N, K, knots)."""
-    knots = torch.linspace(0, t_max, n_knots)
-    weights = torch.full((n_knots,), 2 * t_max / (n_knots - 1))
+    knots = torch.linspace(0, t_max, n_knots, device=z.device)
+    weights = torch.full((n_knots,), 2 * t_max / (n_knots - 1), device=z.device)
     weights[[0, -1]] /= 2
     gaussian = torch.exp(-knots.square() / 2)
     angles = (z @ slices).unsqueeze(-1) * knots
@@ -40,6 +40,15 @@ def sigreg(z, slices, t_max=3.0, n_knots=17):
     imaginary = angles.sin().mean(dim=-3)
     distance = (real.square() + imaginary.square()) @ (weights * gaussian)
     return (distance * z.shape[-2]).mean()
+
+
+def gaussian_sliced_wasserstein(z, slices):
+    """The sorted projections' squared distance to the Gaussian's quantiles; z (V, N, D)."""
+    n = z.shape[-2]
+    ordered = torch.sort(z @ slices, dim=-2).values
+    u = torch.arange(1, n + 1, device=z.device) / (n + 1)
+    target = torch.distributions.Normal(0, 1).icdf(u)
+    return (ordered - target[:, None]).pow(2).mean()
 
 
 def off_diagonal(matrix):
