@@ -1,4 +1,4 @@
-"""Time and memory of the losses on NumPy beside plain eager torch, and POT.
+"""Time and memory of the losses, on NumPy and through torch's autograd, beside eager torch and POT.
 
     python -m tests.benchmarks.bench_losses [--only NAME ...] [--json FILE] [--quick]
 
