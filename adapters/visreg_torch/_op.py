@@ -2,7 +2,8 @@
 
 Eager code needs none of this: `visreg_torch._autograd` calls `visreg_torch._run` directly. Under
 ``torch.compile``, and wherever else tensors stand for something, the two passes are these
-operators. Their outputs' shapes come from a run on the meta device.
+operators. Their outputs' shapes come from a run of the core on the meta device, so that kernels
+take part only where they replace functions of the core, which changes nothing that is kept.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def forward(
     tensors: list[Tensor], call: str, numbers: list[float], need_grad: bool
 ) -> list[Tensor]:
     """Fields of a call, and with `need_grad` behind them what its backward pass needs."""
-    fields, kept, pullback = _run.forward(decode(call, numbers), tensors, need_grad=need_grad)
+    fields, kept, pullback = _run.forward(
+        decode(call, numbers), tensors, need_grad=need_grad, fused=False
+    )
     if pullback is not None:
         if len(_PULLBACKS) >= _MAX_PULLBACKS:
             _PULLBACKS.pop(next(iter(_PULLBACKS)), None)
@@ -68,7 +71,7 @@ def backward(
     """Gradients of the embeddings of a call."""
     pullback = _PULLBACKS.get(_key(call, numbers, tensors))
     if pullback is None:  # so many calls ago that it was dropped
-        _, _, pullback = _run.forward(decode(call, numbers), tensors, need_grad=True)
+        _, _, pullback = _run.forward(decode(call, numbers), tensors, need_grad=True, fused=False)
         assert pullback is not None
     gradients = _run.backward(pullback, dict(enumerate(tensors)), kept, cotangents)
     return [x.contiguous() for x in gradients]
@@ -93,7 +96,7 @@ def _forward_shapes(
                 torch.empty(shape, dtype=t.dtype, device="meta")
                 for shape, t in zip(sizes.shapes, tensors, strict=True)
             ]
-            fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad)
+            fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad, fused=False)
         return [*fields, *kept]
 
     sizes = _Sizes(tensors, described.n_embeddings, shards)

@@ -19,6 +19,8 @@ from visreg_core.losses._differentiable import closed_arrays, implementation_of
 from visreg_core.losses._execution import PLAIN, Execution
 from visreg_torch import distributed
 from visreg_torch._call import Call, fill
+from visreg_torch.kernels import KERNELS
+from visreg_torch.kernels.fused import run as run_fused
 
 # Losses between two samples, and SpectralNet's, are always those of this process's rows.
 UNSHARDED = ("epps_pulley", "max_sliced_wasserstein", "sliced_wasserstein", "spectralnet_loss")
@@ -58,10 +60,12 @@ class Pullback(NamedTuple):
 
 def execution(call: Call, device: torch.device, on_numpy: bool = False) -> Execution:
     """Shards and kernels of a call."""
+    # What has no numbers, or NumPy's arrays, has no kernels.
+    here = PLAIN if on_numpy or device.type == "meta" else PLAIN._replace(kernels=KERNELS)
     if call.group is None:
-        return PLAIN
+        return here
     shards, sorting = distributed.shards_of(call.group, call.loss, device, on_numpy)
-    return PLAIN._replace(shards=shards, sorting=sorting)
+    return here._replace(shards=shards, sorting=sorting)
 
 
 def runs_on_numpy(call: Call, tensors: Sequence[Tensor]) -> bool:
@@ -118,9 +122,12 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def forward(
-    call: Call, tensors: Sequence[Tensor], *, need_grad: bool
+    call: Call, tensors: Sequence[Tensor], *, need_grad: bool, fused: bool = True
 ) -> tuple[list[Tensor], list[Tensor], Pullback | None]:
-    """The loss's fields; with `need_grad` also what is kept, and how to go back."""
+    """The loss's fields; with `need_grad` also what is kept, and how to go back.
+
+    `fused` allows for kernels from end to end, which keep other arrays than the core does.
+    """
     on_numpy = runs_on_numpy(call, tensors)
     device, compute = tensors[0].device, _compute_dtype(tensors[0].dtype)
     with _apart(device, on_numpy):
@@ -134,7 +141,12 @@ def forward(
             arguments["projection_dtype"] = np.dtype(name)
         if call.loss not in UNSHARDED:
             arguments["execution"] = execution(call, device, on_numpy)
-        result, vjp = implementation_of(call.function)(**arguments, need_grad=need_grad)
+        found = None
+        if fused and not on_numpy and "slices" in arguments and "z" in arguments:
+            found = run_fused(call.function, **arguments, need_grad=need_grad)
+        if found is None:
+            found = implementation_of(call.function)(**arguments, need_grad=need_grad)
+        result, vjp = found
         fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
         if not need_grad:
             return fields, [], None

@@ -18,6 +18,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
+from visreg_core import _checks, _xp
 from visreg_core._typing import Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import _rows
@@ -51,7 +52,7 @@ def run(
     loss : callable
         A loss of `visreg_core`.
     z, slices, *arguments, **options
-        Its arguments, already checked, and ``need_grad``.
+        Its arguments and ``need_grad``.
     detach_scale, reduction, execution
         Those for which there is nothing here but the default.
 
@@ -61,12 +62,44 @@ def run(
         ``(result, vjp)``. ``vjp`` takes a cotangent for each field and returns the gradient with
         respect to z, in its dtype; with ``donated=True`` in the memory of what it kept, which can
         be done once. None where the core must run.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As the core's function.
     """
     found = _LOSSES.get(loss.__name__)
     alone = execution.shards.size == 1 and detach_scale and reduction == "mean"
-    if found is None or not alone or not _supported(z, options.get("projection_dtype")):
+    if found is None or not alone:
+        return None
+    _check(z, slices, **options)
+    if not _supported(z, options.get("projection_dtype")):
         return None
     return found(z, slices, *arguments, **options)
+
+
+def _check(
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    *,
+    row_mask: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> None:
+    """What the core's functions check, one by one, in their words."""
+    namespace = _xp.namespace(z, slices, row_mask)
+    _checks.embeddings("z", z)
+    _checks.slices(slices, z)
+    _checks.row_mask(row_mask, z)
+    if chunk_size is not None:
+        _checks.positive_int("chunk_size", chunk_size)
+    if projection_dtype is not None:
+        _checks.dtype("projection_dtype", projection_dtype, namespace)
+    if "weights" in options:
+        _checks.weights("weights", options["weights"], VISRegTerms._fields[1:])
+    if "eps" in options:
+        _checks.not_negative("eps", options["eps"])
 
 
 def _supported(z: torch.Tensor, projection_dtype: torch.dtype | None) -> bool:
