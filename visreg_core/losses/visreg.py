@@ -73,10 +73,15 @@ def _shape_term(
     projection_dtype: DType,
     execution: Execution,
 ) -> _Shape:
+    """`centred` is given away: it becomes z̃ where its memory may be used again."""
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
+    if _xp.name(xp) == "numpy" or (_xp.name(xp) == "torch" and not _xp.requires_grad(centred)):
+        centred /= divisor
+    else:
+        centred = centred / divisor
     total, gradient = sliced_gaussian(
         xp,
-        centred / divisor,
+        centred,
         slices,
         rows.n,
         row_mask,
@@ -88,7 +93,7 @@ def _shape_term(
     if gradient is None:
         return _Shape(total, divisor)
     gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, rows.z.shape))
-    along = None if detach_scale else rows.sum(gradient * centred)
+    along = None if detach_scale else rows.sum(gradient * rows.centred())
     return _Shape(total, divisor, gradient, rows.sum(gradient) / rows.n, along)
 
 
