@@ -38,6 +38,7 @@ docs: $(VENV)/.installed-docs
 bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_losses --json docs/benchmarks/losses.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_trees --json docs/benchmarks/trees.json $(ARGS)
+	$(RUN) tests.benchmarks.bench_jax --json docs/benchmarks/jax.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_sharding --json docs/benchmarks/sharding.json $(ARGS)
 
 clean:

@@ -67,3 +67,13 @@ def test_command_writes_the_page(tmp_path):
     assert "POT" in printed
     (work,) = content["works"]
     assert set(work["memory"]) == set(work["seconds"]) == set(WORKS["sw"].candidates)
+
+
+def test_command_of_jax_writes_the_page(tmp_path):
+    """All its losses agree with the plain formulas, and the file is one that the manual reads."""
+    path = tmp_path / "jax.json"
+    fresh_process("-m", "tests.benchmarks.bench_jax", "--quick", "--json", str(path))
+    content = json.loads(path.read_text())
+    assert {"title", "about", "machine", "columns", "rows", "works"} <= set(content)
+    assert [work["name"] for work in content["works"]] == ["visreg", "sigreg", "vicreg", "barlow"]
+    assert {len(row) for row in content["rows"]} == {len(content["columns"])}
