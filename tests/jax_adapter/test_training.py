@@ -24,7 +24,7 @@ def test_example(name, monkeypatch, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries' own imports
         losses, deviation, accuracy = importlib.import_module(name).main()
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     assert deviation > 0.3  # no collapse
     assert accuracy > 0.85
     assert f"probe accuracy {accuracy:.1%}" in capsys.readouterr().out
