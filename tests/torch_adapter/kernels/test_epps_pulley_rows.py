@@ -6,6 +6,7 @@ import torch
 
 from tests.torch_adapter.kernels.tensors import DTYPES, relative_error, rounding, strided
 from visreg_core.losses.epps_pulley import Multiples, knots_beside, term
+from visreg_torch.kernels import _launch
 from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
 
 pytestmark = pytest.mark.backends("torch", "torch-cuda")
@@ -39,6 +40,16 @@ def test_long_rows_in_parts(draw):
     x = draw(2, 50_001)
     expected_sums = Multiples(xp, x.double(), 3).sums(None)
     for found, expected in zip(epps_pulley_sums(x, 3), expected_sums, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("programs", [1, 3])
+def test_parts_of_several_blocks(draw, monkeypatch, programs):
+    monkeypatch.setattr(_launch, "PROGRAMS", programs)
+    x = draw(1, 9000)  # five blocks
+    for found, expected in zip(
+        epps_pulley_sums(x, 5), Multiples(xp, x.double(), 5).sums(None), strict=True
+    ):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-2)
 
 

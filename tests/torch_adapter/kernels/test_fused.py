@@ -135,6 +135,15 @@ def test_gradient_at_collapse_is_finite(draw, name, dtype):
         assert torch.isfinite(vjp(*LOSSES[name][1])).all()
 
 
+def test_a_mean_far_from_zero(draw):
+    """Half a unit in the last place of the mean is 0.4 % of the standard deviation."""
+    z = draw(40, 6) + 1e5
+    slices, on_scale = slices_for(z, 3), (0.0, 1.0, 0.0, 0.0)
+    _, expected = twin("visreg_loss", z, slices, on_scale)
+    _, vjp = fused.run(vc.visreg_loss, z, slices, need_grad=True)
+    assert relative_error(vjp(*on_scale), expected) < 1e-4
+
+
 @losses
 def test_value_alone(draw, name):
     z = embeddings(draw, 2, 33, 20)

@@ -6,6 +6,7 @@ import torch
 
 from tests.torch_adapter.kernels.tensors import DTYPES, relative_error, rounding, strided
 from visreg_core.losses.epps_pulley import Multiples
+from visreg_torch.kernels import _launch
 from visreg_torch.kernels.projected_epps_pulley import (
     projected_epps_pulley_polynomial,
     projected_epps_pulley_sums,
@@ -40,6 +41,15 @@ def test_agrees_with_the_core(draw, dtype, batch, n, d, k, m):
     assert found.shape == (batch, k, n)
     coefficients = (c.double().flatten(0, 1) for c in (of_cos, of_sin))
     assert relative_error(found.flatten(0, 1), twin(z, w, m).polynomial(*coefficients)) < 2e-5
+
+
+@pytest.mark.parametrize("programs", [1, 2])
+def test_parts_of_several_tiles(draw, monkeypatch, programs):
+    monkeypatch.setattr(_launch, "PROGRAMS", programs)
+    z, w = arrays(draw, torch.float32, 1, 300, 5, 4)  # five tiles of rows
+    found = projected_epps_pulley_sums(z, w, STEP, 3)
+    for f, e in zip(found, twin(z, w, 3).sums(None), strict=True):
+        torch.testing.assert_close(f.double().flatten(0, 1), e, rtol=1e-5, atol=1e-3)
 
 
 def test_masked_rows(draw, mask_of):
