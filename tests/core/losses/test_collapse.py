@@ -277,6 +277,29 @@ def check_collapsed_column(where, n, constant, rng):
         assert np.any(gradient[:, 0] != 0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.dtypes("float32")
+@pytest.mark.backends("numpy", "torch", "jax", "torch-cuda", "cupy")
+def test_many_equal_rows_have_deviation_zero(where, masked, rng):
+    """The mean of many equal numbers rounds to another number, most of all where a compiler
+    reorders it: scale is 1 and has no gradient, exactly."""
+    n = 100_003
+    values = rng.normal(size=40) * 10.0 ** rng.uniform(-8, 8, size=40)
+    z = np.broadcast_to(values, (n, 40)).copy()
+    keep = np.arange(n) % 7 != 2
+    options = {"row_mask": where.asarray(keep)} if masked else {}
+    if masked:
+        z[~keep] = -1e9
+    function = value_and_grad(scale_loss)
+    if where.backend is Backend.JAX:
+        import jax
+
+        function = jax.jit(function)
+    value, gradient = function(where.asarray(z), **options)
+    assert float(value) == 1
+    assert not where.to_numpy(gradient).any()
+
+
 @pytest.mark.parametrize("r", [1e-3, 1e-5, 1e-7])
 def test_gradient_norms_under_collapse(r):
     """On N rows of total scale r: scale tends to 2/sqrt(ND), the shape term grows as 1/(r + eps)

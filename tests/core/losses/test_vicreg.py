@@ -104,6 +104,25 @@ def test_gram_and_covariance_paths_agree(where, n, d, rng):
     assert_allclose(where.to_numpy(gradient), wanted, rtol=0, atol=2 * atol)
 
 
+@pytest.mark.parametrize("heavy", [1, 5, 8])
+def test_heavy_columns_do_not_drown_the_rest(where, heavy, rng):
+    """Uncorrelated columns 1000 times the others: their squares are nearly all of the Gram matrix,
+    and none of the loss."""
+    n, d = 12, 40
+    z = rng.normal(size=(n, d))
+    basis, _ = np.linalg.qr(np.column_stack([np.ones(n), rng.normal(size=(n, heavy))]))
+    z[:, 10 : 10 + heavy] = 1000 * basis[:, 1:]
+    z = z.astype(np.float32).astype(np.float64)
+    expected = reference.covariance_loss(z)["value"].value
+    value, gradient = value_and_grad(covariance_loss)(where.asarray(z))
+    rtol = 1e-11 if where.dtype == "float64" else 2e-5
+    assert_allclose(where.to_numpy(value), expected, rtol=rtol)
+    off = np.cov(z, rowvar=False) * (1 - np.eye(d))
+    wanted = 4 / (d * (n - 1)) * (z - z.mean(0)) @ off
+    error = np.linalg.norm(where.to_numpy(gradient) - wanted)
+    assert error <= rtol * np.linalg.norm(wanted)
+
+
 @pytest.mark.parametrize(
     "loss", ["covariance_loss", "vicreg_loss", "barlow_twins_loss", "sag_vicreg_loss"]
 )
