@@ -124,9 +124,9 @@ def _backward_shapes(
 class _Sizes:
     """Shapes of stand-ins for tensors whose sizes may be symbols.
 
-    Nearly all shapes in the core are products of its arguments' sizes and small constants. So the
-    sizes of the last two axes are primes in the stand-ins, and a shape is read by its factors;
-    leading axes, over which the core loops, become constants. Whether N < D, which decides how a
+    Nearly all sizes in the core are small multiples of one of its arguments' sizes. So the sizes of
+    the last two axes are primes in the stand-ins, and what is found is divided by them; leading
+    axes, over which the core loops, become constants. Whether N < D, which decides how a
     covariance is computed, is a condition on the symbols, and holds for their primes as well.
     """
 
@@ -163,14 +163,12 @@ class _Sizes:
         return prime
 
     def real(self, size: int) -> Any:
-        """The size that a stand-in's size means; None for one that is no product."""
+        """The size that a stand-in's size means; None for one that is no small multiple."""
         if not self.primes:
             return size
-        symbols: Any = 1
-        for prime, known in self.primes.items():
-            while size % prime == 0:
-                size, symbols = size // prime, symbols * known
-        return symbols * size if size < _SMALLEST // 2 else None
+        multiples = [(known, size // p) for p, known in self.primes.items() if size % p == 0]
+        known, times = multiples[0] if multiples else (1, size)
+        return known * times if times < _SMALLEST // 2 else None
 
 
 def _hint(size: Any) -> int:

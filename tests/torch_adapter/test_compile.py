@@ -3,6 +3,12 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 
 import visreg_torch
 from tests.cases import CASES, PATHS, PRIMARY, each, named
@@ -107,6 +113,36 @@ def test_shapes_are_foretold(case, masked, shape, rng):
         patch.setattr(_run, "runs_on_numpy", lambda *_: False)
         assert kept(arrays) == on_numpy
         assert kept([a.to("meta") for a in arrays]) == on_numpy
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 7), (6, 9, 2)], ids=["N>D", "N<D"])
+@each(CASES)
+def test_shapes_of_symbols_are_foretold(case, shape, rng):
+    """With every size a symbol, the operator's shapes are those that it has at these sizes."""
+    n, d, k = shape
+    call, arrays = call_of(case, tensors(case, rng, n=n, d=d, k=k))
+    arrays = [a.detach() for a in arrays]
+    text, numbers = encode(call)
+    real = torch.ops.visreg.forward(arrays, text, numbers, True)
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    symbols = [
+        mode.from_tensor(
+            a,
+            symbolic_context=StatelessSymbolicContext(
+                dynamic_sizes=[DimDynamic.DYNAMIC] * a.ndim, constraint_sizes=[None] * a.ndim
+            ),
+        )
+        for a in arrays
+    ]
+    assert any(not isinstance(size, int) for x in symbols for size in x.shape)
+    with mode:
+        found = torch.ops.visreg.forward(symbols, text, numbers, True)
+    assert [x.dtype for x in found] == [x.dtype for x in real]
+    assert [[hint(size) for size in x.shape] for x in found] == [[*x.shape] for x in real]
+
+
+def hint(size):
+    return size if isinstance(size, int) else size.node.hint
 
 
 def test_rows_may_change_without_compiling_again(rng):
