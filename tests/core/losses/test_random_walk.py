@@ -67,6 +67,20 @@ def test_cosine_distance_ignores_scale(where, scale, rng):
     assert_allclose(where.to_numpy(scaled), expected, rtol=0, atol=tolerance(where))
 
 
+@pytest.mark.dtypes("float64")
+@pytest.mark.lean_on_jax(spread=[])
+@pytest.mark.parametrize("spread", [1e-3, 1e-5])
+def test_the_least_scale(where, spread, rng):
+    """Rows of one direction but for `spread`, at distances of its square: σ is theirs at 1e-6, and
+    1e-7, by which all are near, at 1e-10."""
+    a, b = 1 + spread * rng.normal(size=(2, 12, 4))
+    expected = reference.random_walk_affinity(a, b, 5, 50)
+    got = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 5, 50))
+    assert_allclose(got, expected, rtol=0, atol=1e-6)
+    near = np.sort(got, axis=1)[:, -5]  # each row's fifth neighbour
+    assert np.all(near > 0.99) if spread == 1e-5 else np.all(near < 0.9)
+
+
 def test_zero_rows_are_finite(where, rng):
     a, b = rng.normal(size=(2, 12, 4))
     a[2] = 0

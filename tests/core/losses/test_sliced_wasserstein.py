@@ -149,6 +149,23 @@ def test_translation_has_the_distance_of_its_length(where, rng):
     assert_allclose(where.to_numpy(got), expected, rtol=1e-12 if where.dtype == "float64" else 3e-6)
 
 
+@pytest.mark.lean_on_jax(dtype=[])
+@pytest.mark.parametrize("loss", [sliced_wasserstein, max_sliced_wasserstein])
+@pytest.mark.parametrize("scale", [2.0**-27, 2.0**27])
+def test_high_powers_neither_overflow_nor_vanish(where, loss, scale, rng):
+    """p = 6 at 1e8 is 1e48 and at 1e-8 1e-48: float32 has neither, but the distance scales."""
+    x, y = rng.normal(size=(9, 3)), 1 + rng.normal(size=(7, 3))
+    slices = where.asarray(random_slices(3, 5, dtype=np.float64))
+    function = value_and_grad(loss)
+    value, gradients = function(where.asarray(x), where.asarray(y), slices, 6)
+    got, scaled = function(where.asarray(scale * x), where.asarray(scale * y), slices, 6)
+    rtol = 1e-12 if where.dtype == "float64" else 2e-6
+    assert_allclose(float(got), scale * float(value), rtol=rtol)
+    for g, e in zip(scaled, gradients, strict=True):
+        e = where.to_numpy(e)
+        assert_allclose(where.to_numpy(g), e, rtol=0, atol=rtol * np.abs(e).max())
+
+
 def test_max_is_the_largest_slice(rng):
     x, y, slices = rng.normal(size=(9, 3)), rng.normal(size=(11, 3)), random_slices(3, 6)
     each = [float(sliced_wasserstein(x, y, slices[:, k : k + 1])) for k in range(6)]
