@@ -2,7 +2,7 @@ r"""Train a backbone with any of the losses.
 
     python -m reference_train --config-name digits
     python -m reference_train --config-name digits method.name=vicreg run.folder=runs/vicreg
-    accelerate launch --num_processes 2 -m reference_train --config-name digits
+    torchrun --nproc_per_node 2 -m reference_train --config-name digits     # on a CPU
     accelerate launch --num_processes 8 -m reference_train \
         --config-name visreg_vit_b16_imagenet1k data.path=/data/imagenet run.folder=runs/b16
 
