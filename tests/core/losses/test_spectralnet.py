@@ -36,7 +36,12 @@ def test_an_asymmetric_affinity_counts_both_ways(rng):
     expected = sum(
         w[i, j] * np.sum((y[i] - y[j]) ** 2) for i in range(6) for j in range(6)
     ) / 36  # fmt: skip
-    assert_allclose(spectralnet_loss(y, w), expected, rtol=1e-13)
+    value, gradient = value_and_grad(spectralnet_loss)(y, w)
+    assert_allclose(value, expected, rtol=1e-13)
+    wanted = [
+        2 / 36 * sum((w[i, j] + w[j, i]) * (y[i] - y[j]) for j in range(6)) for i in range(6)
+    ]
+    assert_allclose(gradient, wanted, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(12, 3), (5, 5), (30, 1)])

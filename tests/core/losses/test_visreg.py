@@ -132,3 +132,11 @@ def test_joint_objective(where, lam):
     assert where.backend.owns(got)
     assert where.backend.dtype_name(got) == where.dtype
     assert float(got) == pytest.approx((1 - lam) * 2 + lam * 5)
+
+
+@pytest.mark.dtypes("float32")
+def test_deviations_of_many_rows_keep_their_digits(where, rng):
+    """A million squares added one after the other would lose half of float32's digits."""
+    z = (3 * rng.normal(size=(1_000_000, 2))).astype(np.float32)
+    expected = np.mean((1 - z.std(axis=0, dtype=np.float64)) ** 2)
+    assert float(scale_loss(where.asarray(z))) == pytest.approx(expected, rel=1e-6)
