@@ -28,8 +28,9 @@ def sorted_values(xp: Namespace, p: Array) -> Array:
 def sorted_rows(xp: Namespace, p: Array) -> tuple[Array, Array]:
     """Each row of p (R, N) sorted, and the stable order that sorts it."""
     if _xp.name(xp) == "numpy":
-        flat = _flat_order(p)
-        return p.reshape(-1).take(flat), flat - _row_starts(p, flat.dtype)
+        flat, ordered = _flat_order(p)
+        flat -= _row_starts(p, flat.dtype)
+        return ordered, flat
     order = _xp.stable_order(xp, p)
     return xp.take_along_axis(p, order, axis=-1), order
 
@@ -42,7 +43,7 @@ def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
     targets = xp.broadcast_to(targets, p.shape)
     if _xp.name(xp) == "numpy":
         out = np.empty(p.size, p.dtype)
-        out[_flat_order(p).reshape(-1)] = targets.reshape(-1)
+        out[_flat_order(p)[0].reshape(-1)] = targets.reshape(-1)
         return out.reshape(p.shape)
     return _xp.put_last(xp, _xp.stable_order(xp, p), targets)
 
@@ -52,8 +53,8 @@ def _row_starts(p: np.ndarray, dtype: type | np.dtype) -> np.ndarray:
     return (np.arange(p.shape[0], dtype=dtype) * p.shape[1])[:, None]
 
 
-def _flat_order(p: np.ndarray) -> np.ndarray:
-    """Indices into the flattened p (R, N) that sort each row, ties in index order.
+def _flat_order(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into the flattened p (R, N) that sort each row, ties in index order; sorted rows.
 
     One sort of 32-bit words and the repair of what their keys did not resolve. The key is the
     value, scaled linearly to as many bits as the index leaves: elements of one key come out in
@@ -67,7 +68,8 @@ def _flat_order(p: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         finite = np.isfinite(high - low).all()
     if index_bits > _PACKED_INDEX_BITS or p.size > 1 << 31 or not finite:
-        return _wide_order(p) + _row_starts(p, np.intp)
+        order = _wide_order(p) + _row_starts(p, np.intp)
+        return order, p.reshape(-1).take(order)
     key_bits = min(31 - index_bits, _KEY_BITS)
     width = np.maximum(high - low, np.finfo(p.dtype).tiny * 2.0**_KEY_BITS, dtype=p.dtype)
     scaled = p - low
@@ -83,12 +85,13 @@ def _flat_order(p: np.ndarray) -> np.ndarray:
     wrong = _out_of_order(ordered)
     for _ in range(_REPAIRS):
         if not wrong.size:
-            return order
+            return order, ordered
         _exchange(order.reshape(-1), ordered.reshape(-1), wrong)
         wrong = _out_of_order(ordered)
     unfinished = np.unique(wrong // n)
     order[unfinished] = _wide_order(p[unfinished]) + unfinished[:, None] * n
-    return order
+    ordered[unfinished] = p.reshape(-1).take(order[unfinished])
+    return order, ordered
 
 
 def _out_of_order(ordered: np.ndarray) -> np.ndarray:

@@ -410,9 +410,10 @@ def put_last(xp: Namespace, index: Array, values: Array) -> Array:
     """out[r, index[r, i]] = values[r, i] for rows (R, N) of permutations `index`."""
     which = name(xp)
     if which == "numpy":
-        out = np.empty_like(values)
-        np.put_along_axis(out, index, values, axis=-1)
-        return out
+        rows, size = values.shape
+        out = np.empty(values.size, values.dtype)
+        out[(index + size * np.arange(rows)[:, None]).reshape(-1)] = values.reshape(-1)
+        return out.reshape(values.shape)
     if which == "torch":
         return xp.empty_like(values).scatter(-1, index, values)
     if which == "jax":

@@ -29,8 +29,9 @@ COLUMNS = (
 ABOUT = (
     "Value and gradients in float32 in JAX on the host's {threads} threads, beside the same loss "
     "written plainly and differentiated by JAX, both under `jax.jit`. Times are medians of "
-    "{rounds} interleaved rounds, ratios the median over rounds with their range. Memory is that "
-    "of the compiled program's temporary arrays, gradients left out."
+    "{rounds} interleaved rounds, each after a call that is not timed, ratios the median over "
+    "rounds with their range. Memory is that of the compiled program's temporary arrays, gradients "
+    "left out."
 )
 
 

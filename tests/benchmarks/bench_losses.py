@@ -29,8 +29,8 @@ COLUMNS = (
 ABOUT = (
     "Value and gradients in float32 on {threads} threads, beside the same loss written plainly in "
     "eager torch (for the two-sample distance: POT's value on NumPy arrays). Times are medians of "
-    "{rounds} interleaved rounds, ratios the median over rounds with their range. Memory is the "
-    "peak of a fresh process. {profile}"
+    "{rounds} interleaved rounds, each after a call that is not timed, ratios the median over "
+    "rounds with their range. Memory is the peak of a fresh process. {profile}"
 )
 
 

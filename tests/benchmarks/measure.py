@@ -25,17 +25,18 @@ def limit_threads():
 
 
 def interleaved_times(functions, rounds):
-    """Seconds of each function in each round: A B A B, after one round that is not measured.
+    """Seconds of each function in each round: A B A B.
 
     Two dictionaries (name -> list): wall time, and the process's CPU time, which other programs on
     the machine disturb less. Whatever slows the machine for a while slows neighbours in time
-    alike, so that ratios within a round are steadier than ratios of medians.
+    alike, so that ratios within a round are steadier than ratios of medians. A call that is not
+    timed comes before each that is, as in a training loop: the memory that another function has
+    just given back to the system is cleared in the first.
     """
     wall, cpu = ({name: [] for name in functions} for _ in range(2))
-    for function in functions.values():
-        function()
     for _ in range(rounds):
         for name, function in functions.items():
+            function()
             wall_start, cpu_start = time.perf_counter(), time.process_time()
             function()
             wall[name].append(time.perf_counter() - wall_start)

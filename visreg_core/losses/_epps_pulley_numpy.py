@@ -1,32 +1,32 @@
-"""NumPy's twin of the Epps-Pulley sums: sums over samples and over knots are matrix products.
+"""NumPy's twin of the Epps-Pulley sums: a few powers, whose products with each other are the rest.
 
-With j = B a − b, e^{ijθ} = V_a · conj(U_b) for V_a = e^{iBaθ} and U_b = e^{ibθ}: about 2√m powers
-make all m multiples of the angle θ. As real vectors of interleaved real and imaginary parts,
-
-    cos jθ = V_a · U_b   and   sin jθ = V_a · (i U_b)
-
-are inner products of pairs. So the moments are the real product of the rows of (U, iU) with those
-of V over samples, and a trigonometric polynomial is V's pairwise product with its coefficients
-times (U, iU).
+With s = 2 B + 1 the powers U_b = e^{ibθ}, b = 1 … B, and V_a = e^{iasθ}, a = 1 … A, make every
+multiple of the angle θ up to A s + B: as U_b, V_a, V_a U_b and V_a conj(U_b), so that about √(2m)
+powers do for m multiples. What has to be summed over samples are then products of real and
+imaginary parts, which is one matrix product; so is what a trigonometric polynomial multiplies each
+V_a by.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
+from visreg_core import _tiles
+
 
 def factors(m: int) -> tuple[int, int]:
-    """A and B, about √m, for which A B >= m."""
-    b = math.isqrt(m - 1) + 1
-    return -(-m // b), b
+    """A and B >= 1, of about the least sum, with A (2 B + 1) + B >= m."""
+    b = max(1, math.isqrt(m // 2))
+    return max(0, -(-(m - b) // (2 * b + 1))), b
 
 
 def scratch(n_knots: int) -> int:
-    """Arrays of the samples' size that a row works with: (U, iU), V and V's product partner."""
+    """Arrays of the samples' size that a row works with: parts of the powers and of V's factors."""
     a, b = factors(n_knots - 1)
-    return 4 * (a + b)
+    return 2 * (a + b) + 2 * a + 4
 
 
 class Multiples:
@@ -36,34 +36,91 @@ class Multiples:
         rows, n = angle.shape
         self.m = m
         self.a, self.b = factors(m)
-        dtype = np.result_type(angle.dtype, np.complex64)
-        u = np.empty((rows, 2 * self.b, n), dtype)
-        v = np.empty((rows, self.a, n), dtype)
-        first = np.empty((rows, n), dtype)
-        np.cos(angle, out=first.real)
-        np.sin(angle, out=first.imag)
-        u[:, 0] = 1
+        # Parts of U_1 … U_B, V_1 … V_A. Each is contiguous: rows of a power of two apart would
+        # share a few lines of the cache.
+        powers = np.empty((self.b + self.a, 2, rows, n), angle.dtype)
+        first, spare = powers[0], np.empty_like(angle)
+        np.cos(angle, out=first[0])
+        np.sin(angle, out=first[1])
         for b in range(1, self.b):
-            np.multiply(u[:, b - 1], first, out=u[:, b])
-        np.multiply(u[:, self.b - 1], first, out=v[:, 0])
-        for a in range(1, self.a):
-            np.multiply(v[:, a - 1], v[:, 0], out=v[:, a])
-        np.multiply(u[:, : self.b], 1j, out=u[:, self.b :])
-        self.u, self.v = (x.view(x.real.dtype) for x in (u, v))  # (R, 2B, 2N), (R, A, 2N)
+            _multiply(powers[b - 1], first, spare, out=powers[b])
+        if self.a:
+            last, leap, square = powers[self.b - 1], powers[self.b], np.empty_like(first)
+            _multiply(last, last, spare, out=square)
+            _multiply(square, first, spare, out=leap)
+            for a in range(self.b + 1, self.b + self.a):
+                _multiply(powers[a - 1], leap, spare, out=powers[a])
+        self.parts = powers.reshape(-1, rows, n).transpose(1, 0, 2)  # (R, 2 (B + A), N)
+        self.u, self.v = self.parts[:, : 2 * self.b], self.parts[:, 2 * self.b :]
 
     def sums(self, keep: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Σ_n cos jθ_n and Σ_n sin jθ_n over the kept samples, each (R, m)."""
-        v = self.v if keep is None else self.v * np.repeat(keep, 2)
-        products = np.matmul(v, self.u.transpose(0, 2, 1)).reshape(-1, self.a, 2, self.b)
-        ordered = products[..., ::-1]  # b falls as j rises
-        cos, sin = (ordered[:, :, part].reshape(-1, self.a * self.b) for part in (0, 1))
-        return cos[:, : self.m], sin[:, : self.m]
+        u, rows = self.u, len(self.u)
+        kept = np.ones(u.shape[-1], u.dtype) if keep is None else keep[0].astype(u.dtype)
+        own = (self.parts @ kept).reshape(rows, -1, 2)
+        u = u if keep is None else u * kept
+        products = (self.v @ u.transpose(0, 2, 1)).reshape(rows, self.a, 2, self.b, 2)
+        (cos_cos, cos_sin), (sin_cos, sin_sin) = products.transpose(2, 4, 0, 1, 3)  # of V, of U
+        cos = self._joined(cos_cos + sin_sin, own[..., 0], cos_cos - sin_sin)
+        return cos, self._joined(sin_cos - cos_sin, own[..., 1], sin_cos + cos_sin)
 
     def polynomial(self, of_cos: np.ndarray, of_sin: np.ndarray) -> np.ndarray:
         """Σ_j of_cos_j cos jθ_n + of_sin_j sin jθ_n for coefficients (R, m): (R, N)."""
-        padded = np.zeros((len(of_cos), 2, self.a * self.b), self.u.dtype)
-        padded[:, 0, : self.m], padded[:, 1, : self.m] = of_cos, of_sin
-        ordered = padded.reshape(-1, 2, self.a, self.b)[..., ::-1].transpose(0, 2, 1, 3)
-        coefficients = ordered.reshape(-1, self.a, 2 * self.b)
-        pairs = np.einsum("ran,ran->rn", self.v, coefficients @ self.u)
-        return pairs[:, 0::2] + pairs[:, 1::2]
+        rows = len(of_cos)
+        (below_c, own_c, above_c), (below_s, own_s, above_s) = map(self._apart, (of_cos, of_sin))
+        factors_of_v = [  # of its cosine, of its sine: from U's cosine, from U's sine
+            [above_c + below_c, above_s - below_s],
+            [above_s + below_s, below_c - above_c],
+        ]
+        matrix = np.array(factors_of_v).transpose(2, 3, 0, 4, 1)  # (R, A, 2, B, 2)
+        of_v = matrix.reshape(rows, 2 * self.a, 2 * self.b) @ self.u
+        own = np.stack([own_c, own_s], axis=-1).reshape(rows, 1, -1) @ self.parts
+        return own[:, 0] + np.einsum("rpn,rpn->rn", self.v, of_v)
+
+    def _joined(self, below: np.ndarray, own: np.ndarray, above: np.ndarray) -> np.ndarray:
+        """In order of j, (R, m): of V_a conj(U_b), (R, A, B), of the powers, and of V_a U_b."""
+        around = np.concatenate([below[..., ::-1], own[:, self.b :, None], above], axis=-1)
+        around = around.reshape(len(own), -1)
+        return np.concatenate([own[:, : self.b], around], axis=-1)[:, : self.m]
+
+    def _apart(self, ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The three parts of what `_joined` joins."""
+        b, rows = self.b, len(ordered)
+        padded = np.zeros((rows, b + self.a * (2 * b + 1)), self.u.dtype)
+        padded[:, : self.m] = ordered
+        around = padded[:, b:].reshape(rows, self.a, 2 * b + 1)
+        own = np.concatenate([padded[:, :b], around[..., b]], axis=-1)
+        return around[..., b - 1 :: -1], own, around[..., b + 1 :]
+
+
+class InTiles:
+    """`Multiples` of many rows, which sums and polynomial make again, a tile of rows at a time.
+
+    For samples that lie on several shards: a reduction of all rows' sums lies between the two.
+    """
+
+    def __init__(self, angle: np.ndarray, m: int) -> None:
+        self.angle, self.m = angle, m
+
+    def sums(self, keep: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        return self._tiled(lambda angle: Multiples(angle, self.m).sums(keep))
+
+    def polynomial(self, of_cos: np.ndarray, of_sin: np.ndarray) -> np.ndarray:
+        return self._tiled(
+            lambda angle, *of: (Multiples(angle, self.m).polynomial(*of),), of_cos, of_sin
+        )[0]
+
+    def _tiled(
+        self, body: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        return _tiles.in_tiles(np, body, self.angle, *arrays, scratch=scratch(self.m + 1))
+
+
+def _multiply(x: np.ndarray, y: np.ndarray, spare: np.ndarray, out: np.ndarray) -> None:
+    """Product of complex numbers whose parts are the first axis."""
+    np.multiply(x[0], y[0], out=out[0])
+    np.multiply(x[1], y[1], out=spare)
+    out[0] -= spare
+    np.multiply(x[0], y[1], out=out[1])
+    np.multiply(x[1], y[0], out=spare)
+    out[1] += spare

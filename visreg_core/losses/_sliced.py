@@ -41,7 +41,7 @@ def sliced(
     slices: Array,
     term: Term,
     *,
-    scratch: int = 8,
+    scratch: int | None = 8,
     need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
@@ -50,9 +50,9 @@ def sliced(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Values of `term` on every slice, and the gradients of their sum.
 
-    `scratch` is the number of arrays of a sample's size that the term works with. The samples may
-    be one of `shards`, over which the term reduces; with `exchange` it sees all samples of a part
-    of the slices.
+    `scratch` is the number of arrays of a sample's size that the term works with, None for a term
+    that looks after the cache by itself. The samples may be one of `shards`, over which the term
+    reduces; with `exchange` it sees all samples of a part of the slices.
 
     samples : arrays (B, N_i, D) of one compute dtype; slices : (B or 1, D, K).
     Returns values (B, K) and, if `need_grad`, one gradient (B, N_i, D) for each sample.
@@ -83,9 +83,12 @@ def sliced(
         p = [xp.reshape(x, (-1, x.shape[-1])) for x in p]
         if exchange is not None:
             p = [exchange.exchange(x, split=0, join=1) for x in p]
-        values, *gradients = _tiles.in_tiles(
-            xp, lambda *tile: term(need_grad, *tile), *p, scratch=scratch
-        )
+        if scratch is None:
+            values, *gradients = term(need_grad, *p)
+        else:
+            values, *gradients = _tiles.in_tiles(
+                xp, lambda *tile: term(need_grad, *tile), *p, scratch=scratch
+            )
         del p  # not beside what is carried back
         if exchange is not None:
             values = exchange.gather(values, axis=0)

@@ -39,25 +39,25 @@ def _pair_terms(
         every = xp.sum(gram_a * gram_b, axis=(-2, -1), keepdims=True)
         every = shards.sum(every) / (n * n)
         off = every - xp.sum(diagonal * diagonal, axis=(-2, -1), keepdims=True)
+        included = diagonal  # of the diagonal in the products that follow
 
-        def off_pullback() -> tuple[Array, Array]:
-            scale = 2 / (n * n)
-            return (
-                (gram_b @ every_a) * scale - b * (diagonal * (2 / n)),
-                (gram_a @ every_b) * scale - a * (diagonal * (2 / n)),
-            )
+        def products(factor: Scalar) -> tuple[Array, Array]:
+            return (gram_b * (factor / n)) @ every_a, (gram_a * (factor / n)) @ every_b
     else:
-        correlation = shards.sum(xp.matrix_transpose(a) @ b) / n
-        others = off_diagonal(xp, correlation)
+        others = off_diagonal(xp, shards.sum(xp.matrix_transpose(a) @ b) / n)
         off = xp.sum(others * others, axis=(-2, -1), keepdims=True)
+        included = xp.zeros_like(diagonal)
 
-        def off_pullback() -> tuple[Array, Array]:
-            return (b @ xp.matrix_transpose(others)) * (2 / n), (a @ others) * (2 / n)
+        def products(factor: Scalar) -> tuple[Array, Array]:
+            scaled = others * factor
+            return b @ xp.matrix_transpose(scaled), a @ scaled
 
     def pullback(on_scale: Scalar, off_scale: Scalar) -> tuple[Array, Array]:
-        slope = (diagonal - 1) * (on_scale * 2 / n)
-        off_a, off_b = off_pullback()
-        return b * slope + off_a * off_scale, a * slope + off_b * off_scale
+        # Factors go onto a row or the smaller matrix, not onto (N, D) entries.
+        factor = 2 * off_scale / n
+        on_other = (diagonal - 1) * (2 * on_scale / n) - included * factor
+        of_a, of_b = products(factor)
+        return of_a + b * on_other, of_b + a * on_other
 
     return on, off, pullback
 

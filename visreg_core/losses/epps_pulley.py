@@ -69,13 +69,12 @@ def value_from_moments(xp: Namespace, real: Array, imaginary: Array, n: Scalar, 
     return n * xp.sum(k.weights * (off * off + imaginary * imaginary), axis=-1)
 
 
-def multiples(xp: Namespace, angle: Array, m: int) -> Any:
-    """The twin of `Multiples` that is fastest here."""
-    return (
-        _epps_pulley_numpy.Multiples(angle, m)
-        if _xp.name(xp) == "numpy"
-        else Multiples(xp, angle, m)
-    )
+def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool = False) -> Any:
+    """The twin of `Multiples` that is fastest here, for samples in one place or on shards."""
+    if _xp.name(xp) != "numpy":
+        return Multiples(xp, angle, m)
+    on_numpy: Any = _epps_pulley_numpy.InTiles if sharded else _epps_pulley_numpy.Multiples
+    return on_numpy(angle, m)
 
 
 def term(
@@ -95,8 +94,10 @@ def term(
     keep = None if mask is None else mask[None, :]
     angle = k.first * _rows.kept(xp, keep, x)
     m = k.knots.shape[-1]
-    make: Callable[..., Any] = execution.kernels.get("multiples", multiples)
-    of_angle = make(xp, angle, m)
+    if "multiples" in execution.kernels:
+        of_angle = execution.kernels["multiples"](xp, angle, m)
+    else:
+        of_angle = multiples(xp, angle, m, sharded=execution.shards.size > 1)
     sums = xp.concat(of_angle.sums(keep), axis=-1)
     moments = execution.shards.sum(sums) / n
     real, imaginary = moments[:, :m], moments[:, m:]
@@ -230,7 +231,8 @@ def _sigreg(
         (wide,),
         flat_slices(xp, slices, z),
         lambda gradients, p: term(xp, p, n, knots, row_mask, gradients, execution),
-        scratch=_epps_pulley_numpy.scratch(n_knots),
+        # What shards reduce, they do once a chunk.
+        scratch=_epps_pulley_numpy.scratch(n_knots) if execution.shards.size == 1 else None,
         need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),

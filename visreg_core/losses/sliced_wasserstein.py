@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import sorted_rows, sorted_values, targets_by_rank
+from visreg_core._sorting import sorted_rows, sorted_values
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
 from visreg_core.losses._rows import power_of_two_below
@@ -56,12 +56,14 @@ def two_sample_term(
     """Term for samples without weights: where order statistics meet is known beforehand."""
 
     def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        xs, ys = sorted_values(xp, px), sorted_values(xp, py)
         if not need_grad:
-            return (xp.sum(_power(xp, xs - ys, p, False)[0], axis=-1) / n,)
-        value, slope_x = _power(xp, px - targets_by_rank(xp, px, ys), p, True)
-        _, slope_y = _power(xp, py - targets_by_rank(xp, py, xs), p, True)
-        return xp.sum(value, axis=-1) / n, slope_x / n, slope_y / n
+            difference = sorted_values(xp, px) - sorted_values(xp, py)
+            return (xp.sum(_power(xp, difference, p, False)[0], axis=-1) / n,)
+        (xs, order_x), (ys, order_y) = sorted_rows(xp, px), sorted_rows(xp, py)
+        value, slope = _power(xp, xs - ys, p, True)
+        slope = slope / n
+        total = xp.sum(value, axis=-1) / n
+        return total, _xp.put_last(xp, order_x, slope), _xp.put_last(xp, order_y, -slope)
 
     if n == m:
         return equal
@@ -73,7 +75,10 @@ def two_sample_term(
     mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)[None, :]
 
     def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        xs, ys = sorted_values(xp, px), sorted_values(xp, py)
+        if need_grad:
+            (xs, order_x), (ys, order_y) = sorted_rows(xp, px), sorted_rows(xp, py)
+        else:
+            xs, ys = sorted_values(xp, px), sorted_values(xp, py)
         difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
         value, *slope = _power(xp, difference, p, need_grad)
         total = xp.sum(mass * value, axis=-1)
@@ -81,7 +86,7 @@ def two_sample_term(
             return (total,)
         slope_x = _xp.add_last(xp, n, xp.broadcast_to(i, difference.shape), mass * slope[0])
         slope_y = _xp.add_last(xp, m, xp.broadcast_to(j, difference.shape), -mass * slope[0])
-        return total, targets_by_rank(xp, px, slope_x), targets_by_rank(xp, py, slope_y)
+        return total, _xp.put_last(xp, order_x, slope_x), _xp.put_last(xp, order_y, slope_y)
 
     return merged
 

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from tests.core import reference
 from tests.core.losses.test_values import TOLERANCE
 from visreg_core import epps_pulley, random_slices, sigreg_loss, value_and_grad, value_and_vjp
+from visreg_core.losses._epps_pulley_numpy import InTiles, Multiples, scratch
 
 pytestmark = pytest.mark.lean_on_jax(dtype=["float64"])
 
@@ -144,6 +145,24 @@ def test_any_grid(n, knots, t_max, seed, dtype):
     term = reference.epps_pulley_statistic([float(v) for v in x], t_max, knots)
     assert abs(float(got) - term.value) <= 2 * TOLERANCE[dtype] * term.magnitude
     assert gradient.dtype == x.dtype and np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+@pytest.mark.parametrize("m", [*range(1, 20), 64, 301])
+def test_products_of_powers_are_all_multiples(m, masked, rng, monkeypatch):
+    """NumPy's twin, of all rows at once and in tiles, against each cosine and sine by itself."""
+    angle, of_cos, of_sin = rng.normal(size=(7, 50)), *rng.normal(size=(2, 7, m))
+    keep = rng.random((1, 50)) < 0.6 if masked else None
+    j = np.arange(1, m + 1)[:, None]
+    cos, sin = np.cos(j * angle[:, None]), np.sin(j * angle[:, None])
+    kept = 1.0 if keep is None else keep
+    polynomial = (of_cos[..., None] * cos + of_sin[..., None] * sin).sum(1)
+    monkeypatch.setattr("visreg_core._tiles._TILE_BYTES", 3 * 8 * 50 * scratch(m + 1))
+    for twin in (Multiples(angle, m), InTiles(angle, m)):
+        cos_sums, sin_sums = twin.sums(keep)
+        assert_allclose(cos_sums, (cos * kept).sum(-1), atol=1e-12 * m)
+        assert_allclose(sin_sums, (sin * kept).sum(-1), atol=1e-12 * m)
+        assert_allclose(twin.polynomial(of_cos, of_sin), polynomial, atol=1e-12 * m)
 
 
 def test_no_array_of_all_knots(rng):
