@@ -40,6 +40,7 @@ bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_trees --json docs/benchmarks/trees.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_jax --json docs/benchmarks/jax.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_sharding --json docs/benchmarks/sharding.json $(ARGS)
+	$(RUN) tests.benchmarks.bench_cost --json docs/benchmarks/cost.json --figure docs/_static/cost.png $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo runs/demo report.html docs/_build docs/generated

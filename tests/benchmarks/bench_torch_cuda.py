@@ -19,6 +19,7 @@ import torch
 import visreg_core as vc
 from tests.benchmarks import eager
 from tests.benchmarks.bench_losses import print_table, write_json
+from tests.benchmarks.cost_figure import draw_cost
 from tests.benchmarks.measure import interleaved_times, machine
 from visreg_torch.kernels import dispatch, fused
 
@@ -31,7 +32,6 @@ ABOUT = (
     "the peak allocated by a candidate, z itself included, divided by z and its gradient."
 )
 SWEEP = (1000, 2000, 5000, 10_000, 20_000, 50_000)
-BASELINES = ("eager", "compiled")
 
 
 @dataclass(frozen=True)
@@ -262,32 +262,6 @@ def table_rows(title, case, result):
         ]
 
 
-def draw_sweep(works, path):
-    """Time and memory over N, a line for each loss and way."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    lines = {}
-    for work in works:
-        for candidate, times in work["seconds"].items():
-            point = (work["size"]["n"], statistics.median(times), work["peak_bytes"][candidate])
-            lines.setdefault((work["name"], candidate), []).append(point)
-    figure, (of_time, of_memory) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for (loss, candidate), points in sorted(lines.items()):
-        n, seconds, peak = zip(*sorted(points), strict=True)
-        style = "--" if candidate in BASELINES else "-"
-        of_time.loglog(n, seconds, style, marker=".", label=f"{loss}, {candidate}")
-        if None not in peak:
-            of_memory.loglog(n, [p / 1e9 for p in peak], style, marker=".")
-    of_time.set(xlabel="samples N", ylabel="seconds a step")
-    of_memory.set(xlabel="samples N", ylabel="peak above the embeddings (GB)")
-    figure.legend(*of_time.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def hardware(device):
     """The machine, and the device."""
     found = machine()
@@ -339,7 +313,7 @@ def main():
     if arguments.json:
         write_json(arguments.json, content)
     if arguments.figure:
-        draw_sweep(sweep, arguments.figure)
+        draw_cost(sweep, arguments.figure)
 
 
 if __name__ == "__main__":

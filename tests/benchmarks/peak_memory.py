@@ -32,10 +32,13 @@ def reset_peak():
     return True
 
 
-def measure(work, candidate, quick):
-    prepare = work.candidates[candidate]
-    prepare(*work.inputs(quick=True))()
-    run = prepare(*work.inputs(quick))
+def peak_above(prepare, small_inputs, inputs):
+    """Peak bytes of a candidate's one run above what was resident before, gradients included.
+
+    Returns it with the gradients' bytes and the name of the counter.
+    """
+    prepare(*small_inputs)()
+    run = prepare(*inputs)
     # Freed memory that the allocator keeps would be used again without being seen.
     ctypes.CDLL(None).malloc_trim(0)
     if reset_peak():
@@ -49,11 +52,16 @@ def measure(work, candidate, quick):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         _, gradients = run()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    gradient_bytes = sum(g.nbytes for g in gradients)
+    return peak - before, sum(g.nbytes for g in gradients), method
+
+
+def measure(work, candidate, quick):
+    prepare = work.candidates[candidate]
+    peak, gradient_bytes, method = peak_above(prepare, work.inputs(quick=True), work.inputs(quick))
     return {
         "method": method,
         "gradient_mb": gradient_bytes / 1e6,
-        "above_mb": (peak - before - gradient_bytes) / 1e6,
+        "above_mb": (peak - gradient_bytes) / 1e6,
     }
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.benchmarks.bench_torch_cuda import COLUMNS, assert_agree, cases, draw_sweep
+from tests.benchmarks.bench_torch_cuda import COLUMNS, assert_agree, cases
 from tests.benchmarks.measure import fresh_process
 
 
@@ -39,13 +39,3 @@ def test_disagreement_is_told():
         assert_agree({"a": (1.0, ones), "b": (1.1, ones)}, torch.float32)
     with pytest.raises(AssertionError, match=r"gradients differ by .*: b"):
         assert_agree({"a": (1.0, ones), "b": (1.0, 1.1 * ones)}, torch.float32)
-
-
-def test_figure(tmp_path):
-    works = [
-        {"name": "visreg", "size": {"n": n}, "seconds": {c: [n / 1e6]}, "peak_bytes": {c: 8.0 * n}}
-        for n in (1000, 2000)
-        for c in ("eager", "kernels, project")
-    ]
-    draw_sweep(works, tmp_path / "sweep.svg")
-    assert (tmp_path / "sweep.svg").stat().st_size > 0
