@@ -47,14 +47,13 @@ class _Shape(NamedTuple):
     """What the shape term keeps for its gradient; G = ds/dz̃ of s = Σ_n (sort(z̃ w)_n − q_n)².
 
     total : mean of s over batch and slices; divisor : σ + ε, (..., 1, D); gradient : G (..., N, D);
-    mean : Σ_n G / N; along : Σ_n G ẑ, where the divisor is not held constant. The last three are
-    None without a gradient.
+    along : Σ_n G ẑ, where the divisor is not held constant. The last two are None without a
+    gradient.
     """
 
     total: Array
     divisor: Array
     gradient: Array = None
-    mean: Array = None
     along: Array = None
 
 
@@ -94,7 +93,7 @@ def _shape_term(
         return _Shape(total, divisor)
     gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, rows.z.shape))
     along = None if detach_scale else rows.sum(gradient * rows.centred())
-    return _Shape(total, divisor, gradient, rows.sum(gradient) / rows.n, along)
+    return _Shape(total, divisor, gradient, along)
 
 
 def _gradient(
@@ -114,8 +113,9 @@ def _gradient(
 
     - centre: dμ/dz_n = 1/N, a row;
     - scale: dσ/dz_n = ẑ_n / (N σ), a multiple of ẑ;
-    - shape: z̃ = ẑ / divisor, whose centring takes the mean of G a away; with the divisor σ + ε
-      not held constant, also the multiple of ẑ that σ brings.
+    - shape: z̃ = ẑ / divisor, whose centring takes nothing away, because the projections of centred
+      rows and the quantiles both sum to 0, and so do G's columns; with the divisor σ + ε not held
+      constant, the multiple of ẑ that σ brings.
     """
     xp = rows.xp
     per_deviation = _rows.safe_reciprocal(xp, sigma) / rows.n
@@ -125,7 +125,6 @@ def _gradient(
         of_shape = on_shape / shape.divisor
         if shape.along is not None:
             on_centred = on_centred - of_shape / shape.divisor * shape.along * per_deviation
-        on_all = on_all - of_shape * shape.mean
     # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
     on_all = on_all - rows.rest * on_centred
     if shape is None:
