@@ -58,10 +58,7 @@ class _Shape(NamedTuple):
 
 
 def _shape_term(
-    xp: Namespace,
-    rows: _rows.Rows,
-    centred: Array,
-    sigma: Array,
+    z: Array,
     slices: Array,
     row_mask: Array | None,
     *,
@@ -71,11 +68,18 @@ def _shape_term(
     chunk_size: int | None,
     projection_dtype: DType,
     execution: Execution,
-) -> _Shape:
-    """`centred` is given away: it becomes z̃ where its memory may be used again."""
+) -> tuple[_rows.Rows, Array, _Shape]:
+    """The rows of z, their standard deviations (..., 1, D), and the shape that these two leave."""
+    xp = _xp.namespace(z, slices, row_mask)
+    _checks.embeddings("z", z)
+    _checks.slices(slices, z)
+    _checks.row_mask(row_mask, z)
+    _checks.not_negative("eps", eps)
+    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
+    sigma = _rows.standard_deviation(rows, centred)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
     if _xp.name(xp) == "numpy" or (_xp.name(xp) == "torch" and not _xp.requires_grad(centred)):
-        centred /= divisor
+        centred /= divisor  # nobody needs them again
     else:
         centred = centred / divisor
     total, gradient = sliced_gaussian(
@@ -86,14 +90,14 @@ def _shape_term(
         row_mask,
         need_grad=need_grad,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, rows.z, projection_dtype),
+        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
         execution=execution,
     )
     if gradient is None:
-        return _Shape(total, divisor)
-    gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, rows.z.shape))
+        return rows, sigma, _Shape(total, divisor)
+    gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, z.shape))
     along = None if detach_scale else rows.sum(gradient * rows.centred())
-    return _Shape(total, divisor, gradient, along)
+    return rows, sigma, _Shape(total, divisor, gradient, along)
 
 
 def _gradient(
@@ -307,19 +311,9 @@ def _shape_loss(
     need_grad: bool,
     execution: Execution = PLAIN,
 ) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
-    _checks.not_negative("eps", eps)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
-    shape = _shape_term(
-        xp,
-        rows,
-        centred,
-        sigma,
+    rows, sigma, shape = _shape_term(
+        z,
         slices,
         row_mask,
         detach_scale=detach_scale,
@@ -334,7 +328,7 @@ def _shape_loss(
     def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
         on_shape = cotangent / samples
         gradient = _gradient(rows, sigma, on_shape=on_shape, shape=shape, donated=donated)
-        return gradient_like(xp, gradient, z)
+        return gradient_like(rows.xp, gradient, z)
 
     return shape.total / samples, vjp
 
@@ -425,19 +419,9 @@ def _visreg_loss(
     need_grad: bool,
     execution: Execution = PLAIN,
 ) -> tuple[VISRegTerms, Callable[..., Array]]:
-    xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.not_negative("eps", eps)
     w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
-    shape = _shape_term(
-        xp,
-        rows,
-        centred,
-        sigma,
+    rows, sigma, shape = _shape_term(
+        z,
         slices,
         row_mask,
         detach_scale=detach_scale,
@@ -447,8 +431,9 @@ def _visreg_loss(
         projection_dtype=projection_dtype,
         execution=execution,
     )
+    xp, shape_value = rows.xp, shape.total / rows.n
     scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean)
-    total = w_scale * scale + w_shape * (shape.total / rows.n) + w_center * center
+    total = w_scale * scale + w_shape * shape_value + w_center * center
 
     def vjp(
         on_total: Scalar,
@@ -470,7 +455,7 @@ def _visreg_loss(
         )
         return gradient_like(xp, gradient, z)
 
-    return VISRegTerms(total, scale, shape.total / rows.n, center), vjp
+    return VISRegTerms(total, scale, shape_value, center), vjp
 
 
 @differentiated_by(_visreg_loss)
