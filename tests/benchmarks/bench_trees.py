@@ -23,10 +23,11 @@ ABOUT = (
     "linkage uses: clusters inside clusters, and a random nonlinear image of them as the second "
     "set. Times at N = {n} are medians of {rounds} interleaved rounds in one process, ratios (of "
     "wall time) the median over rounds; memory and the larger times are of fresh processes, one "
-    "run each. On a machine with other work CPU time is what to read. Linkage compares 3.3 N² pairs "
-    "at N = 10,000 and 0.2 N² more with every doubling (counted up to 40,000), each a product of D "
-    "numbers; a pair takes 2.2 ns there, and 2.8 ns at 200,000, where blocks of distances leave the "
-    "caches. So time grows a little faster than N², and memory as N·D. No GPU was there to run on."
+    "run each. On a machine with other work CPU time is what to read. Linkage compares 3.3 N² "
+    "pairs at N = 10,000 and 0.2 N² more with every doubling (counted up to 40,000), each a "
+    "product of D numbers; a pair takes 2.2 ns there, and 2.8 ns at 200,000, where blocks of "
+    "distances leave the caches. So time grows a little faster than N², and memory as N·D. No GPU "
+    "was there to run on."
 )
 AIMS = {
     ("lca_similarity", 10_000): "≤ 0.6 of one SciPy linkage, ≤ 500 MB",
