@@ -135,6 +135,8 @@ def forward(
             _widened(t, embedding=i < call.n_embeddings, compute=compute, on_numpy=on_numpy)
             for i, t in enumerate(tensors)
         ]
+        if need_grad:
+            wide = _disjoint(wide)
         arguments = fill(call.arguments, [_as_array(t, on_numpy) for t in wide])
         if on_numpy and arguments.get("projection_dtype") is not None:
             name = str(arguments["projection_dtype"]).removeprefix("torch.")
@@ -168,16 +170,40 @@ def _source(x: Tensor, tensors: Sequence[Tensor], kept: list[Tensor]) -> int | V
 
 
 def _offset_in(x: Tensor, t: Tensor) -> int | None:
-    """Elements from t's first to x's first, where they share memory; else None."""
+    """Elements from t's first to x's first, where x lies between t's elements; else None."""
     if x.dtype != t.dtype:
         return None
-    storage = t.untyped_storage()
     if x.device.type == "meta":  # without addresses
-        same = x.untyped_storage()._cdata == storage._cdata
+        same = x.untyped_storage()._cdata == t.untyped_storage()._cdata
         return int(x.storage_offset() - t.storage_offset()) if same else None
-    if not 0 <= x.data_ptr() - storage.data_ptr() < storage.nbytes():
-        return None
-    return (x.data_ptr() - t.data_ptr()) // x.itemsize
+    (start, end), (first, last) = _span(x), _span(t)
+    return (start - first) // x.itemsize if first <= start < end <= last else None
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first element, and behind its last."""
+    start = t.data_ptr()
+    if not t.numel():
+        return start, start
+    reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return start, start + (reach + 1) * t.itemsize
+
+
+def _disjoint(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, one whose memory an earlier one reaches into as a copy.
+
+    So an array of the vjp lies in one of them at most. What is made for a loss of one embedding
+    twice, or of overlapping ones, goes back for another call with two of their own.
+    """
+    out: list[Tensor] = []
+    spans: list[tuple[int, int]] = []
+    for t in tensors:
+        start, end = _span(t)
+        if t.device.type != "meta" and any(start < last and first < end for first, last in spans):
+            t = t.clone()
+        out.append(t)
+        spans.append(_span(t))
+    return out
 
 
 # --- backward -------------------------------------------------------------------------------------
@@ -206,7 +232,7 @@ def backward(
             tensors[source.number], embedding=embedding, compute=compute, on_numpy=on_numpy
         )
         if t.stride() != source.strides:
-            t = torch.empty_strided(t.shape, source.strides, dtype=t.dtype, device=device).copy_(t)
+            t = _with_strides(t, source.strides)
         return t.as_strided(source.size, source.stride, t.storage_offset() + source.offset)
 
     with _apart(device, on_numpy):
@@ -217,6 +243,14 @@ def backward(
         result = vjp(*given, **takes)
         gradients = result if isinstance(result, tuple) else (result,)
         return [_as_tensor(g).to(d) for g, d in zip(gradients, pullback.dtypes, strict=True)]
+
+
+def _with_strides(t: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The same numbers in other strides, of which those that are 0 expand a single element."""
+    out = torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device)
+    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)
+    out[once].copy_(t[once])
+    return out
 
 
 def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:

@@ -157,6 +157,32 @@ def test_saved_tensors_may_live_elsewhere(rng):
     torch.testing.assert_close(found, expected)
 
 
+TWO_VIEWS = {
+    "halves": lambda z: (z[:6], z[6:]),
+    "every second": lambda z: (z[0::2], z[1::2]),
+    "overlapping": lambda z: (z[0:6], z[2:8]),
+    "within": lambda z: (z[0::2], z[1:7]),
+    "columns": lambda z: (z[:, :2], z[:, 2:]),
+    "twice": lambda z: (z, z),
+    "expanded": lambda z: (z[:1].expand(6, 4), z[1:2].expand(6, 4)),
+}
+
+
+@pytest.mark.parametrize("views", TWO_VIEWS.values(), ids=TWO_VIEWS)
+@each(named("vicreg_loss", "barlow_twins_loss", "sliced_wasserstein"))
+def test_views_of_one_tensor_may_live_elsewhere_each(case, views):
+    """What is unpacked of one of them does not reach into the other; it is contiguous."""
+    z = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
+    others = (torch.eye(views(z)[0].shape[1], dtype=z.dtype),) if case.loss.sliced else ()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.detach().clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
+        result = weighted(ours(case)(*views(z), *others))
+    (found,) = torch.autograd.grad(result, z)
+    (expected,) = torch.autograd.grad(weighted(case.function(*views(z), *others)), z)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 # --- second derivatives ---------------------------------------------------------------------------
 
 

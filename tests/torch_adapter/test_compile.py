@@ -267,3 +267,23 @@ def test_one_tensor_may_be_both_views():
         torch.autograd.grad(f(a, a).total, a)[0] for f in (compiled, visreg_torch.vicreg_loss)
     )
     torch.testing.assert_close(found, expected)
+
+
+# The compiler looks at .grad of tensors that are not leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("name", ["vicreg_loss", "barlow_twins_loss"])
+@pytest.mark.parametrize("twice_first", [False, True])
+def test_calls_alike_go_back_each_by_itself(name, twice_first):
+    """Two tensors, one tensor twice, and views of one: of the same shapes, with open graphs."""
+    torch.manual_seed(0)
+    compiled = torch.compile(getattr(visreg_torch, name), fullgraph=True, backend="aot_eager")
+    leaves = [torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    x, y, z = leaves
+    pairs = [(x[0].clone(), x[1].clone()), tuple(z.unbind(0)), (y[1], y[1])]
+    if twice_first:
+        pairs.reverse()
+    results = [compiled(*pair).total for pair in pairs]
+    found = torch.autograd.grad(sum(results), leaves)
+    (core,) = (case.function for case in named(name))
+    expected = torch.autograd.grad(sum(core(*pair).total for pair in pairs), leaves)
+    assert_all_close(found, expected, rtol=1e-10, atol=1e-12)
