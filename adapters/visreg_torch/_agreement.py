@@ -10,7 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from visreg_torch._call import check_tensor
 
 LENGTH = 2048
 _LONGEST_TEXT = 300
@@ -21,18 +24,28 @@ _FINGERPRINT = 8
 _TOLERANCE = 1e-3
 
 
-def header(loss: str, arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> bytes:
-    """What a process passes to a loss; `row_axes` names the arguments that have rows."""
+def header(
+    loss: str, arguments: Mapping[str, Any], row_axes: Mapping[str, int], wanted: bool
+) -> bytes:
+    """What a process passes to a loss, and whether it wants the gradient.
+
+    `row_axes` names the arguments that have rows.
+    """
     told: dict[str, Any] = {"loss": loss, "rows": 0, "arrays": {}, "options": "", "slices": []}
-    told["masked"] = arguments.get("row_mask") is not None
+    told["masked"], told["gradient"] = arguments.get("row_mask") is not None, wanted
     try:
         told |= _told(arguments, row_axes)
         told["problem"] = None
     except (TypeError, ValueError) as error:  # the other processes must hear of it
         told["problem"] = str(error)[:_LONGEST_TEXT]
-    if len(told["options"]) > _LONGEST_TEXT:
-        told["options"] = hashlib.sha256(told["options"].encode()).hexdigest()
-    return json.dumps(told, ensure_ascii=True).encode().ljust(LENGTH)
+    told["options"] = _fitting(told["options"])
+    told["arrays"] = {name: _fitting(text) for name, text in told["arrays"].items()}
+    return json.dumps(told, ensure_ascii=False).encode().ljust(LENGTH)
+
+
+def _fitting(text: str) -> str:
+    """The text, or what stands for one that is too long."""
+    return text if len(text) <= _LONGEST_TEXT else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str, Any]:
@@ -43,14 +56,15 @@ def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str
     for name, value in arguments.items():
         axis = row_axes.get(name)
         if axis is not None and value is not None:
-            if not isinstance(value, Tensor):
-                raise TypeError(f"expected {name} to be a tensor; found {type(value).__name__}")
+            check_tensor(name, value)
             if value.ndim < -axis:
                 raise ValueError(
                     f"expected {name} of at least {-axis} axes; found shape {tuple(value.shape)}"
                 )
             rows[name] = value.shape[axis]
         if name == "row_mask":  # a process may have one and another none
+            if value is not None and (value.ndim > 1 or value.dtype != torch.bool):
+                raise ValueError(f"expected row_mask bool (N); found {array_text(value)}")
             continue
         if isinstance(value, Tensor):
             arrays[name] = array_text(value, axis)
@@ -113,6 +127,8 @@ def check(headers: Sequence[Mapping[str, Any]], ranks: Sequence[int], least: int
     ]
     found = ["one set" if as_first else "another (seed or step?)" for as_first in near]
     _check_same(f"{loss} with the same slices", found, ranks)
+    found = [f"requires_grad={told['gradient']}" for told in headers]
+    _check_same(f"{loss} with one requires_grad of the embeddings", found, ranks)
     rows = [told["rows"] for told in headers]
     if sum(rows) < least:
         raise ValueError(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from visreg_torch import _batch, _op, _run, distributed
-from visreg_torch._call import Call, encode, split
+from visreg_torch._call import Call, check_tensor, encode, split
 
 # The core holds these constant whatever they ask for.
 _HELD = ("affinity", "pair_weights", "x_weights", "y_weights")
@@ -33,19 +33,23 @@ def evaluate(
     arguments : tensors and options by the core's names; differentiated : names of the embeddings
     among them; terms : class of the result, None for a loss of one field.
     """
-    for name in differentiated:
-        if not isinstance(arguments[name], Tensor):
-            found = type(arguments[name]).__name__
-            raise TypeError(f"expected {name} to be a torch.Tensor; found {found}")
     sharding = distributed.sharding_of(scope, group)
     if sharding is not None:
-        arguments = _batch.global_batch(loss, arguments, sharding)
+        wanted = _is_wanted(arguments[name] for name in differentiated)
+        arguments = _batch.global_batch(loss, arguments, sharding, wanted)
+    for name in differentiated:
+        check_tensor(name, arguments[name])
     held, named = split(arguments, differentiated)
     if torch.is_grad_enabled():
         _check_constants(named, differentiated)
     call = Call(loss, held, len(differentiated), distributed.name_of(sharding))
     fields = _fields(call, list(named.values()), 1 if terms is None else len(terms._fields))
     return fields[0] if terms is None else terms(*fields)
+
+
+def _is_wanted(embeddings: Iterable[Any]) -> bool:
+    """Whether autograd will ask for a gradient."""
+    return torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in embeddings)
 
 
 def _check_constants(named: dict[str, Tensor], differentiated: Sequence[str]) -> None:
@@ -58,8 +62,7 @@ def _check_constants(named: dict[str, Tensor], differentiated: Sequence[str]) ->
 
 
 def _fields(call: Call, tensors: list[Tensor], n_fields: int) -> Sequence[Tensor]:
-    embeddings = tensors[: call.n_embeddings]
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in embeddings)
+    wanted = _is_wanted(tensors[: call.n_embeddings])
     if _op.is_needed(tensors):
         text, numbers = encode(call)
         if wanted:

@@ -16,7 +16,9 @@ from visreg_torch.distributed import ProcessShards, Sharding, n_processes, shard
 ROW_AXES = {"z": -2, "a": -2, "b": -2, "pairs": -1, "pair_weights": -1, "row_mask": -1}
 
 
-def global_batch(loss: str, arguments: Mapping[str, Any], sharding: Sharding) -> dict[str, Any]:
+def global_batch(
+    loss: str, arguments: Mapping[str, Any], sharding: Sharding, wanted: bool
+) -> dict[str, Any]:
     """The arguments of a loss, with as many rows on every process.
 
     Processes tell each other their shapes, options and a few of the slices' elements. Where
@@ -33,6 +35,8 @@ def global_batch(loss: str, arguments: Mapping[str, Any], sharding: Sharding) ->
         Its arguments by name.
     sharding : Sharding
         Over what to talk.
+    wanted : bool
+        Whether this process will ask for a gradient. All must, or none: it takes all of them.
 
     Returns
     -------
@@ -46,10 +50,11 @@ def global_batch(loss: str, arguments: Mapping[str, Any], sharding: Sharding) ->
     """
     if sharding.static_shapes:
         of_rows = _of_rows(arguments).items()
-        own = max(x.shape[ROW_AXES[k]] for k, x in of_rows if x.ndim >= -ROW_AXES[k])
+        lengths = [x.shape[ROW_AXES[k]] for k, x in of_rows if x.ndim >= -ROW_AXES[k]]
+        own = max(lengths, default=2)
         size, masked = n_processes(sharding.group), arguments.get("row_mask") is not None
         return _padded(arguments, [own] * size, rank=0, masked=masked)
-    headers = _exchange_headers(loss, arguments, sharding.group)
+    headers = _exchange_headers(loss, arguments, sharding.group, wanted)
     ranks = dist.get_process_group_ranks(sharding.group)
     _agreement.check(headers, ranks, least=1 if loss == "invariance_loss" else 2)
     rows = [header["rows"] for header in headers]
@@ -58,16 +63,18 @@ def global_batch(loss: str, arguments: Mapping[str, Any], sharding: Sharding) ->
 
 
 def _of_rows(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: x for k, x in arguments.items() if k in ROW_AXES and x is not None}
+    return {k: x for k, x in arguments.items() if k in ROW_AXES and isinstance(x, Tensor)}
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _exchange_headers(loss: str, arguments: Mapping[str, Any], group: Any) -> list[dict[str, Any]]:
+def _exchange_headers(
+    loss: str, arguments: Mapping[str, Any], group: Any, wanted: bool = False
+) -> list[dict[str, Any]]:
     """Every process's header, in order of rank."""
-    text = _agreement.header(loss, arguments, ROW_AXES)
-    arrays = {name: x for name, x in _of_rows(arguments).items() if isinstance(x, Tensor)}
+    text = _agreement.header(loss, arguments, ROW_AXES, wanted)
+    arrays = _of_rows(arguments)
     on_host = "cpu" in dist.get_backend_config(group)
-    device = torch.device("cpu") if on_host else next(iter(arrays.values())).device
+    device = "cpu" if on_host else next((x.device for x in arrays.values()), "cuda")
     own = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
     passed = ", ".join(f"{name} {_agreement.array_text(x)}" for name, x in arrays.items())
     every = ProcessShards(group, f"{loss} of {passed}").gather(own, axis=0).cpu().numpy().tobytes()

@@ -58,9 +58,18 @@ def split(
     return held, tensors
 
 
-def _slot(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+def check_tensor(name: str, value: Any) -> None:
+    """TypeError unless `value` is a tensor whose elements lie in memory."""
     if not isinstance(value, Tensor):
+        raise TypeError(f"expected {name} to be a torch.Tensor; found {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"expected {name} to be a dense torch.Tensor; found {value.layout}")
+
+
+def _slot(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, Tensor) and not getattr(value, "ndim", 0):
         return value
+    check_tensor(name, value)
     tensors[name] = value
     return Slot(len(tensors) - 1)
 

@@ -26,6 +26,8 @@ __all__ = ["Sharding", "Traffic", "gradient_factor"]
 
 SCOPES = ("local", "global")
 
+_NOT_A_MEMBER = -100  # what dist.new_group returns to the processes outside
+
 # torch 2.13 renamed it.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -84,6 +86,9 @@ def n_processes(group: Any = None) -> int:
     """Size of a group; 1 where no group was initialised."""
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return 1
+    if not (isinstance(group, dist.ProcessGroup) or group in (None, _NOT_A_MEMBER)):
+        found = type(group).__name__
+        raise TypeError(f"expected group to be a ProcessGroup or a Sharding; found {found}")
     size = dist.get_world_size(group)
     if size < 1:
         raise ValueError("expected a group that this process belongs to; found another one")
@@ -91,7 +96,8 @@ def n_processes(group: Any = None) -> int:
 
 
 def rank_of(group: Any = None) -> int:
-    """Place of this process in a group; 0 where no group was initialised."""
+    """Place of this process in a group or sharding; 0 where no group was initialised."""
+    group = group.group if isinstance(group, Sharding) else group
     return 0 if n_processes(group) == 1 else dist.get_rank(group)
 
 

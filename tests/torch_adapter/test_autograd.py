@@ -336,8 +336,18 @@ def test_a_weight_that_asks_for_a_gradient_is_refused():
 def test_arrays_of_another_library_are_refused():
     import numpy as np
 
-    with pytest.raises(TypeError, match=r"expected z to be a torch.Tensor; found ndarray"):
+    def refused(name):
+        return pytest.raises(TypeError, match=f"expected {name} to be a torch.Tensor; found nd")
+
+    z = torch.zeros(4, 2)
+    with refused("z"):
         visreg_torch.scale_loss(np.zeros((4, 2)))
+    with refused("slices"):
+        visreg_torch.visreg_loss(z, np.eye(2))
+    with refused("row_mask"):
+        visreg_torch.scale_loss(z, row_mask=np.ones(4, bool))
+    with pytest.raises(TypeError, match=r"z to be a dense torch.Tensor; found torch.sparse_coo"):
+        visreg_torch.scale_loss(z.to_sparse())
 
 
 def test_errors_are_the_core_s():
@@ -347,6 +357,11 @@ def test_errors_are_the_core_s():
         visreg_torch.scale_loss(torch.zeros(4, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="expected weights to be 3 numbers"):
         visreg_torch.vicreg_loss(torch.zeros(4, 3), torch.zeros(4, 3), (1, 2))
+
+
+def test_unknown_groups_are_refused():
+    with pytest.raises(TypeError, match="group to be a ProcessGroup or a Sharding; found str"):
+        visreg_torch.scale_loss(torch.zeros(4, 3), scope="global", group="all")
 
 
 def test_unknown_scopes_are_refused():

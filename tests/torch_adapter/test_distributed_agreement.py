@@ -26,8 +26,8 @@ def odd_one(rank, odd):
     is_odd = rank == odd
     slices = torch.eye(4)[:, :2]
 
-    def z(*shape, dtype=torch.float32):
-        return torch.zeros(shape, dtype=dtype)
+    def z(*shape, dtype=torch.float32, requires_grad=False):
+        return torch.zeros(shape, dtype=dtype, requires_grad=requires_grad)
 
     def visreg(z, slices=slices, **options):
         return functional.visreg_loss(z, slices, scope="global", **options)
@@ -50,6 +50,12 @@ def odd_one(rank, odd):
             z(5, 4), z(6 if is_odd else 5, 4), scope="global"
         ),
         "gathered": lambda: gather_rows(z(5, 3 if is_odd else 4)),
+        "no tensor": lambda: visreg(3 if is_odd else z(5, 4)),
+        "gradient": lambda: visreg(z(2, 0 if is_odd else 5, 4, requires_grad=not is_odd)),
+        "mask": lambda: visreg(z(5, 4), row_mask=torch.ones(5) if is_odd else None),
+        "mask of others": lambda: visreg(
+            z(5, 4), row_mask=torch.ones(4, dtype=torch.bool) if is_odd else None
+        ),
         "too few": lambda: visreg(z(2, is_odd, 4)),
         "same everywhere": lambda: visreg(z(2, 5, 4), weights=(1, 1)),
         "scope": lambda: functional.center_loss(z(5, 4), scope="world"),
@@ -76,6 +82,12 @@ EXPECTED = {
     "found a with 5, b with 6",
     "gathered": "gather_rows with one shape of z but for its rows on all ranks; "
     "found z float32 (N, 3) on rank 1; z float32 (N, 4) on ranks 0, 2",
+    "no tensor": "ValueError: visreg_loss on rank 1: expected z to be a torch.Tensor; found int",
+    "gradient": "ValueError: expected visreg_loss with one requires_grad of the embeddings on all "
+    "ranks; found requires_grad=False on rank 1; requires_grad=True on ranks 0, 2",
+    "mask": "ValueError: visreg_loss on rank 1: expected row_mask bool (N); found float32 (5)",
+    "mask of others": "ValueError: visreg_loss on rank 1: expected as many rows of all arguments; "
+    "found z with 5, row_mask with 4",
     "too few": "ValueError: expected visreg_loss of at least 2 rows on all ranks together; "
     "found 1 on ranks 0, 1, 2",
     "same everywhere": "ValueError: expected weights to be 3 numbers",

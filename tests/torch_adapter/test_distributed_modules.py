@@ -146,6 +146,7 @@ def in_subgroups(rank, rows):
         except ValueError as error:
             messages.append(str(error))
     local = VISRegLoss(9, group=group).slices(z, step=0)
+    assert torch.equal(VISRegLoss(9, group=Sharding(group)).slices(z, step=0), local)
     return [found, messages, local]
 
 
