@@ -6,7 +6,6 @@ from visreg_core import (
     VICRegTerms,
     VISRegTerms,
     orthonormalize,
-    random_walk_affinity,
     sample_random_walk,
     transition_matrix,
 )
@@ -23,6 +22,7 @@ from visreg_torch.functional import (
     joint_objective,
     max_sliced_wasserstein,
     random_slices,
+    random_walk_affinity,
     sag_vicreg_loss,
     scale_loss,
     shape_loss,

@@ -74,9 +74,16 @@ def runs_on_numpy(call: Call, tensors: Sequence[Tensor]) -> bool:
     It shares whole chunks of slices over threads, and sorts packed integers. Its floats have 32 or
     64 bits.
     """
-    return all(
-        t.device.type == "cpu" and t.layout == torch.strided for t in tensors
-    ) and call.arguments.get("projection_dtype") in (None, torch.float32, torch.float64)
+    dtypes = (None, torch.float32, torch.float64)
+    on_cpu = all(t.device.type == "cpu" for t in tensors)
+    return on_cpu and call.arguments.get("projection_dtype") in dtypes
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context in which products have the precision of their factors."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextlib.contextmanager
@@ -84,8 +91,7 @@ def _apart(device: torch.device, on_numpy: bool) -> Iterator[None]:
     """Without autograd and autocast; NumPy held to as many threads as torch is."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        if torch.amp.is_autocast_available(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(without_autocast(device))
         if on_numpy:
             stack.enter_context(_tiles.at_most_threads(torch.get_num_threads()))
         yield
@@ -99,6 +105,7 @@ def _widened(t: Tensor, *, embedding: bool, compute: torch.dtype, on_numpy: bool
     bfloat16, all 16-bit tensors do; and a float without axes takes the embeddings' precision,
     which is how torch would treat it.
     """
+    t = t.resolve_neg()
     if t.dtype == torch.float16 and (embedding or on_numpy):
         return t.to(torch.float32)
     if on_numpy and (t.dtype == torch.bfloat16 or (t.ndim == 0 and t.is_floating_point())):
@@ -257,5 +264,5 @@ def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:
     """A field's cotangent for the core, times a factor."""
     if c is None:
         return 0.0
-    given = c.numpy()[()] if on_numpy else c
+    given = _as_array(c, on_numpy)[()]
     return given if factor == 1 else given * factor

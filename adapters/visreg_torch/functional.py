@@ -31,6 +31,7 @@ import visreg_core
 from visreg_core import BarlowTwinsTerms, SAGVICRegTerms, VICRegTerms, VISRegTerms, joint_objective
 from visreg_core.losses.visreg import EPS
 from visreg_torch._autograd import evaluate
+from visreg_torch._run import without_autocast
 
 __all__ = [
     "barlow_twins_loss",
@@ -42,6 +43,7 @@ __all__ = [
     "joint_objective",
     "max_sliced_wasserstein",
     "random_slices",
+    "random_walk_affinity",
     "sag_vicreg_loss",
     "scale_loss",
     "shape_loss",
@@ -504,6 +506,30 @@ def sag_vicreg_loss(
     return evaluate(
         "sag_vicreg_loss", arguments, ("a", "b"), SAGVICRegTerms, scope=scope, group=group
     )
+
+
+def random_walk_affinity(
+    a: Tensor,
+    b: Tensor,
+    n_neighbors: int = 10,
+    percentile: float = 20,
+    *,
+    scale: str = "local",
+    symmetrize: bool = False,
+) -> Tensor:
+    """Affinity (N, N) of the rows of two views, as `visreg_core.random_walk_affinity`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> a, b = torch.randn(2, 16, 4)
+    >>> random_walk_affinity(a, b, n_neighbors=3).shape
+    torch.Size([16, 16])
+    """
+    with without_autocast(a.device):
+        return visreg_core.random_walk_affinity(
+            a, b, n_neighbors, percentile, scale=scale, symmetrize=symmetrize
+        )
 
 
 def spectralnet_loss(y: Tensor, affinity: Tensor, *, row_mask: Tensor | None = None) -> Tensor:

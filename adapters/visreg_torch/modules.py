@@ -25,17 +25,17 @@ from visreg_core import (
     VISRegTerms,
     _checks,
     joint_objective,
-    random_walk_affinity,
     sample_random_walk,
     transition_matrix,
 )
+from visreg_core.gaussian import epps_pulley_knots
 from visreg_core.losses.random_walk import SCALES, check_percentile
 from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
 from visreg_torch import distributed, functional
 from visreg_torch._batch import gather_rows
-from visreg_torch.functional import Number
+from visreg_torch.functional import Number, random_walk_affinity
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 Step = int | Tensor | None
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class VISRegObjective(NamedTuple):
@@ -79,12 +81,20 @@ class _Loss(nn.Module):
 
     def extra_repr(self) -> str:
         """Settings by name."""
-        names = [n for n in _options(type(self)) if n != "group" or self.group is not None]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        kept = {name: vars(self)[name] for name in _options(type(self)) if name in vars(self)}
+        return ", ".join(f"{k}={v!r}" for k, v in kept.items() if k != "group" or v is not None)
 
 
 def _options(cls: type[nn.Module]) -> list[str]:
-    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    """Names of a class's options, and of its base's where it passes on what it does not know."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names |= dict.fromkeys(p.name for p in parameters if p.kind not in _VARIABLE)
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return list(names)
 
 
 class _Drawing(_Loss):
@@ -124,6 +134,10 @@ class _Sliced(_Drawing):
         super().__init__(seed, scope, group)
         _checks.positive_int("n_slices", n_slices)
         _checks.choice("sampler", sampler, SAMPLERS)
+        if chunk_size is not None:
+            _checks.positive_int("chunk_size", chunk_size)
+        if projection_dtype is not None:
+            _checks.dtype("projection_dtype", projection_dtype, torch)
         self.n_slices = n_slices
         self.sampler = sampler
         self.chunk_size = chunk_size
@@ -225,6 +239,8 @@ class VISRegLoss(_Sliced):
     ) -> None:
         super().__init__(n_slices, sampler, chunk_size, projection_dtype, seed, scope, group)
         _checks.not_negative("eps", eps)
+        if n_global is not None:
+            _checks.positive_int("n_global", n_global)
         if lam is not None:
             _checks.number("lam", lam)
         elif n_global is not None or detach_center:
@@ -303,8 +319,7 @@ class SIGRegLoss(_Sliced):
         group: Any = None,
     ) -> None:
         super().__init__(n_slices, sampler, chunk_size, projection_dtype, seed, scope, group)
-        _checks.not_negative("t_max", t_max)
-        _checks.positive_int("n_knots", n_knots, minimum=2)
+        epps_pulley_knots(t_max, n_knots)  # which checks them
         self.t_max = t_max
         self.n_knots = n_knots
         self.scale_by_n = scale_by_n

@@ -100,8 +100,9 @@ def test_an_input_that_asks_for_no_gradient_gets_none(rng):
         lambda z: torch.cat([z, z], -1)[..., : z.shape[-1]],
         lambda z: torch.stack([z, z], -1)[..., 0],
         lambda z: z[:1].expand_as(z),
+        lambda z: torch.complex(z, -z).conj().imag,
     ],
-    ids=["transposed", "columns", "every second", "expanded"],
+    ids=["transposed", "columns", "every second", "expanded", "lazily negated"],
 )
 @each(named("visreg_loss", "invariance_loss", "vicreg_loss"))
 def test_strided_embeddings(case, change, rng):

@@ -233,6 +233,26 @@ def test_unknown_options_are_refused_with_the_known(name):
         make(name, sise=3)
 
 
+def test_subclasses_may_pass_options_on():
+    class Weighted(visreg_torch.VISRegLoss):
+        def __init__(self, factor=1.0, *args, unshown=None, **options):
+            super().__init__(*args, **options)
+            self.factor = factor
+
+    loss = Weighted(2.0, 8, lam=0.5, unshown=1)
+    assert repr(loss).startswith("Weighted(factor=2.0, n_slices=8, weights=(1, 1, 1), lam=0.5, ")
+    assert "unshown" not in repr(loss)
+    with pytest.raises(TypeError, match=r"options of factor, unshown, n_slices, .*; found sise"):
+        Weighted(sise=3)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_sharding_is_taken_for_a_group(scope):
+    z = embeddings(12, 4)
+    loss = visreg_torch.VISRegLoss(8, scope=scope, group=visreg_torch.Sharding())
+    close(loss(z), visreg_torch.VISRegLoss(8)(z))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
@@ -241,11 +261,15 @@ def test_unknown_options_are_refused_with_the_known(name):
         ("VISRegLoss", {"weights": (1, 2)}, ValueError, r"3 numbers \(scale, shape, center\)"),
         ("VISRegLoss", {"eps": -1.0}, ValueError, "eps to be a finite number >= 0"),
         ("VISRegLoss", {"n_global": 2}, ValueError, "expected lam beside n_global"),
+        ("VISRegLoss", {"n_global": 0, "lam": 1}, ValueError, "n_global to be an integer >= 1"),
+        ("VISRegLoss", {"chunk_size": 0}, ValueError, "chunk_size to be an integer >= 1"),
+        ("VISRegLoss", {"projection_dtype": "half"}, TypeError, "projection_dtype to be float16"),
         ("VISRegLoss", {"detach_center": True}, ValueError, "expected lam beside"),
         ("VISRegLoss", {"lam": "0.5"}, TypeError, "expected lam to be a number"),
         ("VISRegLoss", {"seed": -1}, ValueError, "seed to be an integer >= 0"),
         ("VISRegLoss", {"scope": "world"}, ValueError, "scope to be one of"),
         ("SIGRegLoss", {"n_knots": 1}, ValueError, "n_knots to be an integer >= 2"),
+        ("SIGRegLoss", {"t_max": 0.0}, ValueError, "expected t_max > 0; found 0.0"),
         ("SlicedWassersteinLoss", {"reduction": "max"}, ValueError, "reduction to be one of"),
         ("VICRegLoss", {"convention": "mine"}, ValueError, "convention to be one of"),
         ("BarlowTwinsLoss", {"off_diagonal_weight": None}, TypeError, "off_diagonal_weight"),

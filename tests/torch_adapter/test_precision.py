@@ -59,6 +59,17 @@ def test_autocast_changes_nothing_inside(case, dtype, path, rng):
         assert all(torch.equal(f, e) for f, e in zip(given, wanted, strict=True))
 
 
+def test_affinities_under_autocast():
+    a, b = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
+    loss = visreg_torch.SAGVICRegLoss(n_neighbors=20)
+    with torch.autocast("cpu", torch.bfloat16):
+        affinity = visreg_torch.random_walk_affinity(a, b)
+        pairs, weights = loss.pairs(a, b, step=0)
+    assert torch.equal(affinity, visreg_core.random_walk_affinity(a, b))
+    full = visreg_core.random_walk_affinity(a, b, 20)
+    assert torch.equal(weights, full[torch.arange(64), pairs])
+
+
 def test_a_model_under_autocast(path):
     """Its bfloat16 embeddings go in; the error of the gradient is that of their rounding."""
     torch.manual_seed(0)
