@@ -1,4 +1,4 @@
-"""The stable order of rows: NumPy's packed sorts against its own stable argsort."""
+"""The stable order of rows: NumPy's keyed sorts against its own stable argsort."""
 
 import numpy as np
 import pytest
@@ -54,9 +54,9 @@ def test_any_layout(layout, n, rows, seed, dtype):
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-@pytest.mark.parametrize("n", [2**15, 2**15 + 1])
+@pytest.mark.parametrize("n", [512, 513, 2**13, 2**13 + 1, 2**15, 2**15 + 1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_where_indices_fill_their_bits(layout, n, dtype, rng):
+def test_where_another_way_begins(layout, n, dtype, rng):
     assert_sorts(np.stack([LAYOUTS[layout](rng, n) for _ in range(2)]).astype(dtype))
 
 
@@ -67,8 +67,19 @@ def test_masked_rows_are_infinite_and_last(dtype, rng):
     assert_sorts(p)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_comes_last_whatever_its_sign(dtype, rng):
+    p = rng.normal(size=(3, 600)).astype(dtype)
+    p[:, 3::50] = -np.inf
+    p[0, ::9], p[1, ::7] = np.nan, np.copysign(np.nan, -1)
+    values, order = sorted_rows(np, p)
+    expected = np.argsort(p, axis=-1, kind="stable")
+    assert np.array_equal(order, expected)
+    assert np.array_equal(values, np.take_along_axis(p, expected, axis=-1), equal_nan=True)
+
+
 def test_rows_of_every_kind_at_once(rng):
-    """A row that needs the wide sort does not disturb the others."""
+    """A row that sorts all its bits does not disturb the others."""
     p = np.stack([LAYOUTS[layout](rng, 500) for layout in sorted(LAYOUTS)]).astype(np.float32)
     assert_sorts(p)
 
