@@ -71,7 +71,7 @@ def execution(call: Call, device: torch.device, on_numpy: bool = False) -> Execu
 def runs_on_numpy(call: Call, tensors: Sequence[Tensor]) -> bool:
     """Whether NumPy's path of the core computes this call: on a CPU it is several times faster.
 
-    It shares whole chunks of slices over threads, and sorts packed integers. Its floats have 32 or
+    It shares whole chunks of slices over threads, and sorts small integers. Its floats have 32 or
     64 bits.
     """
     dtypes = (None, torch.float32, torch.float64)
