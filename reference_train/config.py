@@ -6,6 +6,7 @@ command line, may set what is listed here and nothing else.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING as UNSET
@@ -22,14 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from reference_train.errors import TrainError, choice, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
+INF = float("inf")
 METHODS = ("visreg", "sigreg", "swd", "vicreg", "barlow_twins", "sag_vicreg", "simclr", "dino")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its documentation; lists are copied for each instance."""
+def setting(
+    default: Any, help: str, *, least: float = -INF, above: float = -INF, most: float = INF
+) -> Any:
+    """A field with its documentation and range; lists are copied for each instance."""
+    metadata = {"help": help, "least": least, "above": above, "most": most}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -37,18 +42,28 @@ class Run:
     """Where a run lives and how long it is."""
 
     folder: str = setting(MISSING, "checkpoints, metrics and results; the same folder resumes")
-    seed: int = setting(0, "of weights, data order, augmentation and slices")
-    epochs: float = setting(100, "passes over the training set")
-    max_steps: int | None = setting(None, "stop the whole schedule after this many steps instead")
+    seed: int = setting(0, "of weights, data order, augmentation and slices", least=0)
+    epochs: float = setting(100, "passes over the training set", above=0)
+    max_steps: int | None = setting(
+        None, "stop the whole schedule after this many steps instead", least=1
+    )
     precision: str = setting("float32", "float32, bfloat16 (mixed) or float64")
-    accumulate: int = setting(1, "micro-batches a step; a loss's statistics are a micro-batch's")
-    clip_norm: float | None = setting(None, "largest norm of the gradient, the probe's apart")
-    log_every: int = setting(50, "steps between readings of the metrics, the only synchronisation")
-    checkpoint_every: int = setting(500, "steps between checkpoints")
-    keep: int = setting(3, "checkpoints kept")
-    evaluate_every: float | None = setting(None, "epochs between kNN evaluations; none: at the end")
+    accumulate: int = setting(
+        1, "micro-batches a step; a loss's statistics are a micro-batch's", least=1
+    )
+    clip_norm: float | None = setting(
+        None, "largest norm of the gradient, the probe's apart", above=0
+    )
+    log_every: int = setting(
+        50, "steps between readings of the metrics, the only synchronisation", least=1
+    )
+    checkpoint_every: int = setting(500, "steps between checkpoints", least=1)
+    keep: int = setting(3, "checkpoints kept", least=1)
+    evaluate_every: float | None = setting(
+        None, "epochs between kNN evaluations; none: at the end", above=0
+    )
     cpu: bool = setting(False, "train on the CPU even where there is a GPU")
-    threads: int | None = setting(None, "CPU threads of Torch in each process")
+    threads: int | None = setting(None, "CPU threads of Torch in each process", least=1)
     tensorboard: bool = setting(False, "also write the metrics for TensorBoard")
     wandb: bool = setting(False, "also send the metrics to Weights & Biases, if it is installed")
 
@@ -65,44 +80,56 @@ class Data:
     image_key: str = setting("image", "hf: column of the image; webdataset: suffixes, 'jpg;png'")
     label_key: str = setting("label", "hf: column of the label; webdataset: suffix")
     streaming: bool = setting(False, "hf: read in order, with a shuffle buffer, without an index")
-    samples: int | None = setting(None, "length of an epoch where the source cannot tell (streams)")
-    shuffle_buffer: int = setting(2048, "streams: samples that are mixed")
+    samples: int | None = setting(
+        None, "length of an epoch where the source cannot tell (streams)", least=1
+    )
+    shuffle_buffer: int = setting(2048, "streams: samples that are mixed", least=1)
     classes: list[int] | None = setting(None, "train on these classes; the others stay unseen")
-    size: int = setting(256, "side of the square that images are resized and cut to on the host")
+    size: int = setting(
+        256, "side of the square that images are resized and cut to on the host", least=1
+    )
     channels: int = setting(3, "1 (grey) or 3")
     mean: list[float] = setting([0.485, 0.456, 0.406], "of the channels, in 0 ... 1")
-    std: list[float] = setting([0.229, 0.224, 0.225], "of the channels")
-    batch_size: int = setting(32, "images in a micro-batch of one process")
-    workers: int = setting(0, "loading processes; 0 loads in the training process")
+    std: list[float] = setting([0.229, 0.224, 0.225], "of the channels", above=0)
+    batch_size: int = setting(32, "images in a micro-batch of one process", least=1)
+    workers: int = setting(0, "loading processes; 0 loads in the training process", least=0)
     unreadable: str = setting("stop", "an image that cannot be read: stop, or skip to the next")
     long_tail: str | None = setting(None, "keep a long-tailed part: pareto or exponential")
-    long_tail_max: int = setting(1280, "images of the largest class of the long tail")
-    long_tail_min: int = setting(5, "images of its smallest class")
+    long_tail_max: int = setting(1280, "images of the largest class of the long tail", least=1)
+    long_tail_min: int = setting(5, "images of its smallest class", least=1)
 
 
 @dataclass
 class Augment:
     """Multi-crop, on the device. A probability of 0 leaves a transformation out."""
 
-    n_global: int = setting(2, "global crops")
-    n_local: int = setting(0, "local crops")
-    global_size: int = setting(224, "side of a global crop")
-    local_size: int = setting(96, "side of a local crop")
-    global_scale: list[float] = setting([0.3, 1.0], "share of the area in a global crop")
-    local_scale: list[float] = setting([0.05, 0.3], "share of the area in a local crop")
-    ratio: list[float] = setting([0.75, 1.3333], "width / height of a crop before resizing")
-    flip: float = setting(0.5, "probability of a horizontal flip")
-    jitter: float = setting(0.8, "probability of the colour jitter")
-    brightness: float = setting(0.4, "strength of the jitter")
-    contrast: float = setting(0.4, "strength of the jitter")
-    saturation: float = setting(0.2, "strength of the jitter")
-    hue: float = setting(0.1, "strength of the jitter")
-    grayscale: float = setting(0.2, "probability of grey")
-    blur: float = setting(0.5, "probability of a Gaussian blur")
-    blur_sigma: list[float] = setting([0.1, 2.0], "its standard deviation in pixels")
-    solarize: float = setting(0.2, "probability of inverting what is brighter than one half")
-    rotate: float = setting(0.0, "largest rotation, in degrees")
-    translate: float = setting(0.0, "largest shift, as a share of the side")
+    n_global: int = setting(2, "global crops", least=1)
+    n_local: int = setting(0, "local crops", least=0)
+    global_size: int = setting(224, "side of a global crop", least=1)
+    local_size: int = setting(96, "side of a local crop", least=1)
+    global_scale: list[float] = setting(
+        [0.3, 1.0], "share of the area in a global crop", above=0, most=1
+    )
+    local_scale: list[float] = setting(
+        [0.05, 0.3], "share of the area in a local crop", above=0, most=1
+    )
+    ratio: list[float] = setting(
+        [0.75, 1.3333], "width / height of a crop before resizing", above=0
+    )
+    flip: float = setting(0.5, "probability of a horizontal flip", least=0, most=1)
+    jitter: float = setting(0.8, "probability of the colour jitter", least=0, most=1)
+    brightness: float = setting(0.4, "strength of the jitter", least=0)
+    contrast: float = setting(0.4, "strength of the jitter", least=0)
+    saturation: float = setting(0.2, "strength of the jitter", least=0)
+    hue: float = setting(0.1, "strength of the jitter", least=0, most=0.5)
+    grayscale: float = setting(0.2, "probability of grey", least=0, most=1)
+    blur: float = setting(0.5, "probability of a Gaussian blur", least=0, most=1)
+    blur_sigma: list[float] = setting([0.1, 2.0], "its standard deviation in pixels", above=0)
+    solarize: float = setting(
+        0.2, "probability of inverting what is brighter than one half", least=0, most=1
+    )
+    rotate: float = setting(0.0, "largest rotation, in degrees", least=0)
+    translate: float = setting(0.0, "largest shift, as a share of the side", least=0, most=1)
 
 
 @dataclass
@@ -111,15 +138,17 @@ class Model:
 
     backbone: str = setting("vit_s_16", "a name of model.py, hf:NAME (AutoModel) or timm:NAME")
     pretrained: bool = setting(False, "hf: and timm: load weights instead of initialising")
-    patch: int | None = setting(None, "ViT: side of a patch, instead of the name's")
-    width: int | None = setting(None, "ViT: instead of the name's")
-    depth: int | None = setting(None, "ViT: instead of the name's")
-    heads: int | None = setting(None, "ViT: instead of the name's")
+    patch: int | None = setting(None, "ViT: side of a patch, instead of the name's", least=1)
+    width: int | None = setting(None, "ViT: instead of the name's", least=1)
+    depth: int | None = setting(None, "ViT: instead of the name's", least=1)
+    heads: int | None = setting(None, "ViT: instead of the name's", least=1)
     small_stem: bool = setting(False, "ResNet: 3x3 stem without pooling, for images of 32 pixels")
-    layers: int = setting(2, "ViT: the CLS tokens of this many last layers are the features")
-    hidden: int = setting(2048, "width of the projector's hidden layers")
-    projector_layers: int = setting(3, "linear layers of the projector")
-    dim: int = setting(256, "width of the projector's output, D")
+    layers: int = setting(
+        2, "ViT: the CLS tokens of this many last layers are the features", least=1
+    )
+    hidden: int = setting(2048, "width of the projector's hidden layers", least=1)
+    projector_layers: int = setting(3, "linear layers of the projector", least=1)
+    dim: int = setting(256, "width of the projector's output, D", least=1)
     norm: str = setting("batch", "in the projector: batch (over all processes), layer or none")
     activation: str = setting("gelu", "in the projector: gelu or relu")
 
@@ -130,22 +159,26 @@ class Method:
 
     name: str = setting("visreg", ", ".join(METHODS))
     scope: str = setting("local", "statistics of each process's batch, or of the global one")
-    lam: float = setting(0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer")
-    n_slices: int = setting(4096, "K of a process (local) or in all (global)")
-    scale: float = setting(1.0, "visreg: weight of the scale term")
-    shape: float = setting(1.0, "visreg: weight of the shape term")
-    center: float = setting(1.0, "visreg: weight of the centre term")
+    lam: float = setting(
+        0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer", least=0, most=1
+    )
+    n_slices: int = setting(4096, "K of a process (local) or in all (global)", least=1)
+    scale: float = setting(1.0, "visreg: weight of the scale term", least=0)
+    shape: float = setting(1.0, "visreg: weight of the shape term", least=0)
+    center: float = setting(1.0, "visreg: weight of the centre term", least=0)
     detach_scale: bool = setting(True, "visreg: no gradient of the shape through the deviation")
-    invariance: float = setting(25.0, "vicreg, sag_vicreg: weight")
-    variance: float = setting(25.0, "vicreg, sag_vicreg: weight")
-    covariance: float = setting(1.0, "vicreg, sag_vicreg: weight")
-    n_neighbors: int = setting(10, "sag_vicreg: neighbours of a row in the affinity")
-    off_diagonal: float = setting(0.0051, "barlow_twins: weight")
-    temperature: float = setting(0.1, "simclr, and dino's student")
-    prototypes: int = setting(65536, "dino: width of the last layer")
-    teacher_temperature: float = setting(0.04, "dino")
-    teacher_momentum: float = setting(0.996, "dino: at the start; it goes to 1 by a cosine")
-    center_momentum: float = setting(0.9, "dino")
+    invariance: float = setting(25.0, "vicreg, sag_vicreg: weight", least=0)
+    variance: float = setting(25.0, "vicreg, sag_vicreg: weight", least=0)
+    covariance: float = setting(1.0, "vicreg, sag_vicreg: weight", least=0)
+    n_neighbors: int = setting(10, "sag_vicreg: neighbours of a row in the affinity", least=1)
+    off_diagonal: float = setting(0.0051, "barlow_twins: weight", least=0)
+    temperature: float = setting(0.1, "simclr, and dino's student", above=0)
+    prototypes: int = setting(65536, "dino: width of the last layer", least=1)
+    teacher_temperature: float = setting(0.04, "dino", above=0)
+    teacher_momentum: float = setting(
+        0.996, "dino: at the start; it goes to 1 by a cosine", least=0, most=1
+    )
+    center_momentum: float = setting(0.9, "dino", least=0, most=1)
 
 
 @dataclass
@@ -153,14 +186,14 @@ class Optim:
     """Optimiser and schedule."""
 
     name: str = setting("adamw", "adamw or lars")
-    lr: float = setting(1e-3, "largest learning rate")
-    weight_decay: float = setting(0.05, "of matrices; norms and biases have none")
-    betas: list[float] = setting([0.9, 0.999], "adamw")
-    momentum: float = setting(0.9, "lars")
-    trust: float = setting(1e-3, "lars: trust coefficient")
-    warmup_epochs: float = setting(5, "linear warm-up")
+    lr: float = setting(1e-3, "largest learning rate", above=0)
+    weight_decay: float = setting(0.05, "of matrices; norms and biases have none", least=0)
+    betas: list[float] = setting([0.9, 0.999], "adamw", least=0, most=1)
+    momentum: float = setting(0.9, "lars", least=0, most=1)
+    trust: float = setting(1e-3, "lars: trust coefficient", above=0)
+    warmup_epochs: float = setting(5, "linear warm-up", least=0)
     decay: str = setting("cosine", "cosine to lr * final, or constant after the warm-up")
-    final: float = setting(1e-3, "last learning rate, as a share of lr")
+    final: float = setting(1e-3, "last learning rate, as a share of lr", least=0, most=1)
 
 
 @dataclass
@@ -168,11 +201,11 @@ class Probe:
     """How features are measured, while training and at its end."""
 
     online: bool = setting(True, "train a linear classifier on the detached features")
-    online_lr: float = setting(1e-3, "its constant learning rate")
-    k: int = setting(20, "neighbours of the kNN accuracy")
-    max_rows: int = setting(10_000, "images of each split that the evaluation reads")
-    tree_rows: int = setting(2_000, "images in the dendrograms")
-    batch_size: int = setting(256, "images in a forward pass")
+    online_lr: float = setting(1e-3, "its constant learning rate", least=0)
+    k: int = setting(20, "neighbours of the kNN accuracy", least=1)
+    max_rows: int = setting(10_000, "images of each split that the evaluation reads", least=1)
+    tree_rows: int = setting(2_000, "images in the dendrograms", least=1)
+    batch_size: int = setting(256, "images in a forward pass", least=1)
 
 
 @dataclass
@@ -252,18 +285,53 @@ def check(config: Config) -> None:
     for key, known in choices.items():
         group, name = key.split(".")
         choice(key, getattr(getattr(config, group), name), known)
-    for key in ("run.accumulate", "run.log_every", "run.checkpoint_every", "run.keep"):
-        if getattr(config.run, key.split(".")[1]) < 1:
-            raise TrainError(f"{key}: expected at least 1")
+    for group in fields(config):
+        for f in fields(getattr(config, group.name)):
+            value = getattr(getattr(config, group.name), f.name)
+            _check_range(f"{group.name}.{f.name}", value, f.metadata)
+    if config.data.long_tail is not None:
+        choice("data.long_tail", config.data.long_tail, ["pareto", "exponential"])
+    for key in ("global_scale", "local_scale", "ratio", "blur_sigma"):
+        pair = getattr(config.augment, key)
+        if len(pair) != 2 or pair[0] > pair[1]:
+            raise TrainError(f"augment.{key}: expected [smallest, largest]; found {pair}")
+    if len(config.optim.betas) != 2 or 1 in config.optim.betas:
+        raise TrainError(f"optim.betas: expected two, less than 1; found {config.optim.betas}")
+    for key in ("mean", "std"):
+        if len(getattr(config.data, key)) < config.data.channels:
+            raise TrainError(f"data.{key}: expected one for each of the channels")
     views = config.augment.n_global + config.augment.n_local
     if config.augment.n_global < 1 or views < 2:
         raise TrainError("augment: expected at least one global crop and two crops in all")
     if config.method.name == "sag_vicreg" and (config.augment.n_global, views) != (2, 2):
         raise TrainError("sag_vicreg pairs two views: augment.n_global=2 augment.n_local=0")
+    least = config.method.n_neighbors if config.method.name == "sag_vicreg" else 2
+    if config.method.scope == "local" and config.data.batch_size < least:
+        raise TrainError(
+            f"data.batch_size: expected at least {least}"
+            f"{', method.n_neighbors' if least > 2 else ''}; found {config.data.batch_size}"
+        )
+    if not config.run.folder:
+        raise TrainError("run.folder: expected a name; found an empty one")
     if config.data.channels not in (1, 3):
         raise TrainError(f"data.channels: expected 1 or 3; found {config.data.channels}")
     if config.data.source not in ("digits", "synthetic") and config.data.path is None:
         raise TrainError(f"data.path has to be given for data.source={config.data.source}")
+
+
+def _check_range(key: str, value: Any, metadata: Any) -> None:
+    """Of a number, or of each one in a list."""
+    least, above, most = (metadata[name] for name in ("least", "above", "most"))
+    for v in value if isinstance(value, list) else [value]:
+        if not isinstance(v, int | float):
+            continue
+        if not math.isfinite(v):
+            raise TrainError(f"{key}: expected a finite number; found {v}")
+        if v < least or v <= above:
+            expected = f"at least {least}" if v < least else f"more than {above}"
+            raise TrainError(f"{key}: expected {expected}; found {v}")
+        if v > most:
+            raise TrainError(f"{key}: expected at most {most}; found {v}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -303,5 +371,5 @@ def _one_line(error: BaseException, recipe: str, known: list[str]) -> str:
         return f"{recipe}: unknown key {key!r}{_nearest_key(key, known)}"
     if "missing mandatory value" in text:
         return f"{recipe}: {key} has to be given, as {key}=VALUE"
-    line = next(t for t in text.splitlines() if "could not be converted" in t or "Value" in t)
+    line = next(t for t in text.splitlines() if not t.startswith("Error merging"))
     return f"{recipe}: {key}: {line.strip()}"

@@ -175,13 +175,11 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
     largest, smallest = data.long_tail_max, data.long_tail_min
     if data.long_tail == "exponential":
         sizes = largest * (smallest / largest) ** u
-    elif data.long_tail == "pareto":
+    else:
         # x(q) = (1 - q)^(-1/6) at q = (C - c) / (C + 1): finite, and from its largest to its least
         x = ((np.arange(len(classes)) + 1) / (len(classes) + 1)) ** (-1 / 6)
         share = (x - x[-1]) / max(x[0] - x[-1], np.finfo(float).tiny)
         sizes = smallest + (largest - smallest) * share
-    else:
-        raise TrainError(f"data.long_tail: expected pareto or exponential; found {data.long_tail}")
     rng = np.random.default_rng(seed)
     kept = []
     for label, size in zip(rng.permutation(classes), np.rint(sizes).astype(int), strict=True):

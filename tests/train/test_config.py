@@ -51,6 +51,23 @@ def test_unknown_key_in_a_recipe_names_the_nearest(tmp_path):
         ("run.keep=0", "run.keep: expected at least 1"),
         ("augment.n_global=1", "expected at least one global crop and two crops in all"),
         ("data.source=folder", "data.path has to be given for data.source=folder"),
+        ("data.batch_size=0", "data.batch_size: expected at least 1; found 0"),
+        ("data.batch_size=1", "data.batch_size: expected at least 2; found 1"),
+        ("run.max_steps=0", "run.max_steps: expected at least 1; found 0"),
+        ("run.epochs=0", "run.epochs: expected more than 0; found 0.0"),
+        ("run.seed=-1", "run.seed: expected at least 0; found -1"),
+        ("run.folder=", "run.folder: expected a name; found an empty one"),
+        ("run.folder='${nowhere}'", "digits: run.folder: Interpolation key 'nowhere' not found"),
+        ("model.depth=0", "model.depth: expected at least 1; found 0"),
+        ("optim.lr=nan", "optim.lr: expected a finite number; found nan"),
+        ("optim.betas=[0.9]", "optim.betas: expected two, less than 1; found [0.9]"),
+        ("method.lam=2", "method.lam: expected at most 1; found 2.0"),
+        ("augment.flip=2", "augment.flip: expected at most 1; found 2.0"),
+        ("augment.global_scale=[1,0.5]", "augment.global_scale: expected [smallest, largest]"),
+        ("data.std=[0]", "data.std: expected more than 0; found 0.0"),
+        ("data.mean=[]", "data.mean: expected one for each of the channels"),
+        ("data.classes=3", "digits: data.classes: "),
+        ("data.long_tail=pareta", "data.long_tail: no such choice 'pareta'; nearest: pareto"),
     ],
 )
 def test_wrong_value_is_one_line(override, said):
@@ -68,6 +85,11 @@ def test_sag_vicreg_wants_two_views():
     assert "augment.n_global=2" in refused(
         "digits", ["method.name=sag_vicreg", "augment.n_global=3"]
     )
+
+
+def test_sag_vicreg_wants_more_images_than_neighbours():
+    overrides = ["method.name=sag_vicreg", "method.n_neighbors=65"]
+    assert "expected at least 65, method.n_neighbors; found 64" in refused("digits", overrides)
 
 
 def test_every_setting_is_documented():
