@@ -60,7 +60,9 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
         raise TrainError(
             f"cannot write {path}: {reason}; the last checkpoint is {left[0]}"
         ) from None
-    for old in _newest_first(folder)[keep:]:
+    # a later one is damaged or another run's, or this step would not be done again
+    done = [p for p in _newest_first(folder) if p.name <= path.name]
+    for old in done[keep:]:
         old.unlink()
     return path
 

@@ -11,6 +11,11 @@ class LocalError(TrainError):
     """One that a single process meets, and so has to report itself."""
 
 
+def one_line(error: BaseException) -> str:
+    """Its message without line breaks."""
+    return " ".join(str(error).split())
+
+
 def nearest(name: str, known: list[str]) -> str:
     """``"; nearest: ..."`` with the known name that looks most like this one, or all of them."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)

@@ -10,8 +10,9 @@ r"""Evaluate what a run learned.
 
 RUN is a run's folder: its newest checkpoint is read, on the images it was trained and tested on.
 Other images: key=value after RUN, as in training: data.source=folder data.path=/data/pets
-data.classes=null. The classes of a tree are their numbers. --untrained evaluates the same encoder
-before its training.
+data.classes=null. At most probe.max_rows images of each split are read, 10000 by default: give
+more for numbers to be published. The classes of a tree are their numbers. --untrained evaluates
+the same encoder before its training.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 from reference_train import checkpoint
 from reference_train.config import Config, check, from_dict, known_keys
-from reference_train.errors import TrainError, nearest
+from reference_train.errors import TrainError, nearest, one_line
 from reference_train.finetune import finetune
 from reference_train.measure import Measured, embed, rows_of
 from reference_train.model import Learner
@@ -69,7 +70,9 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     else:
         raise TrainError(f"{folder}: no checkpoint can be read")
     for setting in settings:
-        key = setting.partition("=")[0]
+        key, equals, _ = setting.partition("=")
+        if not equals:
+            raise TrainError(f"expected key=value; found {setting!r}")
         if key not in known_keys():
             raise TrainError(f"unknown key {key!r}{nearest(key, known_keys())}")
     trained = from_dict(state["config"])
@@ -77,7 +80,8 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     config = OmegaConf.to_object(changed)
     check(config)
     torch.manual_seed(trained.run.seed)
-    learner = new_learner(trained, open_splits(trained.data, trained.run.seed))
+    # as many classes as the probe's last bias has; the images of the training need not be here
+    learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
     if not untrained:
         learner.load_state_dict(state["learner"])
     splits = open_splits(config.data, config.run.seed)
@@ -171,13 +175,14 @@ def export(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
 
     source = run.splits.bank if given.split == "train" else run.splits.test
     rows = rows_of(source, len(source) if given.rows is None else given.rows)
-    embeddings = embed(
+    embeddings, rows = embed(
         lambda images: run.learner.backbone(images, layers=given.layers),
         source,
         rows,
         Resize(run.config.augment, run.config.data).to(run.device),
         batch_size=run.config.probe.batch_size,
         device=run.device,
+        skip=run.config.data.unreadable == "skip",
     )
     path = Path(given.run) / f"embeddings-{given.split}.safetensors"
     arrays = {"embeddings": embeddings, "labels": source.labels[rows], "ids": rows}
@@ -251,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         run = load_run(given.run, given.settings, untrained=given.untrained, cpu=given.cpu)
         result = COMMANDS[given.command](run, given)
     except (TrainError, OSError, ValueError) as error:
-        print(f"reference_train.evaluate: {error}", file=sys.stderr)  # noqa: T201
+        print(f"reference_train.evaluate: {one_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     text = json.dumps(result, indent=1)
     name = f"{given.command}{'-untrained' if given.untrained else ''}.json"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from reference_train import data
 from reference_train.augment import MultiCrop, Resize
 from reference_train.config import Config, Optim
+from reference_train.measure import embed
 from reference_train.optim import learning_rate
 from reference_train.sources import Splits
 
@@ -30,9 +31,8 @@ def finetune(
     settings = copy.deepcopy(config)
     settings.augment.n_global, settings.augment.n_local = 1, 0
     crops_of = MultiCrop(settings.augment, settings.data).to(device)
-    n_classes = int(splits.bank.labels.max()) + 1
     network = nn.Sequential(
-        copy.deepcopy(backbone), nn.Linear(backbone.n_features, n_classes, device=device)
+        copy.deepcopy(backbone), nn.Linear(backbone.n_features, splits.n_classes, device=device)
     ).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.05)
     schedule = Optim(lr=lr, warmup_epochs=min(5, epochs / 10))
@@ -51,14 +51,15 @@ def finetune(
     return accuracy(network.eval(), config, splits, device)
 
 
-@torch.no_grad()
 def accuracy(network: nn.Module, config: Config, splits: Splits, device: torch.device) -> float:
     """Share of the test images that the network classifies rightly."""
-    resize = Resize(config.augment, config.data).to(device)
-    right = []
-    for begin in range(0, len(splits.test), config.probe.batch_size):
-        end = min(begin + config.probe.batch_size, len(splits.test))
-        images = torch.stack([splits.test[i].image for i in range(begin, end)])
-        predicted = network(resize(images.to(device))).argmax(-1).cpu().numpy()
-        right.append(predicted == splits.test.labels[begin:end])
-    return float(np.concatenate(right).mean())
+    logits, rows = embed(
+        network,
+        splits.test,
+        np.arange(len(splits.test)),
+        Resize(config.augment, config.data).to(device),
+        batch_size=config.probe.batch_size,
+        device=device,
+        skip=config.data.unreadable == "skip",
+    )
+    return float((logits.argmax(-1) == splits.test.labels[rows]).mean())

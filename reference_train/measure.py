@@ -7,7 +7,7 @@ taken apart for images of the classes that were trained on and of classes never 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def pixels(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(1)
 
 
-def rows_of(source: Source, most: int, seed: int = 0) -> np.ndarray:
+def rows_of(source: Sized, most: int, seed: int = 0) -> np.ndarray:
     """At most so many of a source's indices, in order; a random choice by the seed."""
     n = len(source)
     if n <= most:
@@ -51,17 +51,28 @@ def embed(
     *,
     batch_size: int,
     device: torch.device,
-) -> np.ndarray:
-    """Features (len(rows), F) of a source's images; `transform` is `Resize` or one crop."""
-    parts = []
+    skip: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, F) of a source's images, and the rows that they are of.
+
+    `transform` is `Resize` or one crop. With `skip` an image that cannot be read is left out, and
+    without it stops the run.
+    """
+    parts, kept = [], []
     for begin in range(0, len(rows), batch_size):
-        samples = [source[int(i)] for i in rows[begin : begin + batch_size]]
-        for sample in samples:
-            if isinstance(sample, Unreadable):
+        images = []
+        for row in rows[begin : begin + batch_size]:
+            sample = source[int(row)]
+            if not isinstance(sample, Unreadable):
+                images.append(sample.image)
+                kept.append(row)
+            elif not skip:
                 raise LocalError(f"cannot read {sample.name}: {sample.reason}")
-        images = transform(torch.stack([s.image for s in samples]).to(device))
-        parts.append(encoder(images).float().cpu())
-    return torch.cat(parts).numpy()
+        if images:
+            parts.append(encoder(transform(torch.stack(images).to(device))).float().cpu())
+    if not parts:
+        raise LocalError("the evaluation has no image that can be read")
+    return torch.cat(parts).numpy(), np.array(kept)
 
 
 class OneCrop(nn.Module):
@@ -85,17 +96,30 @@ class Measured:
         self.crop = OneCrop(MultiCrop(config.augment, config.data)).to(device)
         self.bank_rows = rows_of(splits.bank, config.probe.max_rows)
         self.test_rows = rows_of(splits.test, config.probe.max_rows)
-        self.bank_labels = splits.bank.labels[self.bank_rows]
-        self.test_labels = splits.test.labels[self.test_rows]
 
-    def _embed(self, encoder: Encoder, source: Source, rows: np.ndarray, transform: nn.Module):
-        size = self.config.probe.batch_size
-        return embed(encoder, source, rows, transform, batch_size=size, device=self.device)
+    @property
+    def bank_labels(self) -> np.ndarray:
+        """Of the training images that were read."""
+        return self.splits.bank.labels[self.bank_rows]
+
+    @property
+    def test_labels(self) -> np.ndarray:
+        """Of the test images that were read."""
+        return self.splits.test.labels[self.test_rows]
+
+    def _embed(
+        self, encoder: Encoder, source: Source, rows: np.ndarray, transform: nn.Module
+    ) -> tuple[np.ndarray, np.ndarray]:
+        size, skip = self.config.probe.batch_size, self.config.data.unreadable == "skip"
+        return embed(
+            encoder, source, rows, transform, batch_size=size, device=self.device, skip=skip
+        )
 
     def features(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
-        """Of the labelled training images and of the test images."""
-        bank = self._embed(encoder, self.splits.bank, self.bank_rows, self.resize)
-        return bank, self._embed(encoder, self.splits.test, self.test_rows, self.resize)
+        """Of the labelled training images and of the test images; unreadable ones drop out."""
+        bank, self.bank_rows = self._embed(encoder, self.splits.bank, self.bank_rows, self.resize)
+        test, self.test_rows = self._embed(encoder, self.splits.test, self.test_rows, self.resize)
+        return bank, test
 
     def knn(self, encoder: Encoder) -> float:
         """Accuracy of the nearest neighbours, on all classes."""
@@ -131,14 +155,14 @@ class Measured:
 
     def _tree_similarity(self, encoder: Encoder, rows: np.ndarray) -> float:
         """Spearman's correlation of LCA heights between two views; the same views every time."""
-        rows = rows[: self.config.probe.tree_rows]
+        rows = rows[rows_of(rows, self.config.probe.tree_rows)]
         if len(rows) < 3:
             return float("nan")
         views = []
         with torch.random.fork_rng(devices=[]):
             for seed in (1, 2):
                 torch.manual_seed(seed)
-                views.append(self._embed(encoder, self.splits.test, rows, self.crop))
+                views.append(self._embed(encoder, self.splits.test, rows, self.crop)[0])
         return lca_similarity(*views).spearman
 
 

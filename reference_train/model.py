@@ -11,7 +11,7 @@ Backbones by name (weights from the configuration's initialisation; nothing is d
 
 from __future__ import annotations
 
-import re
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -44,11 +44,13 @@ class ViT(nn.Module):
         self.width = model.config.hidden_size
         self.n_features = layers * self.width
         self.depth = model.config.num_hidden_layers
+        parameters = inspect.signature(model.forward).parameters
+        self.asks_to_interpolate = "interpolate_pos_encoding" in parameters
 
     def tokens(self, images: torch.Tensor, layers: int) -> tuple[torch.Tensor, ...]:
         """Tokens (N, 1 + patches, width) of the last layers, the last one last."""
         options = {}
-        if images.shape[-1] != self.image_size and self.model.config.model_type == "vit":
+        if images.shape[-1] != self.image_size and self.asks_to_interpolate:
             options["interpolate_pos_encoding"] = True  # which others do unasked
         states = self.model(images, output_hidden_states=True, **options).hidden_states
         return tuple(self.model.layernorm(state) for state in states[-layers:])
@@ -157,7 +159,13 @@ def _auto(name: str, settings: Model, image_size: int) -> ViT | Pooled:
             model = AutoModel.from_config(config)
     except (OSError, ValueError) as error:
         raise TrainError(f"{library}:{name}: {str(error).splitlines()[0]}") from None
-    if hasattr(model, "layernorm") and hasattr(config, "hidden_size"):
+    if hasattr(model, "layernorm") and hasattr(getattr(model, "embeddings", None), "cls_token"):
+        # what takes no part: tokens of masked patches, and a pooler behind the CLS token
+        model.pooler = None
+        if getattr(model.embeddings, "mask_token", None) is not None:
+            model.embeddings.mask_token.requires_grad_(False)
+        if settings.layers > config.num_hidden_layers:
+            raise TrainError(f"model.layers={settings.layers} of {config.num_hidden_layers}")
         return ViT(model, settings.layers, config.image_size)
     with torch.no_grad():
         channels = getattr(config, "num_channels", 3)
@@ -256,11 +264,16 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
     return module
 
 
-def describe(learner: nn.Module) -> str:
-    """Parameters of the backbone and the projector, in millions."""
-    counts = {
-        name: sum(p.numel() for p in child.parameters()) / 1e6
-        for name, child in learner.named_children()
-        if re.fullmatch("backbone|projector", name)
-    }
-    return ", ".join(f"{name} {count:.1f}M parameters" for name, count in counts.items())
+def describe(learner: Learner) -> str:
+    """Parameters of the backbone and the projector."""
+    counts = [
+        sum(p.numel() for p in part.parameters()) for part in (learner.backbone, learner.projector)
+    ]
+    return "backbone {}, projector {} parameters".format(*map(rounded, counts))
+
+
+def rounded(count: int) -> str:
+    """A count with three digits at most: 864, 29 k, 85.8 M."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.0f} k" if count < 999_500 else f"{count / 1e6:.1f} M"

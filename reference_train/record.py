@@ -116,6 +116,20 @@ def batch_statistics(
     }
 
 
+def of_step(parts: tuple[dict[str, torch.Tensor], ...]) -> dict[str, torch.Tensor]:
+    """From those of its micro-batches: least minima, largest maxima, means of all the rest.
+
+    What is not finite in one micro-batch is not finite here.
+    """
+    extremes = {"min": torch.amin, "max": torch.amax}
+    return {
+        name: extremes.get(name.rpartition(" ")[2], torch.mean)(
+            torch.stack([part[name].detach() for part in parts]), dim=0
+        )
+        for name in parts[0]
+    }
+
+
 class Log:
     """Rows with a step, as JSON lines and as CSV; what follows `step` is cut off on a resume."""
 

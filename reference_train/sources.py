@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from reference_train.config import Data
 from reference_train.errors import TrainError
@@ -50,6 +50,11 @@ class Splits(NamedTuple):
     train: Any  # Source, or a stream
     bank: Source | None  # labelled training images, which probes are fitted on
     test: Source | None  # labelled images of ``data.test_split``, which they are tested on
+
+    @property
+    def n_classes(self) -> int:
+        """Labels of the bank are below it; 0 where there are none."""
+        return 0 if self.bank is None else int(self.bank.labels.max()) + 1
 
 
 def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
@@ -97,7 +102,7 @@ class Files:
         try:
             with Image.open(path) as image:
                 pixels = square(image, self.size, self.channels)
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a damaged file makes the decoders say anything
             return Unreadable(str(path), str(error))
         return Sample(pixels, int(self.labels[index]), index)
 
@@ -110,8 +115,10 @@ class Table:
         self.table = table
         self.image_key = data.image_key
         has_label = data.label_key in table.column_names
-        labels = table[data.label_key] if has_label else [-1] * len(table)
-        self.labels = np.asarray(labels, dtype=np.int64)
+        labels = np.asarray(table[data.label_key] if has_label else [-1] * len(table))
+        if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+            raise TrainError(f"data.label_key={data.label_key!r}: expected a column of integers")
+        self.labels = labels.astype(np.int64)
         self.size, self.channels = data.size, data.channels
 
     def __len__(self) -> int:
@@ -120,7 +127,7 @@ class Table:
     def __getitem__(self, index: int) -> Sample | Unreadable:
         try:
             pixels = square(self.table[int(index)][self.image_key], self.size, self.channels)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+        except Exception as error:  # a damaged file makes the decoders say anything
             return Unreadable(f"row {index}", str(error))
         return Sample(pixels, int(self.labels[index]), index)
 
@@ -151,16 +158,18 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
         "hf": _tables,
         "synthetic": _synthetic,
     }[data.source](data)
+    if data.long_tail is not None:
+        bank = Subset(bank, long_tail(bank.labels, data, seed))
     train = bank
     if data.classes is not None:
         train = Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
         if len(train) == 0:
             raise TrainError(f"data.classes: no image of the classes {data.classes}")
-    if data.long_tail is not None:
-        train = Subset(train, long_tail(train.labels, data, seed))
-    if data.test_split is None or not (bank.labels >= 0).all():
+    if not (bank.labels >= 0).all():
+        return Splits(train, None, None)
+    if data.test_split is None or not (test.labels >= 0).all():
         test = None
-    return Splits(train, bank if (bank.labels >= 0).all() else None, test)
+    return Splits(train, bank, test)
 
 
 def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
@@ -219,11 +228,16 @@ def _folders(data: Data) -> tuple[Files, Files | None]:
     root = Path(data.path)
     if not root.is_dir():
         raise TrainError(f"data.path: no folder {root}")
+    names = None
     if data.file_list is not None:
         train = _listed(root, Path(data.file_list), data)
     else:
-        train = _classes(root / data.train_split, data)
-    return train, None if data.test_split is None else _classes(root / data.test_split, data)
+        names = _class_names(root / data.train_split)
+        train = _classes(root / data.train_split, names, data)
+    if data.test_split is None:
+        return train, None
+    folder = root / data.test_split
+    return train, _classes(folder, _class_names(folder) if names is None else names, data)
 
 
 @functools.cache
@@ -231,13 +245,21 @@ def _files_below(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
 
 
-def _classes(folder: Path, data: Data) -> Files:
+def _class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise TrainError(f"data.path: no folder {folder}")
+    return sorted(p.name for p in folder.iterdir() if p.is_dir())
+
+
+def _classes(folder: Path, names: list[str], data: Data) -> Files:
+    """The images below a folder; the label of one in sub-folder NAME is NAME's place in `names`."""
+    found = _class_names(folder)
     paths = _files_below(folder)
     if not paths:
         raise TrainError(f"{folder}: no image ({', '.join(sorted(SUFFIXES))})")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise TrainError(f"{folder}: {unknown[0]!r} is no class of data.train_split")
     number = {name: i for i, name in enumerate(names)}
     labels = [number.get(p.relative_to(folder).parts[0], -1) for p in paths]
     return Files(list(paths), labels, data)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import io
 import itertools
 import random
+import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from reference_train.config import Data
 from reference_train.data import Batch, collate
-from reference_train.errors import LocalError, TrainError
+from reference_train.errors import LocalError, TrainError, one_line
 from reference_train.sources import Sample, Unreadable, load_table, square
 
 Raw = tuple[bytes, int, str]  # an encoded image, its label, its name
@@ -127,8 +128,12 @@ class Batches(IterableDataset):
         decoded = map(self._decode, itertools.islice(raw, self._taken(first, workers), None))
         if self.skip:
             decoded = (sample for sample in decoded if not isinstance(sample, Unreadable))
-        while True:
-            yield collate(list(itertools.islice(decoded, self.size)))
+        try:
+            while True:
+                yield collate(list(itertools.islice(decoded, self.size)))
+        except (TrainError, OSError, tarfile.TarError, ValueError) as error:
+            # handed over, and not raised: a loading process would add its traceback
+            yield Unreadable(self.stream.data.path, one_line(error))
 
     def _taken(self, batch: int, workers: int) -> int:
         """Samples that batch's reader gave before it (exactly so unless unreadable are skipped)."""
@@ -151,7 +156,7 @@ class Batches(IterableDataset):
         try:
             with Image.open(io.BytesIO(raw)) as image:
                 return Sample(square(image, data.size, data.channels), label, -1)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+        except Exception as error:  # a damaged file makes the decoders say anything
             return Unreadable(name, str(error))
 
 

@@ -30,7 +30,7 @@ from reference_train import checkpoint, data, methods, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
-from reference_train.errors import LocalError, TrainError
+from reference_train.errors import LocalError, TrainError, one_line
 from reference_train.measure import Measured, pixels, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
 from reference_train.record import (
@@ -40,6 +40,7 @@ from reference_train.record import (
     batch_statistics,
     draw_curves,
     environment,
+    of_step,
     write_atomically,
 )
 from reference_train.sources import Splits, open_splits
@@ -62,7 +63,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
 
     # What is trained. Weights are the seed's on every process; augmentation is each one's own.
     torch.manual_seed(config.run.seed)
-    learner = new_learner(config, splits).to(device)
+    learner = new_learner(config, splits.n_classes).to(device)
     if world > 1:
         synchronised(learner, device)
     method = methods.build(config, learner).to(device)
@@ -73,6 +74,10 @@ def train(config: Config) -> dict[str, dict[str, float]]:
 
     # Where it stands
     first = resume(accelerator, folder, settings, learner, method, optimizer)
+    if accelerator.is_main_process:  # not before: the folder may be another run's
+        write_atomically(folder / "config.json", json.dumps(settings, indent=1))
+        facts = environment(world, device)
+        write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
     log = accelerator.is_main_process and Log(folder, "metrics", first)
     evaluations = accelerator.is_main_process and Log(folder, "evaluations", first)
     trackers = accelerator.is_main_process and Trackers(folder, settings, first)
@@ -100,6 +105,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
                 save(accelerator, folder, config, step, learner, method, optimizer)
             raise
 
+        parts = []  # terms and statistics of the micro-batches
         for micro, batch in enumerate(batches):
             crops = [c.to(dtype) for c in crops_of(batch.images.to(device, non_blocking=True))]
             labels = batch.labels.to(device, non_blocking=True)
@@ -110,16 +116,18 @@ def train(config: Config) -> dict[str, dict[str, float]]:
                 terms = terms | probe_terms(outputs.logits, labels)
                 loss = terms["loss"] + terms.get("probe_loss", 0.0)
                 (loss / len(batches)).backward()
+            parts.append((terms, batch_statistics(crops, outputs.embeddings)))
 
         if config.run.clip_norm is None:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
-        terms["gradient"] = norm  # of all micro-batches; the other terms are the last one's
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)
-        ledger.add(step, terms, batch_statistics(crops, outputs.embeddings), batch.ids)
+        terms, statistics = (of_step(values) for values in zip(*parts, strict=True))
+        ids = torch.cat([batch.ids for batch in batches])
+        ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
         bar.update()
 
         # Everything below happens every n-th step; reading the ledger is what waits for the device.
@@ -152,26 +160,20 @@ def train(config: Config) -> dict[str, dict[str, float]]:
 
 
 def start(config: Config) -> Accelerator:
-    """Process group, device, threads, and the run's folder with its configuration."""
+    """Process group, device, threads, and the run's folder."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     accelerator = Accelerator(
         cpu=config.run.cpu or not torch.cuda.is_available(),
         mixed_precision="bf16" if config.run.precision == "bfloat16" else "no",
     )
-    folder = Path(config.run.folder)
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", json.dumps(to_dict(config), indent=1))
-        facts = environment(accelerator.num_processes, accelerator.device)
-        write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
+        Path(config.run.folder).mkdir(parents=True, exist_ok=True)
     return accelerator
 
 
-def new_learner(config: Config, splits: Splits) -> Learner:
+def new_learner(config: Config, n_classes: int) -> Learner:
     """The untrained model; the same weights for the same seed."""
-    labels = splits.bank.labels if splits.bank is not None else []
-    n_classes = int(max(labels)) + 1 if len(labels) else 0
     head = None
     if config.method.name == "dino":
         head = Prototypes(config.model.dim, config.method.prototypes)
@@ -269,7 +271,7 @@ def final_table(
 ) -> dict[str, dict[str, float]]:
     """Measures of the trained encoder, of the same one untrained, and of the pixels."""
     torch.manual_seed(config.run.seed)
-    untrained = new_learner(config, splits).to(next(learner.parameters()))
+    untrained = new_learner(config, splits.n_classes).to(next(learner.parameters()))
     results, features = {}, {}
     for name, encode in {
         "trained": encoder(learner),
@@ -310,5 +312,8 @@ def main(arguments: list[str] | None = None) -> None:
         rank = int(os.environ.get("RANK", "0"))
         if rank == 0 or isinstance(error, LocalError):
             where = f" (process {rank})" if rank else ""
-            print(f"reference_train{where}: {error}", file=sys.stderr)  # noqa: T201
+            print(f"reference_train{where}: {one_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nreference_train: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)

@@ -30,7 +30,7 @@ SMALL = [
 def built(*overrides):
     settings = config.load("digits", [*SMALL, *overrides])
     torch.manual_seed(0)
-    learner = new_learner(settings, open_splits(settings.data))
+    learner = new_learner(settings, open_splits(settings.data).n_classes)
     return settings, learner, methods.build(settings, learner)
 
 
