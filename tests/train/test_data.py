@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 import tarfile
 
 import datasets
@@ -12,7 +13,7 @@ from PIL import Image
 
 from reference_train import data, sources
 from reference_train.config import Data
-from reference_train.errors import TrainError
+from reference_train.errors import LocalError, TrainError
 from reference_train.streams import mixed
 
 
@@ -111,6 +112,23 @@ def test_a_folder_of_classes(folder):
         assert sample.image.unique().item() == 100 * sample.label + index % 6
 
 
+def test_test_folders_are_the_training_folders_classes(folder):
+    (folder / "train" / "beetle").mkdir()
+    picture(3).save(folder / "train" / "beetle" / "0.png")
+    (folder / "val" / "bee").rename(folder / "val" / "beetle")
+    assert sources.open_splits(of_folder(folder)).test.labels.tolist() == [0] * 3 + [2] * 3
+    (folder / "val" / "beetle").rename(folder / "val" / "wasp")
+    with pytest.raises(TrainError, match=r"val: 'wasp' is no class of data.train_split"):
+        sources.open_splits(of_folder(folder))
+
+
+def test_probes_are_fitted_on_the_long_tail_too(folder):
+    settings = {"long_tail": "exponential", "long_tail_max": 4, "long_tail_min": 1}
+    splits = sources.open_splits(of_folder(folder, **settings, classes=[0]))
+    assert sorted(np.bincount(splits.bank.labels)) == [1, 4]
+    assert len(splits.train) == np.bincount(splits.bank.labels)[0]
+
+
 def test_a_list_of_files(folder):
     (folder / "list.txt").write_text("train/bee/2.png 7\ntrain/ant/0.png 3\n")
     splits = sources.open_splits(of_folder(folder, file_list=str(folder / "list.txt")))
@@ -156,6 +174,21 @@ def test_a_hugging_face_column_that_is_not_there(tmp_path):
     datasets.Dataset.from_dict({"picture": [1]}).save_to_disk(tmp_path / "d")
     with pytest.raises(TrainError, match=r"data.image_key='image': the columns are picture"):
         sources.open_splits(Data(source="hf", path=str(tmp_path / "d"), test_split=None))
+
+
+def test_labels_that_are_missing_or_no_numbers(tmp_path):
+    for name, labels in (("train", [0, 1]), ("unlabelled", [-1, -1]), ("named", ["ant", "bee"])):
+        table = {"image": [picture(i) for i in range(2)], "label": labels}
+        datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "d" / name)
+    (tmp_path / "d" / "dataset_dict.json").write_text(
+        '{"splits": ["train", "unlabelled", "named"]}'
+    )
+    settings = Data(source="hf", path=str(tmp_path / "d"), size=8, test_split="unlabelled")
+    splits = sources.open_splits(settings)
+    assert splits.bank is not None and splits.test is None
+    settings.train_split = "named"
+    with pytest.raises(TrainError, match=r"data.label_key='label': expected a column of integers"):
+        sources.open_splits(settings)
 
 
 # --- shards ---------------------------------------------------------------------------------------
@@ -218,6 +251,20 @@ def test_a_stream_resumes_at_its_position(shards, workers):
 def test_fewer_shards_than_readers(shards):
     with pytest.raises(TrainError, match="4 shards for 5 readers"):
         take(sources.open_splits(shards).train, shards, 1, world=5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_shards_is_one_line(shards, workers):
+    shards.workers, shards.image_key = workers, "gif"
+    with pytest.raises(LocalError) as caught:
+        take(sources.open_splits(shards).train, shards, 1)
+    key = rf"cannot read {shards.path}: data.image_key='gif': \d_0 has png, cls"
+    assert re.fullmatch(re.sub("[{}]", ".", key), str(caught.value))
+    shards.path, shards.image_key = shards.path.replace("{0..3}", "0"), "png"
+    with open(shards.path, "r+b") as file:
+        file.truncate(600)
+    with pytest.raises(LocalError, match=r"0.tar: .*end of data"):
+        take(sources.open_splits(shards).train, shards, 1)
 
 
 def test_a_stream_needs_the_length_of_an_epoch(shards):

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
-from reference_train import evaluate, pictures, probe
+from reference_train import checkpoint, evaluate, pictures, probe
 from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
@@ -164,10 +164,22 @@ def test_another_data_set_by_settings(run, capsys):
     assert 0 <= found["k = 3"] <= 1
 
 
+def test_the_training_images_need_not_be_there(run, capsys, tmp_path):
+    state = runs.state(run, 3)
+    state["config"]["data"] |= {"source": "folder", "path": "/gone"}
+    state["config"]["run"]["folder"] = "moved"
+    checkpoint.save(tmp_path, state, keep=1)
+    found = result(capsys, "knn", tmp_path, "data.source=digits", "--k", 3)
+    assert found == result(capsys, "knn", run, "--k", 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["knn", "{run}", "data.sauce=folder"], "unknown key 'data.sauce'; nearest: data.source"),
+        (["knn", "{run}", "data.size"], "expected key=value; found 'data.size'"),
+        (["knn", "{run}", "data.size=big"], "'big' of type 'str' could not be converted"),
+        (["knn", "{run}", "--k", "0"], "k to be an integer >= 1"),
         (["knn", "{run}/nothing"], "no checkpoint"),
         (["hierarchy", "{run}", "--class-tree", "none.csv"], "none.csv"),
     ],

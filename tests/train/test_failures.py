@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +83,27 @@ def test_a_nan_stops_the_run_with_step_term_and_dump(tmp_path, processes):
         "checkpoint-000000003.pt",
         "checkpoint-000000006.pt",
     ]
+
+
+def test_a_nan_of_the_first_of_two_micro_batches_is_told_with_both(tmp_path):
+    arguments = runs.command(tmp_path / "run", "run.accumulate=2")
+    codes, printed = runs.run(main_with_a_nan, arguments, 6, 0, output=tmp_path / "output")
+    assert codes == [1]
+    (line,) = said(printed)
+    assert line.startswith("reference_train: step 3: invariance is nan on process 0; ")
+    found = json.loads((tmp_path / "run" / "nonfinite-step-000000003.json").read_text())
+    (process,) = found["processes"]
+    assert process["values"]["crops 0 max"] == "nan" and len(process["ids"]) == 32
+
+
+def test_an_interruption_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main(runs.command(tmp_path / "run"))
+    assert capsys.readouterr().err == "\nreference_train: interrupted\n"
 
 
 def test_a_divergence_names_the_term(tmp_path):
@@ -176,6 +198,24 @@ def test_a_run_goes_on_from_an_unreadable_image_once_it_is_mended(tmp_path, log_
     runs.assert_same(found, expected)
 
 
+def test_the_evaluation_skips_unreadable_images_too(tmp_path):
+    settings = pictures(tmp_path / "data")
+    for path in ("train/b/13.png", "val/a/4.png", "val/b/5.png"):
+        (tmp_path / "data" / path).write_bytes(b"not a picture")
+    settings += [*runs.EVALUATED, "probe.max_rows=100", "data.unreadable=skip"]
+    codes, printed = runs.run(
+        main, runs.command(tmp_path / "run", *settings), output=tmp_path / "o"
+    )
+    assert codes == [0], printed
+    embeddings = tmp_path / "run" / "embeddings"
+    # the files in the order of their names, twenty of each class
+    files = sorted((tmp_path / "data" / "val").rglob("*.png"))
+    read = [i for i, path in enumerate(files) if path.read_bytes() != b"not a picture"]
+    assert np.load(embeddings / "ids.npy").tolist() == read
+    assert np.load(embeddings / "labels.npy").tolist() == [int(i >= 20) for i in read]
+    assert len(np.load(embeddings / "trained.npy")) == 38
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
@@ -248,6 +288,16 @@ def test_another_runs_folder_is_refused(tmp_path):
     assert codes == [1]
     (line,) = said(printed)
     assert "holds another run (optim.lr=0.002, not 0.5): give run.folder another name" in line
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["optim"]["lr"] == 0.002  # the run's own configuration is still beside it
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_new_ones(tmp_path, whole):
+    checkpoint.path_of(tmp_path, 12).write_bytes(b"damaged")
+    for step in (4, 5, 6):
+        checkpoint.save(tmp_path, {**whole, "step": step}, keep=2)
+    found = sorted(p.name for p in tmp_path.glob("checkpoint-*"))
+    assert found == [f"checkpoint-{step:09d}.pt" for step in (5, 6, 12)]
 
 
 def test_settings_that_do_not_touch_the_arithmetic_may_change(tmp_path, whole):

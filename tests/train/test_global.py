@@ -1,5 +1,7 @@
 """Two processes with global scope follow one process with the same global batch."""
 
+import json
+
 import pytest
 import torch
 
@@ -63,6 +65,22 @@ def test_two_processes_follow_one(tmp_path, method):
         # the last bias is standardised away: its gradient is rounding, which AdamW enlarges
         del one["projector.6.bias"], two["projector.6.bias"]
     assert distance(one, two) < 1e-8
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    """Of a loss without statistics over the batch, with an optimiser that feels a factor."""
+    settings = ["method.lam=0", "optim.name=lars", "optim.lr=0.5"]
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+    whole = weights_after(tmp_path / "whole", 1, *settings)
+    halves = ["data.batch_size=12", "run.accumulate=2"]
+    assert distance(whole, weights_after(tmp_path / "halves", 1, *settings, *halves)) < 1e-12
+    lines = [
+        (tmp_path / name / "run" / "metrics.jsonl").read_text() for name in ("whole", "halves")
+    ]
+    a, b = (json.loads(line) for line in lines)
+    for term in ("loss", "invariance", "probe_loss", "probe_accuracy", "gradient"):
+        assert b[term] == pytest.approx(a[term], rel=1e-6)
 
 
 def test_local_scope_is_another_loss(tmp_path):

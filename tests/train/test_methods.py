@@ -10,7 +10,7 @@ import visreg_core as vc
 from reference_train import baselines, config, methods, optim
 from reference_train.augment import MultiCrop, Resize
 from reference_train.config import METHODS, Augment, Data
-from reference_train.model import Learner, Outputs, backbone
+from reference_train.model import Learner, Outputs, backbone, rounded
 from reference_train.sources import open_splits
 from reference_train.train import new_learner
 
@@ -276,6 +276,29 @@ def test_any_automodel_from_a_folder(tmp_path):
     )
     fresh = backbone(config.Model(backbone=f"hf:{tmp_path / 'res'}"), 32, 3)
     assert isinstance(fresh, torch.nn.Module) and fresh.n_features == 12
+
+
+def test_every_weight_of_an_automodel_is_trained(tmp_path):
+    """What takes no part is left out: poolers, tokens of masked patches."""
+    from transformers import DeiTConfig, Dinov2Config, ViTConfig
+
+    shape = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
+        "patch_size": 4, "num_channels": 1,
+    }  # fmt: skip
+    for kind in (ViTConfig, DeiTConfig, Dinov2Config):
+        kind(**shape).save_pretrained(tmp_path / kind.__name__)
+        _, learner, _ = built(f"model.backbone=hf:{tmp_path / kind.__name__}")
+        crops = [torch.randn(2, 6, 1, 8, 8), torch.randn(1, 6, 1, 4, 4)]
+        learner(crops).embeddings.square().sum().backward()
+        assert all(p.grad is not None for p in optim.trained(learner)), kind
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(864, "864"), (29_120, "29 k"), (999_600, "1.0 M"), (85_798_656, "85.8 M")]
+)
+def test_counts_of_parameters_are_rounded(count, said):
+    assert rounded(count) == said
 
 
 def test_the_same_seed_makes_the_same_learner():
