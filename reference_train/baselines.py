@@ -1,7 +1,8 @@
 """The papers' baselines, small and plain: SimCLR and DINO.
 
 Sources: Chen et al. 2020 (NT-Xent over all pairs of views); Caron et al. 2021 (multi-crop,
-centring, EMA teacher; the teacher sees the global crops alone).
+centring, EMA teacher, a last layer that is fixed at first; the teacher sees the global crops
+alone, and its temperature is constant).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ Terms = dict[str, torch.Tensor]
 
 class Objective(nn.Module):
     """A method: ``forward(outputs, crops, step)`` gives named terms, the first of them the loss."""
+
+    def before_step(self, learner: Learner, epoch: float) -> None:
+        """Called once the gradients are there, `epoch` passes after the start."""
 
     def after_step(self, learner: Learner, progress: float) -> None:
         """Called once the weights have moved; `progress` runs from 0 to 1 over the training."""
@@ -81,6 +85,7 @@ class DINO(Objective):
         m = config.method
         self.student_temperature, self.teacher_temperature = m.temperature, m.teacher_temperature
         self.momentum, self.center_momentum = m.teacher_momentum, m.center_momentum
+        self.freeze_epochs = m.freeze_epochs
         self.teacher = copy.deepcopy(learner)
         self.teacher.probe = None
         self.teacher.requires_grad_(False)
@@ -106,6 +111,11 @@ class DINO(Objective):
         ]
         entropy = torch.special.entr(target).sum(-1).mean()
         return {"loss": torch.stack(losses).mean(), "teacher_entropy": entropy}
+
+    def before_step(self, learner: Learner, epoch: float) -> None:
+        """Without a gradient the prototypes neither move nor decay."""
+        if epoch < self.freeze_epochs:
+            learner.projector[-1].weight.grad = None
 
     @torch.no_grad()
     def after_step(self, learner: Learner, progress: float) -> None:

@@ -178,6 +178,7 @@ class Method:
     teacher_momentum: float = setting(
         0.996, "dino: at the start; it goes to 1 by a cosine", least=0, most=1
     )
+    freeze_epochs: float = setting(1, "dino: epochs before the last layer moves", least=0)
     center_momentum: float = setting(0.9, "dino", least=0, most=1)
 
 

@@ -122,6 +122,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
+        method.before_step(learner, step / steps_per_epoch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)

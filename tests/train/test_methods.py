@@ -137,6 +137,20 @@ def test_dino_against_a_transcription():
     np.testing.assert_allclose(method.center.numpy(), moved, atol=1e-6)
 
 
+def test_dinos_last_layer_is_fixed_for_an_epoch():
+    settings, learner, method = built("method.name=dino", "method.freeze_epochs=2")
+    optimizer = optim.optimizer(learner, settings.optim, settings.probe)
+    prototypes, other = learner.projector[-1].weight, learner.projector[0].weight
+    for epoch, moves in ((0, False), (1.9, False), (2, True)):
+        before = [p.detach().clone() for p in (prototypes, other)]
+        for p in learner.parameters():
+            p.grad = torch.ones_like(p)
+        method.before_step(learner, epoch)
+        optimizer.step()
+        assert torch.equal(prototypes, before[0]) is not moves
+        assert not torch.equal(other, before[1])
+
+
 def test_dinos_teacher_follows_by_the_momentum():
     _, learner, method = built("method.name=dino")
     name = "backbone.model.layernorm.weight"
