@@ -59,6 +59,8 @@ class Splits(NamedTuple):
 
 def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
     """Resized to `size` on the shorter side, the middle square cut: uint8, (C, size, size)."""
+    if image.mode.startswith("I;16"):  # whose conversion would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
     width, height = image.size
     scale = size / min(width, height)

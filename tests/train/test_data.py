@@ -102,6 +102,13 @@ def test_square_keeps_the_middle_at_the_aspect():
     np.testing.assert_allclose(halved[0, 5], np.arange(20, 40, 2) + 0.5, atol=1)
 
 
+def test_sixteen_bits_keep_their_upper_eight():
+    deep = Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8))
+    np.testing.assert_array_equal(
+        sources.square(deep, 8, 3)[1].flatten(), np.arange(64) * 1000 // 256
+    )
+
+
 def test_a_folder_of_classes(folder):
     splits = sources.open_splits(of_folder(folder))
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
@@ -288,6 +295,17 @@ def test_an_unreadable_image_stops_with_its_name(folder):
     (folder / "train/ant/3.png").write_bytes(b"not a picture")
     settings = of_folder(folder)
     with pytest.raises(TrainError, match=r"cannot read .*train/ant/3.png: cannot identify image"):
+        take(sources.open_splits(settings).train, settings, 3)
+
+
+def test_a_broken_chunk_is_an_unreadable_image(folder):
+    """Where Pillow raises a SyntaxError."""
+    path = folder / "train/ant/3.png"
+    content = bytearray(path.read_bytes())
+    content[36] = 7  # the length of the first IDAT: the next chunk's name is then no name
+    path.write_bytes(content)
+    settings = of_folder(folder)
+    with pytest.raises(LocalError, match=r"cannot read .*train/ant/3.png: "):
         take(sources.open_splits(settings).train, settings, 3)
 
 
