@@ -119,6 +119,12 @@ def not_negative(argument: str, value: Any) -> None:
     number(argument, value, minimum=0, static=True)
 
 
+def flag(argument: str, value: object) -> None:
+    """TypeError unless `value` is True or False: an array, even a traced one, cannot choose."""
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {argument} to be True or False; found {value!r}")
+
+
 def positive_int(argument: str, value: Any, *, minimum: int = 1) -> None:
     """Integer of at least `minimum` (bool and float are refused)."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
@@ -127,7 +133,8 @@ def positive_int(argument: str, value: Any, *, minimum: int = 1) -> None:
 
 def weights(argument: str, value: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     """One weight per name, as a tuple."""
-    if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != len(names):
+    countable = hasattr(value, "__len__") and getattr(value, "shape", None) != ()
+    if isinstance(value, str) or not countable or len(value) != len(names):
         raise ValueError(
             f"expected {argument} to be {len(names)} numbers ({', '.join(names)}); found {value!r}"
         )

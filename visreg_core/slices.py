@@ -161,14 +161,7 @@ def random_slices(
     >>> bool(np.all(w[:, 2:4] == random_slices(8, 2, seed=1, step=3, start=2)))
     True
     """
-    _checks.positive_int("dim", dim)
-    _checks.positive_int("n_slices", n_slices)
-    _checks.positive_int("start", start, minimum=0)
-    _checks.choice("sampler", sampler, SAMPLERS)
-    if dim > 1 << 29:
-        raise ValueError(f"expected dim <= 2**29; found {dim}")
-    if start + n_slices > _WORD:
-        raise ValueError(f"expected start + n_slices <= 2**32; found {start + n_slices}")
+    check_range(dim, n_slices, start, sampler)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
     _checks.dtype("dtype", dtype, xp)
@@ -189,6 +182,18 @@ def random_slices(
             blocks.append(q[:, max(start - first, 0) :])
         w = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
     return _xp.cast(xp, w, dtype)
+
+
+def check_range(dim: int, n_slices: int, start: int, sampler: str) -> None:
+    """ValueError where there are no such directions, or the numbers are traced arrays."""
+    _checks.positive_int("dim", dim)
+    _checks.positive_int("n_slices", n_slices)
+    _checks.positive_int("start", start, minimum=0)
+    _checks.choice("sampler", sampler, SAMPLERS)
+    if dim > 1 << 29:
+        raise ValueError(f"expected dim <= 2**29; found {dim}")
+    if start + n_slices > _WORD:
+        raise ValueError(f"expected start + n_slices <= 2**32; found {start + n_slices}")
 
 
 def orthonormal_columns(xp: Namespace, y: Array) -> Array:

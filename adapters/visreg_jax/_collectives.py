@@ -58,6 +58,13 @@ class Axes:
     rows: AxisName
     slices: AxisName
 
+    def __post_init__(self) -> None:
+        if set(names(self.rows)) & set(names(self.slices)):
+            raise ValueError(
+                "expected rows and directions along different axes; found "
+                f"axis_name={self.rows!r} and slice_axis={self.slices!r}"
+            )
+
     @property
     def all(self) -> tuple[Any, ...]:
         """The names of all axes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +18,34 @@ import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
+from visreg_core import _xp
 from visreg_core.losses._differentiable import closed_arrays, implementation_of
 from visreg_core.losses._execution import PLAIN, Execution
 from visreg_jax._collectives import Axes
+from visreg_jax._kernels import KERNELS
 
 # Arguments that the core documents as constants: their gradient is 0 by definition.
 _CONSTANTS = ("pair_weights", "x_weights", "y_weights", "affinity")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Call:
-    """One call of a loss: everything but its arrays.
+    """One call of a loss: everything but its arrays. Calls that differ in nothing are equal.
 
     embeddings : names of the differentiated arguments; structure : of all arguments by name;
-    leaves : of that structure, with `_ARRAY` in the places of arrays; names : the argument that
-    each array belongs to; axes : of the mesh, where each device has a part of the batch.
+    leaves : of that structure, with `_ARRAY` in the places of arrays; kinds : their types, since
+    17 and 17.0 are equal, but not as a number of knots; names : the argument that each array
+    belongs to; sorting : see `Execution`; axes : of the mesh, where each device has a part of the
+    batch.
     """
 
     loss: Callable[..., Any]
     embeddings: tuple[str, ...]
     structure: Any
     leaves: tuple[Any, ...]
+    kinds: tuple[type, ...]
     names: tuple[str, ...]
-    execution: Execution
+    sorting: str
     axes: Axes | None
 
     def arguments(self, arrays: Sequence[jax.Array]) -> dict[str, Any]:
@@ -54,7 +59,8 @@ class Call:
         arguments = self.arguments(arrays)
         implementation = implementation_of(self.loss)
         if takes_execution(self.loss):
-            arguments["execution"] = self.execution
+            shards = PLAIN.shards if self.axes is None else self.axes.shards()
+            arguments["execution"] = Execution(shards, self.sorting, KERNELS)
         result, vjp = implementation(**arguments, need_grad=need_grad)
         return (result if self.axes is None else self.axes.averaged(result)), vjp
 
@@ -76,33 +82,35 @@ def prepare(
     embeddings: tuple[str, ...],
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    execution: Execution = PLAIN,
+    sorting: str = "auto",
     axes: Axes | None = None,
 ) -> tuple[Call, list[jax.Array]]:
-    """Split the arguments of a call into arrays and everything else."""
+    """Split the arguments of a call into arrays and everything else.
+
+    TypeError where the embeddings are no arrays of JAX, or another argument is one of NumPy.
+    """
     arguments = inspect.signature(loss).bind(*args, **kwargs).arguments
-    require_arrays(arguments, embeddings)
-    paths, structure = jax.tree.flatten_with_path(dict(arguments))
-    is_array = [isinstance(leaf, jax.Array) for _, leaf in paths]
-    call = Call(
-        loss,
-        embeddings,
-        structure,
-        tuple(_ARRAY if yes else leaf for yes, (_, leaf) in zip(is_array, paths, strict=True)),
-        tuple(path[0].key for yes, (path, _) in zip(is_array, paths, strict=True) if yes),
-        execution,
-        axes,
-    )
-    return call, [leaf for yes, (_, leaf) in zip(is_array, paths, strict=True) if yes]
-
-
-def require_arrays(arguments: Mapping[str, Any], embeddings: tuple[str, ...]) -> None:
-    """TypeError unless the embeddings are JAX arrays."""
     for name in embeddings:
         given = arguments.get(name)
         if given is not None and not isinstance(given, jax.Array):
             kind = f"{type(given).__module__}.{type(given).__qualname__}"
             raise TypeError(f"expected {name} to be an array of jax; found {kind}")
+    paths, structure = jax.tree.flatten_with_path(dict(arguments))
+    arrays = [leaf for _, leaf in paths if isinstance(leaf, jax.Array)]
+    of_numpy = (leaf for _, leaf in paths if isinstance(leaf, np.ndarray))
+    _xp.namespace(arguments[embeddings[0]], *of_numpy)
+    leaves = tuple(_ARRAY if isinstance(leaf, jax.Array) else leaf for _, leaf in paths)
+    call = Call(
+        loss,
+        embeddings,
+        structure,
+        leaves,
+        tuple(map(type, leaves)),
+        tuple(path[0].key for path, leaf in paths if isinstance(leaf, jax.Array)),
+        sorting,
+        axes,
+    )
+    return call, arrays
 
 
 def evaluate(call: Call, arrays: list[jax.Array]) -> Any:
@@ -112,13 +120,20 @@ def evaluate(call: Call, arrays: list[jax.Array]) -> Any:
     """
     mesh = next((m for m in (jax.typeof(x).sharding.mesh for x in arrays) if m.explicit_axes), None)
     if mesh is None:
-        return _evaluate(call, arrays)
+        return _compiled(call, arrays)
     inside = jax.sharding.auto_axes(
-        lambda *arrays: _evaluate(call, list(arrays)),
+        lambda *arrays: _compiled(call, list(arrays)),
         axes=mesh.explicit_axes,
         out_sharding=NamedSharding(mesh, PartitionSpec()),
     )
     return inside(*arrays)
+
+
+# Calls from outside of any program are one program, too, instead of hundreds of operations and
+# loops that would be compiled again each time; others take it apart (`inline`).
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _compiled(call: Call, arrays: list[jax.Array]) -> Any:
+    return _evaluate(call, arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import visreg_core
-from visreg_core.losses._execution import Execution
+from visreg_core.slices import check_range
 from visreg_jax._custom_vjp import evaluate, prepare
-from visreg_jax._kernels import KERNELS
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -46,7 +45,7 @@ def _differentiable(
 
     @functools.wraps(loss)
     def function(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return evaluate(*prepare(loss, embeddings, args, kwargs, Execution(kernels=KERNELS)))
+        return evaluate(*prepare(loss, embeddings, args, kwargs))
 
     function.__module__ = __name__
     function.__doc__ = documented(loss, example)
@@ -297,6 +296,7 @@ def random_slices(
     >>> jax.jit(lambda step: random_slices(8, 5, step=step))(3).shape
     (8, 5)
     """
+    check_range(dim, n_slices, start, sampler)  # arrays cannot be compiled in
     return _random_slices(
         dim,
         n_slices,

@@ -31,6 +31,7 @@ the same average. A gradient taken from outside of the `shard_map` is exact eith
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -41,10 +42,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from visreg_core import _checks
-from visreg_core.losses._execution import SORTING, Execution
+from visreg_core.losses._execution import SORTING
 from visreg_jax._collectives import Axes, AxisName, names
-from visreg_jax._custom_vjp import evaluate, prepare, require_arrays
-from visreg_jax._kernels import KERNELS
+from visreg_jax._custom_vjp import Call, evaluate, prepare
 from visreg_jax.functional import EMBEDDINGS, LOSSES, documented
 
 __all__ = [
@@ -71,7 +71,7 @@ _DESCRIBED = {
     Of the axes along which the rows are spread, equally many on each device; `row_mask` leaves
     out what fills them up.
 """,
-    "slice_axis": """slice_axis : name, optional
+    "slice_axis": """slice_axis : name or tuple of names, optional
     Of an axis whose devices have equally many directions each, their own `slices`.
 """,
     "sorting": """sorting : {"auto", "gather", "exchange"}
@@ -101,9 +101,8 @@ def _sharded(name: str, arguments: str) -> Callable[..., Any]:
         given = {**defaults, **signature.bind(*args, **kwargs).arguments}
         axes = Axes(given["axis_name"], given["slice_axis"])
         _checks.choice("sorting", given["sorting"], SORTING)
-        execution = Execution(axes.shards(), given["sorting"], KERNELS)
         rest = {key: value for key, value in kwargs.items() if key not in keywords}
-        call, arrays = prepare(loss, embeddings, args, rest, execution, axes)
+        call, arrays = prepare(loss, embeddings, args, rest, given["sorting"], axes)
         return evaluate(
             call,
             [
@@ -159,7 +158,7 @@ def on_mesh(
         Its axes are automatic or explicit.
     axis_name : name or tuple of names
         Of the mesh's axes along which rows are spread.
-    slice_axis : name, optional
+    slice_axis : name or tuple of names, optional
         Of the axis along which directions are spread, for a loss of slices. Their number must be a
         multiple of its size.
     sorting : {"auto", "gather", "exchange"}
@@ -197,7 +196,7 @@ def on_mesh(
     if sorting != "auto":
         keywords["sorting"] = sorting
     axes = Axes(axis_name, slice_axis)
-    for axis in axes.all:
+    for axis in axes.all or (axis_name,):
         if axis not in mesh.axis_names:
             raise ValueError(f"expected an axis of the mesh {mesh.axis_names}; found {axis!r}")
     on_device = globals()[name]
@@ -205,7 +204,7 @@ def on_mesh(
 
     def function(*args: Any, **kwargs: Any) -> Any:
         given = dict(inspect.signature(LOSSES[name]).bind(*args, **kwargs).arguments)
-        require_arrays(given, EMBEDDINGS[name])
+        _check(name, given)
         places = _places(name, given, axes)
         _fill_up(given, places, math.prod(mesh.shape[axis] for axis in names(axis_name)))
         call, arrays = prepare(LOSSES[name], EMBEDDINGS[name], (), given)
@@ -213,26 +212,46 @@ def on_mesh(
             _spec(x.ndim, *places.get(k, (-1, None)))
             for k, x in zip(call.names, arrays, strict=True)
         ]
-        if slice_axis is not None and given["slices"].shape[-1] % mesh.shape[slice_axis]:
+        parts = math.prod(mesh.shape[axis] for axis in names(slice_axis))
+        if "slices" in given and given["slices"].shape[-1] % parts:
             raise ValueError(
-                f"expected slices whose number divides by {mesh.shape[slice_axis]}, the size of "
+                f"expected slices whose number divides by {parts}, the size of "
                 f"axis {slice_axis!r}; found {given['slices'].shape[-1]}"
             )
-        if AxisType.Explicit in mesh.axis_types:
-            arrays = [
-                jax.sharding.reshard(x, NamedSharding(mesh, spec))
-                for x, spec in zip(arrays, specs, strict=True)
-            ]
+        placed = [_placed(x, mesh, spec) for x, spec in zip(arrays, specs, strict=True)]
+        return spread(call, tuple(specs), placed)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+    def spread(call: Call, specs: tuple[PartitionSpec, ...], arrays: list[jax.Array]) -> Any:
         return jax.shard_map(
             lambda *own: on_device(**call.arguments(own), **keywords),
             mesh=mesh,
-            in_specs=tuple(specs),
+            in_specs=specs,
             out_specs=PartitionSpec(),
         )(*arrays)
 
     function.__name__ = function.__qualname__ = f"{name}_on_mesh"
     function.__signature__ = inspect.signature(LOSSES[name])  # type: ignore[attr-defined]
     return function
+
+
+def _check(name: str, given: dict[str, Any]) -> None:
+    """The loss's own checks, of the arguments as they came; nothing is computed."""
+    call, arrays = prepare(LOSSES[name], EMBEDDINGS[name], (), given)
+    _whole.eval_shape(call, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole(call: Call, arrays: list[jax.Array]) -> Any:
+    return call.loss(**call.arguments(arrays))
+
+
+def _placed(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+    """`x` on the devices of the mesh; of a program's arrays the compiler moves automatic ones."""
+    sharding = NamedSharding(mesh, spec)
+    if not isinstance(x, jax.core.Tracer):
+        return jax.device_put(x, sharding)
+    return jax.sharding.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x
 
 
 def _places(name: str, given: dict[str, Any], axes: Axes) -> dict[str, tuple[int, AxisName]]:

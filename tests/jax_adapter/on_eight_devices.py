@@ -287,3 +287,49 @@ def test_errors_of_a_mesh():
         sharded.on_mesh(visreg_jax.visreg_loss, mesh(8), axis_name="data", sorting="merge")(
             z, slices
         )
+
+
+# --- outside of any program, and errors -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_arrays_of_another_device_and_no_program(kind, rng):
+    (case,) = named("vicreg_loss")
+    arrays = case.draw(rng, n=21, d=3)
+    there = {k: jax.device_put(jnp.asarray(a), jax.devices()[3]) for k, a in arrays.items()}
+    function = sharded.on_mesh(case.function, mesh(8, kind=kind), axis_name="data")
+    np.testing.assert_allclose(function(**there), want(case, arrays)[0], rtol=1e-10)
+
+
+def test_a_shard_map_that_is_not_compiled(rng):
+    (case,) = named("gaussian_sliced_wasserstein")
+    arrays = case.draw(rng, n=16, d=3, k=8)
+
+    def on_a_device(z, slices):
+        return jax.value_and_grad(sharded.gaussian_sliced_wasserstein)(z, slices, axis_name="data")
+
+    value, gradient = jax.shard_map(
+        on_a_device, mesh=mesh(8), in_specs=(P("data"), P()), out_specs=(P(), P("data"))
+    )(jnp.asarray(arrays["z"]), jnp.asarray(arrays["slices"]))
+    exact = value_and_grad(case.function)(**arrays)
+    np.testing.assert_allclose(value, exact[0], rtol=1e-10)
+    np.testing.assert_allclose(gradient, exact[1], rtol=1e-10, atol=1e-12)
+
+
+def test_errors_of_whole_arrays():
+    """Those of the loss itself, before anything is filled up."""
+    z, slices = jnp.ones((9, 3)), jnp.ones((3, 8))
+    visreg = sharded.on_mesh(visreg_jax.visreg_loss, mesh(8), axis_name="data")
+    vicreg = sharded.on_mesh(visreg_jax.vicreg_loss, mesh(8), axis_name="data")
+    for message, call in {
+        r"expected z with N >= 2 samples .* found shape \(1, 3\)": lambda: visreg(z[:1], slices),
+        r"expected z of shape .* found shape \(9,\)": lambda: visreg(z[:, 0], slices),
+        r"expected a and b of one shape; found \(9, 3\) and": lambda: vicreg(z, z[1:]),
+        r"expected row_mask .* shape \(8,\)": lambda: visreg(z, slices, row_mask=jnp.ones(8) > 0),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"expected an axis of the mesh .*; found None"):
+        sharded.on_mesh(visreg_jax.visreg_loss, mesh(8), axis_name=None)
+    with pytest.raises(ValueError, match="along different axes; found axis_name='data' and"):
+        sharded.on_mesh(visreg_jax.visreg_loss, mesh(8), axis_name="data", slice_axis="data")

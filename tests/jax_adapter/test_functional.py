@@ -14,6 +14,7 @@ import visreg_core
 import visreg_jax
 from tests.cases import FUNCTIONS, PATHS, PRIMARY, each, named
 from visreg_core import value_and_vjp
+from visreg_jax._custom_vjp import Call
 
 SHAPE = (8, 3, 5)
 MASK = np.array([True, True, False, True, True, True, True, False])
@@ -120,6 +121,17 @@ def test_leading_axes_are_traced_without_promotion(case, rng):
     assert [g.shape for g in gradients] == [wide[n].shape for n in case.differentiated]
 
 
+@each(named("covariance_loss", "vicreg_loss", "barlow_twins_loss", "sag_vicreg_loss"))
+def test_fewer_rows_than_dimensions(case, rng):
+    """Gram matrices instead of covariances."""
+    with jax.enable_x64(True):
+        arrays = case.draw(rng, 4, 11)
+        given = {k: jnp.asarray(a) for k, a in arrays.items()}
+        got, want = found(case, given, COTANGENTS), expected(case, arrays, COTANGENTS)
+        for g, w in zip(got, want, strict=True):
+            assert_close(g, w, 1e-11)
+
+
 def test_names_and_signatures_are_the_core_s():
     core = {n for n in visreg_core.__all__ if n not in ("value_and_grad", "value_and_vjp")}
     assert set(visreg_jax.__all__) == core - {"__version__"} | {"functional", "sharded"}
@@ -171,6 +183,20 @@ def test_vmap_and_checkpoint_and_eager_calls():
         assert_close([value], [want], 1e-5)
     value, gradient = jax.value_and_grad(objective)(np.asarray(z), slices)  # NumPy's, not jitted
     assert_close([value, gradient], [values[0], gradients[0]], 1e-5)
+
+
+def test_equal_calls_from_outside_of_a_program_are_compiled_once(monkeypatch):
+    z, slices = sample()
+    runs = []
+    run = Call.run
+    monkeypatch.setattr(Call, "run", lambda *args, **kw: runs.append(1) or run(*args, **kw))
+    both = jax.value_and_grad(lambda z: visreg_jax.sigreg_loss(z, slices, n_knots=3, chunk_size=2))
+    first = both(z)
+    traced = len(runs)
+    np.testing.assert_array_equal(both(z + 0)[1], first[1])
+    assert len(runs) == traced
+    with pytest.raises(ValueError, match=r"integer >= 2; found 3\.0"):
+        visreg_jax.sigreg_loss(z, slices, n_knots=3.0, chunk_size=2)
 
 
 def test_a_training_loop_in_a_scan_with_traced_step_and_seed():
@@ -301,3 +327,31 @@ def test_arrays_of_numpy_are_refused():
         visreg_jax.visreg_loss(z, slices, nonsense=1)
     with pytest.raises(ValueError, match="expected reduction to be one of"):
         visreg_jax.center_loss(z, reduction="max")
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("shape_loss", "detach_scale"),
+        ("visreg_loss", "weights"),
+        ("invariance_loss", "detach_center"),
+        ("sliced_wasserstein", "power"),
+        ("max_sliced_wasserstein", "p"),
+        ("sigreg_loss", "scale_by_n"),
+        ("sigreg_loss", "n_knots"),
+        ("vicreg_loss", "convention"),
+        ("random_walk_affinity", "symmetrize"),
+        ("random_slices", "n_slices"),
+    ],
+)
+def test_a_traced_option_is_an_error_of_one_line(name, option):
+    z, slices = sample()
+    arguments = {
+        "random_slices": (4,),
+        "invariance_loss": (jnp.stack([z, z]),),
+        **dict.fromkeys(("vicreg_loss", "random_walk_affinity"), (z, z)),
+        **dict.fromkeys(("sliced_wasserstein", "max_sliced_wasserstein"), (z, z, slices)),
+    }.get(name, (z, slices))
+    with pytest.raises((TypeError, ValueError), match=f"expected {option} to be .*; found") as e:
+        jax.jit(lambda x: getattr(visreg_jax, name)(*arguments, **{option: x}))(True)
+    assert "\n" not in str(e.value)

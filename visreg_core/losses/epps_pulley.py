@@ -221,6 +221,7 @@ def _sigreg(
     _checks.embeddings("z", z)
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
+    _checks.flag("scale_by_n", scale_by_n)
     n = _rows.count(xp, z, row_mask, execution.shards)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
     wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)

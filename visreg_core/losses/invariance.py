@@ -27,6 +27,7 @@ def _invariance_loss(
     _checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
+    _checks.flag("detach_center", detach_center)
     if z.ndim < 3 or z.shape[-3] < 2:
         raise ValueError(
             f"expected z of shape (..., V, N, D) with V >= 2 views; found shape {tuple(z.shape)}"

@@ -72,6 +72,7 @@ def random_walk_affinity(
     _checks.same_shape("a", a, "b", b)
     _checks.positive_int("n_neighbors", n_neighbors)
     _checks.choice("scale", scale, SCALES)
+    _checks.flag("symmetrize", symmetrize)
     size = a.shape[0]
     if n_neighbors > size:
         raise ValueError(f"expected n_neighbors <= N = {size}; found {n_neighbors}")

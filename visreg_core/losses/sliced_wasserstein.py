@@ -238,6 +238,7 @@ def _sliced_wasserstein(
     projection_dtype: DType = None,
     need_grad: bool,
 ) -> tuple[Array, Callable[..., tuple[Array, Array]]]:
+    _checks.flag("power", power)
     unit, evaluate = _two_sample(
         x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype
     )
@@ -340,6 +341,7 @@ def _max_sliced_wasserstein(
     projection_dtype: DType = None,
     need_grad: bool,
 ) -> tuple[Array, Callable[..., tuple[Array, Array]]]:
+    _checks.flag("power", power)
     unit, evaluate = _two_sample(
         x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype
     )

@@ -100,7 +100,7 @@ def _off_diagonal_gram(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, 
     order = xp.argsort(_xp.stop_gradient(squares), axis=-1, descending=True, stable=True)
     heavy = order[..., : min(_HEAVY, u.shape[-1])]
     columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))
-    own = xp.matrix_transpose(heavy) == columns  # (..., heavy, D)
+    own = xp.matrix_transpose(heavy) == _xp.of_rank(xp, columns, u.ndim)  # (..., heavy, D)
     light = ~xp.any(own, axis=-2, keepdims=True)
     index = xp.broadcast_to(heavy, (*u.shape[:-1], heavy.shape[-1]))
     h = xp.take_along_axis(u, index, axis=-1)

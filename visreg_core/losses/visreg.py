@@ -74,6 +74,7 @@ def _shape_term(
     _checks.embeddings("z", z)
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
+    _checks.flag("detach_scale", detach_scale)
     _checks.not_negative("eps", eps)
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
