@@ -76,15 +76,17 @@ def _slot(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def fill(arguments: dict[str, Any], arrays: Sequence[Any]) -> dict[str, Any]:
     """Arguments with arrays in the slots."""
+    return {name: _filled(value, arrays) for name, value in arguments.items()}
 
-    def filled(value: Any) -> Any:
-        if isinstance(value, Slot):
-            return arrays[value.number]
-        if isinstance(value, tuple):
-            return tuple(filled(part) for part in value)
-        return value
 
-    return {name: filled(value) for name, value in arguments.items()}
+# Not inside `fill`: a function that closes over itself would hold the arrays until Python next
+# looks for cycles, and with them the embeddings of a hundred steps.
+def _filled(value: Any, arrays: Sequence[Any]) -> Any:
+    if isinstance(value, Slot):
+        return arrays[value.number]
+    if isinstance(value, tuple):
+        return tuple(_filled(part, arrays) for part in value)
+    return value
 
 
 # --- as text and numbers --------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """What autograd is asked for in training: nothing more is computed, kept or held than is needed."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -155,6 +158,32 @@ def test_saved_tensors_may_live_elsewhere(rng):
     (found,) = torch.autograd.grad(result, arrays["z"])
     _, (expected,) = value_and_gradients(ours(case), case, arrays, (1.0,))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("on_numpy", [True, False], ids=["numpy", "torch"])
+@each(PRIMARY)
+def test_memory_is_free_when_the_step_is_done(case, on_numpy, monkeypatch, rng):
+    """At once, and not when Python next looks for cycles."""
+    if not on_numpy:
+        monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+
+    def step(backward):
+        drawn = case.draw(rng)
+        arrays = {name: torch.from_numpy(a) for name, a in drawn.items()}
+        for name in case.differentiated:
+            arrays[name].requires_grad_()
+        positional, keyword = case.split(arrays)
+        value = weighted(ours(case)(*positional, **keyword))
+        if backward:
+            value.backward()
+        return [weakref.ref(a) for a in drawn.values()]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert not any(memory() is not None for memory in step(True) + step(False))
+    finally:
+        gc.enable()
 
 
 TWO_VIEWS = {

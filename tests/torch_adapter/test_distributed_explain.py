@@ -1,5 +1,8 @@
 """What `explain` tells is what is sent, and adds up by hand."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,8 +75,8 @@ def test_bytes_by_hand(sorting):
     (v, n, d, k), w = (2, 6, 5, 9), 3
     z, slices = torch.randn(v, n, d), torch.randn(d, k)
     told = explain("visreg_loss", z, slices, size=w, group=Sharding(sorting=sorting))
-    # Of 4 bytes: mean, its rest, variance and the gradient's mean (V, D), the range (V, 2 D);
-    moments = 2 * (w - 1) / w * (4 * v * d + 2 * v * d)
+    # Of 4 bytes: mean, its rest and variance (V, D), the range (V, 2 D);
+    moments = 2 * (w - 1) / w * (3 * v * d + 2 * v * d)
     values = (w - 1) * v * k / w  # the values of the own slices, gathered;
     rows = 2 * (w - 1) * v * n * d  # embeddings and their gradients, or
     projections = 2 * (w - 1) / w * v * n * k  # projections there and back.
@@ -83,7 +86,7 @@ def test_bytes_by_hand(sorting):
         "gather": {"all_gather": 2, "reduce_scatter": 1},
         "exchange": {"all_gather": 1, "all_to_all": 2},
     }
-    assert told.traffic.calls == {"all_reduce": 5, **by[sorting]}
+    assert told.traffic.calls == {"all_reduce": 4, **by[sorting]}
 
 
 def test_the_way_with_fewer_bytes_is_taken():
@@ -105,7 +108,7 @@ def test_as_text():
     z, slices = torch.empty(8, 512, 256, device="meta"), torch.empty(256, 4096, device="meta")
     assert str(explain("visreg_loss", z, slices, size=2)) == (
         "visreg_loss on 2 processes: gather, since ⌈4096 slices / 2⌉ ≥ 256 dimensions (exchange "
-        "would send 67.2 MB); each sends 8.5 MB a step by 2 all_gather, 5 all_reduce, "
+        "would send 67.2 MB); each sends 8.5 MB a step by 2 all_gather, 4 all_reduce, "
         "1 reduce_scatter"
     )
     assert str(explain(functional.scale_loss, z)) == (
@@ -115,3 +118,11 @@ def test_as_text():
         explain("spectral", z)
     with pytest.raises(TypeError, match="expected a loss of the rows of a batch; found sliced"):
         explain("sliced_wasserstein", z, z, slices, size=2)
+
+
+def test_the_manual_shows_what_is_printed(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    shown = re.findall(r"```python\n([^`]*print[^`]*)```\n\n```text\n(.*?)```", page, re.S)
+    ((code, printed),) = shown
+    exec(code, {"torch": torch})
+    assert capsys.readouterr().out.split() == printed.split()
