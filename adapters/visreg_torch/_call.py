@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def _slot(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(value, Tensor) and not getattr(value, "ndim", 0):
+    if not isinstance(value, (Tensor, np.ndarray)):
         return value
     check_tensor(name, value)
     tensors[name] = value
