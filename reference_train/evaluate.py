@@ -75,6 +75,8 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
             raise TrainError(f"expected key=value; found {setting!r}")
         if key not in known_keys():
             raise TrainError(f"unknown key {key!r}{nearest(key, known_keys())}")
+        if key.split(".")[0] in ("model", "method", "optim"):
+            raise TrainError(f"{key} is fixed by the run: data, augment, probe and run may change")
     trained = from_dict(state["config"])
     changed = OmegaConf.merge(OmegaConf.structured(trained), OmegaConf.from_dotlist(settings))
     config = OmegaConf.to_object(changed)
@@ -174,9 +176,10 @@ def export(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     from reference_train.augment import Resize
 
     source = run.splits.bank if given.split == "train" else run.splits.test
+    layers = min(given.layers, run.learner.backbone.depth)
     rows = rows_of(source, len(source) if given.rows is None else given.rows)
     embeddings, rows = embed(
-        lambda images: run.learner.backbone(images, layers=given.layers),
+        lambda images: run.learner.backbone(images, layers=layers),
         source,
         rows,
         Resize(run.config.augment, run.config.data).to(run.device),
@@ -209,6 +212,14 @@ COMMANDS = {
 }
 
 
+def positive(text: str) -> int:
+    """A whole number of the command line, at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1; found {number}")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     made = argparse.ArgumentParser(
@@ -225,27 +236,29 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--untrained", action="store_true")
         command.add_argument("--cpu", action="store_true")
         if name in ("probe", "fewshot"):
-            command.add_argument("--layers", type=int, default=4, help="last layers (default 4)")
+            command.add_argument(
+                "--layers", type=positive, default=4, help="last layers (default 4)"
+            )
         if name in ("knn", "hierarchy"):
-            command.add_argument("--k", type=int, nargs="+", default=[20])
+            command.add_argument("--k", type=positive, nargs="+", default=[20])
         if name == "probe":
             rates = ", ".join(f"{rate:g}" for rate in GRID)
-            command.add_argument("--epochs", type=int, default=10, help=f"rates: {rates}")
+            command.add_argument("--epochs", type=positive, default=10, help=f"rates: {rates}")
         if name == "hierarchy":
             command.add_argument("--class-tree", required=True, metavar="CSV")
         if name == "fewshot":
-            command.add_argument("--shots", type=int, nargs="+", default=[1, 5, 10])
-            command.add_argument("--draws", type=int, default=5)
+            command.add_argument("--shots", type=positive, nargs="+", default=[1, 5, 10])
+            command.add_argument("--draws", type=positive, default=5)
         if name == "finetune":
-            command.add_argument("--epochs", type=int, default=20)
+            command.add_argument("--epochs", type=positive, default=20)
             command.add_argument("--lr", type=float, default=1e-3)
         if name == "export":
             command.add_argument("--split", choices=("train", "test"), default="test")
-            command.add_argument("--rows", type=int)
-            command.add_argument("--layers", type=int, default=1)
+            command.add_argument("--rows", type=positive)
+            command.add_argument("--layers", type=positive, default=1)
         if name == "pca":
             command.add_argument("--against", type=Path, required=True, metavar="RUN")
-            command.add_argument("--images", type=int, default=6)
+            command.add_argument("--images", type=positive, default=6)
     return made
 
 

@@ -8,6 +8,7 @@ correlation, and flipped where it is negative.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from reference_train.augment import Resize
 from reference_train.errors import TrainError
 from reference_train.model import ViT
+from reference_train.sources import Unreadable
 
 
 def principal_components(patches: np.ndarray, count: int = 3) -> np.ndarray:
@@ -57,7 +59,9 @@ def compare_patches(run: Any, other: Any, *, count: int, path: Path) -> list[flo
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    raw = torch.stack([run.splits.test[i].image for i in range(min(count, len(run.splits.test)))])
+    samples = (run.splits.test[i] for i in range(len(run.splits.test)))
+    readable = (sample.image for sample in samples if not isinstance(sample, Unreadable))
+    raw = torch.stack(list(itertools.islice(readable, count)))
     maps, found = [], []
     features = [
         patch_features(r.learner, Resize(r.config.augment, r.config.data)(raw).to(r.device))

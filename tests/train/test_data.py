@@ -239,6 +239,13 @@ def test_shards_are_all_read_once_in_a_pass(shards):
     assert greys(read[:8]) != greys(read[8:])
 
 
+def test_passes_read_the_shards_in_other_orders(shards):
+    shards.shuffle_buffer, shards.batch_size = 1, 6
+    read = greys(take(sources.open_splits(shards).train, shards, 24))
+    orders = {tuple(batch[0] // 10 for batch in read[4 * i : 4 * i + 4]) for i in range(6)}
+    assert len(orders) > 2 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
+
+
 def test_shards_are_shared_out_over_processes(shards):
     stream = sources.open_splits(shards).train
     read = [greys(take(stream, shards, 4, rank=r, world=2)) for r in range(2)]

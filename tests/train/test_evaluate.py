@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
-from reference_train import checkpoint, evaluate, pictures, probe
+from reference_train import checkpoint, evaluate, finetune, pictures, probe
 from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
@@ -34,16 +34,17 @@ def result(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def clusters(rng, n=60, classes=3, dim=5):
+def clusters(rng, n=60, classes=3, dim=5, apart=4):
     labels = np.arange(n) % classes
-    centres = 4 * rng.standard_normal((classes, dim))
+    centres = apart * rng.standard_normal((classes, dim))
     return (centres[labels] + rng.standard_normal((n, dim))).astype(np.float32), labels
 
 
 def test_the_grid_is_so_many_separate_probes(rng):
     """Each head of the grid is Torch's own SGD on the same batches."""
-    x, y = clusters(rng)
-    test, test_labels = clusters(rng, n=90)
+    # so close that the accuracy hangs on the boundaries' exact places
+    x, y = clusters(rng, apart=0.3)
+    test, test_labels = clusters(rng, n=3000, apart=0.3)
     rates = (0.02, 0.5)
     found = probe.linear_probe(x, y, test, test_labels, epochs=2, rates=rates, batch_size=8, seed=3)
     for rate in rates:
@@ -68,7 +69,7 @@ def test_the_grid_is_so_many_separate_probes(rng):
                 optimizer.step()
                 annealing.step()
         predicted = head(norm.eval()(torch.from_numpy(test))).argmax(-1).numpy()
-        assert found[rate] == pytest.approx((predicted == test_labels).mean(), abs=1e-9)
+        assert found[rate] == pytest.approx((predicted == test_labels).mean(), abs=4e-4)
 
 
 def test_the_papers_grid_has_thirteen_rates():
@@ -135,6 +136,23 @@ def test_hierarchy(run, capsys, tmp_path):
     assert len(found["linear by level"]) == 2
 
 
+def test_fine_tuning_moves_by_the_schedules_rates(run, monkeypatch):
+    loaded = evaluate.load_run(run, ["probe.max_rows=50"], untrained=False, cpu=True)
+    settings = {"lr": 1e-2, "device": torch.device("cpu")}
+    tune = finetune.finetune
+    given = loaded.learner.backbone, loaded.config, loaded.splits
+    before = tune(*given, epochs=0, **settings)
+    monkeypatch.setattr(finetune, "learning_rate", lambda *given: 0.0)
+    assert tune(*given, epochs=1, **settings) == before
+    monkeypatch.undo()
+    assert tune(*given, epochs=1, **settings) != before
+
+
+def test_layers_beyond_the_models_are_all_there_are(run, capsys):
+    found = result(capsys, "export", run, "--rows", 5, "--layers", 9)
+    assert found["shape"] == [5, 2 * 16]
+
+
 def test_few_shots_and_fine_tuning(run, capsys):
     shots = result(capsys, "fewshot", run, "--shots", 1, 3, "--draws", 2)
     assert list(shots) == ["1 shots", "3 shots"]
@@ -179,7 +197,7 @@ def test_the_training_images_need_not_be_there(run, capsys, tmp_path):
         (["knn", "{run}", "data.sauce=folder"], "unknown key 'data.sauce'; nearest: data.source"),
         (["knn", "{run}", "data.size"], "expected key=value; found 'data.size'"),
         (["knn", "{run}", "data.size=big"], "'big' of type 'str' could not be converted"),
-        (["knn", "{run}", "--k", "0"], "k to be an integer >= 1"),
+        (["knn", "{run}", "model.width=8"], "model.width is fixed by the run"),
         (["knn", "{run}/nothing"], "no checkpoint"),
         (["hierarchy", "{run}", "--class-tree", "none.csv"], "none.csv"),
     ],

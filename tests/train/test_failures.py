@@ -292,6 +292,13 @@ def test_another_runs_folder_is_refused(tmp_path):
     assert kept["optim"]["lr"] == 0.002  # the run's own configuration is still beside it
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, whole, monkeypatch):
+    path, seen = checkpoint.path_of(tmp_path, 4), []
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda descriptor: seen.append(path.exists()))
+    checkpoint.save(tmp_path, {**whole, "step": 4}, keep=1)
+    assert seen == [False, True]  # the file under its temporary name, then the folder
+
+
 def test_a_damaged_later_checkpoint_does_not_push_out_new_ones(tmp_path, whole):
     checkpoint.path_of(tmp_path, 12).write_bytes(b"damaged")
     for step in (4, 5, 6):

@@ -98,6 +98,14 @@ def test_dinos_teacher_follows_and_its_last_layer_stays_in_a_run(tmp_path):
     assert torch.equal(last["projector.7.weight"], start["projector.7.weight"])
 
 
+def test_features_are_those_of_the_evaluation_mode():
+    learner = torch.nn.Module()
+    learner.backbone = torch.nn.BatchNorm1d(3)
+    images = torch.randn(8, 3) + 5
+    assert torch.allclose(train.encoder(learner)(images), images, atol=1e-3)  # statistics 0 and 1
+    assert learner.backbone.training
+
+
 def test_evaluations_are_due_every_so_many_epochs_and_at_the_end():
     settings = config.load("digits", ["run.folder=unused", "run.evaluate_every=1.5"])
     due = [done for done in range(1, 41) if train.evaluates(settings, done, 40, 10.0)]

@@ -57,6 +57,21 @@ def test_a_choice_of_rows_is_ordered_and_repeats():
     np.testing.assert_array_equal(measure.rows_of(range(7), 20), np.arange(7))
 
 
+def test_the_trees_images_are_of_all_the_rows(measured, monkeypatch):
+    seen = []
+
+    def spy(encoder, source, rows, transform, **named):
+        seen.append(rows)
+        return torch.randn(len(rows), 4).numpy(), rows
+
+    monkeypatch.setattr(measure, "embed", spy)
+    monkeypatch.setattr(measured.config.probe, "tree_rows", 10)
+    measured._tree_similarity(measure.pixels, np.arange(100, 300))
+    first, second = seen
+    np.testing.assert_array_equal(first, second)
+    assert len(first) == 10 and first.min() >= 100 and first.max() > 200
+
+
 def test_the_table_says_what_is_an_accuracy():
     made = measure.table({"trained": {"kNN": 0.925, "RankMe": 20.4, "LCA unseen": np.nan}})
     assert "92.5%" in made and "20.4" in made and "–" in made
