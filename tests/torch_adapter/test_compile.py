@@ -287,3 +287,18 @@ def test_calls_alike_go_back_each_by_itself(name, twice_first):
     (core,) = (case.function for case in named(name))
     expected = torch.autograd.grad(sum(core(*pair).total for pair in pairs), leaves)
     assert_all_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_calls_of_other_numbers_go_back_each_by_itself(rng):
+    """Whose text is one, because numbers are not part of it."""
+    (case,) = named("visreg_loss")
+    z, slices = tensors(case, rng).values()
+    weights = (2.0, 5.0)
+    results = []
+    for weight in weights:
+        compiled = torch.compile(visreg_torch.visreg_loss, fullgraph=True, backend="aot_eager")
+        results.append(compiled(z, slices, (weight, 1.0, 1.0)).total)
+    for weight, result in zip(weights, results, strict=True):
+        (found,) = torch.autograd.grad(result, z)
+        (expected,) = torch.autograd.grad(case.function(z, slices, (weight, 1, 1)).total, z)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

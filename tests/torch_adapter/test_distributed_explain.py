@@ -70,6 +70,28 @@ def test_what_is_told_is_what_is_sent():
             assert told.way == "moments"
 
 
+def moved(rank, sorting):
+    """Collectives of a loss, called as people call it."""
+    from visreg_torch.distributed import ProcessShards
+
+    calls, communicate = [], ProcessShards._run
+
+    def spied(shards, operation, x, call):
+        calls.append(operation)
+        communicate(shards, operation, x, call)
+
+    ProcessShards._run = spied
+    z, slices = torch.randn(2, 4, 5), torch.randn(5, 7)
+    functional.shape_loss(z, slices, scope="global", group=Sharding(sorting=sorting))
+    return calls
+
+
+@pytest.mark.parametrize("sorting", ["gather", "exchange"])
+def test_what_is_asked_for_is_done(sorting):
+    for calls in successful(run(2, moved, sorting)):
+        assert ("all_to_all" in calls) == (sorting == "exchange")
+
+
 @pytest.mark.parametrize("sorting", ["gather", "exchange"])
 def test_bytes_by_hand(sorting):
     (v, n, d, k), w = (2, 6, 5, 9), 3

@@ -134,8 +134,10 @@ def in_subgroups(rank, rows):
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
     group, other = groups[rank % 2], groups[1 - rank % 2]
     z = batch(sum(rows)).split(rows, dim=1)[rank // 2]
-    found = [step_of(VISRegLoss(9, scope="global", group=group), (1 + rank % 2) * z)]
-    found += [step_of(VISRegLoss(9, scope="global", group=Sharding(group)), (1 + rank % 2) * z)]
+    found = [
+        step_of(VISRegLoss(9, lam=0.7, scope="global", group=of), (1 + rank % 2) * z)
+        for of in (group, Sharding(group))
+    ]
     messages = []
     for call in (
         lambda: scale_loss(z if rank < 2 else z[0], scope="global", group=group),
@@ -157,7 +159,7 @@ def test_groups():
     results = successful(run(4, in_subgroups, rows))
     for batch_number, ranks in enumerate(((0, 2), (1, 3))):
         z = (1 + batch_number) * batch(sum(rows))
-        value, gradient = step_of(visreg_torch.VISRegLoss(9), z)
+        value, gradient = step_of(visreg_torch.VISRegLoss(9, lam=0.7), z)
         for way in range(2):
             found = [results[rank][0][way] for rank in ranks]
             for of_rank, _ in found:

@@ -95,6 +95,8 @@ def plan_for(size):
     plan = [
         (case.id, UNEVEN[size], 5, sorting, "torch") for case in cases for sorting in ways(case)
     ]
+    if size == 2:  # the only loss of a single row
+        plan += [("invariance_loss", (1, 0), 5, "auto", "torch")]
     return plan + [
         (case.id, rows[size], dim, sorting, path)
         for case in cases
