@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
@@ -50,7 +49,7 @@ class Call:
 
     def arguments(self, arrays: Sequence[jax.Array]) -> dict[str, Any]:
         """The arguments by name, with these arrays in their places."""
-        given = iter([jnp.asarray(x) for x in arrays])  # jax.grad hands NumPy's on as they are
+        given = iter(arrays)
         leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
         return jax.tree.unflatten(self.structure, leaves)
 

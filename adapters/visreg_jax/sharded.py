@@ -167,8 +167,9 @@ def on_mesh(
     Returns
     -------
     callable
-        With the arguments of `loss`. Embeddings may have any number of rows, and lie anywhere: rows
-        that are missing for equal parts are added and masked. Its gradient is exact.
+        With the arguments of `loss`. Embeddings may have any number of rows: those that are
+        missing for equal parts are added and masked. Outside of a program they may lie on any
+        device. Its gradient is exact.
 
     Raises
     ------

@@ -94,16 +94,27 @@ def test_an_uneven_batch_on_a_mesh(case, sorting, rng):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("rows", [16, 5])
+@pytest.mark.parametrize("rows", [16, 3])
 @pytest.mark.parametrize("case", named("visreg_loss", "sigreg_loss"), ids=str)
 def test_data_and_slices_along_two_axes(case, rows, kind, rng):
-    """Directions are spread over the second axis; 16 rows divide by the first, 5 do not."""
+    """Directions are spread over the second axis; 16 rows divide by the first, 3 do not."""
     arrays = case.draw(rng, n=rows, d=3, k=12)
     function = sharded.on_mesh(
         case.function, mesh(4, 2, kind=kind), axis_name="data", slice_axis="slices"
     )
     got = found(case, lambda **given: function(**given, **options(case)), arrays)
     assert_close(got, want(case, arrays, **options(case)))
+
+
+@pytest.mark.parametrize("sorting", ["gather", "exchange"])
+def test_an_axis_of_one_device(sorting, rng):
+    """Nothing is reduced along it, and the result is still the same on all devices."""
+    (case,) = named("gaussian_sliced_wasserstein")
+    arrays = case.draw(rng, n=6, d=3, k=8)
+    function = sharded.on_mesh(
+        case.function, mesh(1, 8), axis_name="data", slice_axis="slices", sorting=sorting
+    )
+    assert_close(found(case, function, arrays), want(case, arrays))
 
 
 def test_rows_along_two_axes(rng):
