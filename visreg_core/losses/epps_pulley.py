@@ -131,12 +131,15 @@ def _epps_pulley(
     rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
     n = _rows.count(xp, rows[..., None], row_mask, execution.shards)
     knots = knots_beside(xp, rows, t_max, n_knots)
-    values, *gradient = _tiles.map_rows(
-        xp,
-        lambda tile: term(xp, tile, n, knots, row_mask, need_grad, execution),
-        rows,
-        scratch=_epps_pulley_numpy.scratch(n_knots),
-    )
+
+    def of_rows(tile: Array) -> tuple[Array, ...]:
+        return term(xp, tile, n, knots, row_mask, need_grad, execution)
+
+    if execution.shards.size > 1:  # what they reduce they do once, and all in the same order
+        values, *gradient = of_rows(rows)
+    else:
+        scratch = _epps_pulley_numpy.scratch(n_knots)
+        values, *gradient = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
     shape = moved.shape[:-1]
 
     def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:

@@ -8,8 +8,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
 from tests.cases import CASES, FUNCTIONS
+from visreg_core import epps_pulley, sigreg_loss
 from visreg_core.losses._differentiable import closed_arrays, implementation_of
 from visreg_core.losses._execution import Execution
 
@@ -187,3 +189,36 @@ def test_a_vjp_can_be_made_again_over_other_arrays(case, rng):
         first_of = unlike[0] if isinstance(unlike, tuple) else unlike
         first_expected = expected[0] if isinstance(expected, tuple) else expected
         assert not torch.equal(first_of, first_expected)
+
+
+class Twice:
+    """Two shards of which the other holds the same rows; remembers who asked it for a sum."""
+
+    size = 2
+
+    def __init__(self):
+        self.callers = []
+
+    def sum(self, x):
+        self.callers.append(threading.get_ident())
+        return 2 * x
+
+
+def test_shards_on_numpy_reduce_once_a_chunk_and_in_order(rng, monkeypatch):
+    """Large enough for several threads and tiles: those would reduce in any order."""
+    monkeypatch.setattr("visreg_core._tiles._TILE_BYTES", 1 << 16)
+    x, z, slices = rng.normal(size=(64, 4096)), rng.normal(size=(4096, 8)), np.eye(8)
+    for loss, axis, arguments, reductions in (
+        (epps_pulley, -1, {"x": x}, 1),
+        (sigreg_loss, -2, {"z": z, "slices": slices, "chunk_size": 3}, 3),
+    ):
+        implementation, shards = implementation_of(loss), Twice()
+        value, vjp = implementation(**arguments, need_grad=True, execution=Execution(shards))
+        assert shards.callers == [threading.get_ident()] * reductions
+        first = next(iter(arguments))
+        own = arguments.pop(first)
+        whole = np.concatenate([own, own], axis=axis)
+        exact, exact_vjp = implementation(**{first: whole}, **arguments, need_grad=True)
+        assert_allclose(value, exact, rtol=1e-12)
+        gradient = np.split(exact_vjp(np.ones_like(exact)), 2, axis=axis)[0]
+        assert_allclose(vjp(np.ones_like(exact)), gradient, rtol=1e-9, atol=1e-15)
