@@ -58,10 +58,11 @@ class Sharding(NamedTuple):
         sorts a part of the slices, or projects its own rows and exchanges the projections.
         "auto" takes the way that moves fewer bytes, which `explain` shows.
     static_shapes : bool
-        A promise that every process passes the same shapes, options and slices, and at least one
-        row: nothing is checked and nothing padded. It saves one small collective a call and the
-        wait of the host for the device, and is needed under ``torch.compile(fullgraph=True)``. A
-        process that breaks the promise makes the others hang or compute nonsense.
+        A promise that every process passes the same shapes, options and slices, at least one row,
+        and embeddings that all require a gradient or none: nothing is checked and nothing padded.
+        It saves one small collective a call and the wait of the host for the device, and is needed
+        under ``torch.compile(fullgraph=True)``. A process that breaks the promise makes the others
+        hang or compute nonsense.
 
     Examples
     --------
