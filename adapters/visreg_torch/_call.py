@@ -68,9 +68,10 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def _slot(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    if not isinstance(value, (Tensor, np.ndarray)):
+    if isinstance(value, (Tensor, np.ndarray)):
+        check_tensor(name, value)
+    if not isinstance(value, Tensor):
         return value
-    check_tensor(name, value)
     tensors[name] = value
     return Slot(len(tensors) - 1)
 
