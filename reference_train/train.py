@@ -85,6 +85,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     ledger = Ledger(accelerator, folder)
     model = accelerator.prepare(learner)  # data parallel; under autocast with bfloat16
     say(accelerator, f"{describe(learner)}; steps {first} ... {steps} on {world} x {device}")
+    if warmup >= steps:
+        say(accelerator, f"the warm-up of {warmup} steps outlasts the run's {steps}")
 
     position = first * config.run.accumulate
     stream = data.batches(
@@ -140,12 +142,12 @@ def train(config: Config) -> dict[str, dict[str, float]]:
                 log.add({"step": done, "epoch": done / steps_per_epoch, "lr": lr, **means})
                 trackers.add(done, {"lr": lr, **means})
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
-        if saving:
-            save(accelerator, folder, config, done, learner, method, optimizer)
         if measured and log and evaluates(config, done, steps, steps_per_epoch):
             accuracy = measured.knn(encoder(learner))
             evaluations.add({"step": done, "epoch": done / steps_per_epoch, "knn": accuracy})
             trackers.add(done, {"knn": accuracy})
+        if saving:  # last, so that a kill before it loses no row: the step is done again
+            save(accelerator, folder, config, done, learner, method, optimizer)
     bar.close()
 
     results = {}

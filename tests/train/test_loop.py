@@ -9,6 +9,7 @@ import torch
 from reference_train import config, methods, train
 from reference_train.augment import MultiCrop
 from reference_train.config import Augment, Data
+from reference_train.record import read_log
 from reference_train.train import main
 from tests.train import runs
 
@@ -149,3 +150,40 @@ def test_solarising_inverts_what_is_brighter_than_one_half():
     for crop, channel in itertools.product(crops.flatten(0, 1), range(3)):
         torch.testing.assert_close(crop[channel, :, :2], torch.full((8, 2), 100 / 255))
         torch.testing.assert_close(crop[channel, :, 6:], torch.full((8, 2), 51 / 255))
+
+
+def main_that_dies_saving(arguments):
+    """Killed as soon as the second checkpoint is there."""
+    import os
+
+    save, steps = train.save, []
+
+    def dying(accelerator, folder, settings, step, *state):
+        save(accelerator, folder, settings, step, *state)
+        steps.append(step)
+        if len(steps) == 2:
+            os._exit(9)
+
+    train.save = dying
+    main(arguments)
+
+
+def test_an_evaluation_due_with_a_checkpoint_is_not_lost(tmp_path):
+    """The checkpoint comes last: what a kill before it cuts off is done again."""
+    given = [*runs.EVALUATED, "run.checkpoint_every=4", "run.evaluate_every=0.05"]
+    command = runs.command(tmp_path / "run", *given)
+    codes, _ = runs.run(main_that_dies_saving, command, output=tmp_path / "first")
+    assert codes == [9]
+    codes, printed = runs.run(main, command, output=tmp_path / "second")
+    assert codes == [0] and "resuming from" in printed
+    rows = read_log(tmp_path / "run" / "evaluations.jsonl")
+    whole = runs.command(tmp_path / "whole", *given)
+    assert runs.run(main, whole, output=tmp_path / "third")[0] == [0]
+    assert rows == read_log(tmp_path / "whole" / "evaluations.jsonl")
+    assert 8 in [row["step"] for row in rows]
+
+
+def test_a_warm_up_longer_than_the_run_is_told(tmp_path):
+    given = ["run.max_steps=2", "optim.warmup_epochs=1"]
+    _, printed = runs.run(main, runs.command(tmp_path / "run", *given), output=tmp_path / "output")
+    assert "steps outlasts the run's 2" in printed
