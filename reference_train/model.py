@@ -19,7 +19,7 @@ from torch import nn
 
 from reference_train.collectives import all_sum
 from reference_train.config import Config, Model
-from reference_train.errors import TrainError, nearest
+from reference_train.errors import TrainError, nearest, one_line
 
 VIT_SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 RESNETS = {
@@ -84,7 +84,7 @@ def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     """The backbone that ``model.backbone`` names."""
     name = settings.backbone
     if name.startswith(("hf:", "timm:")):
-        return _auto(name, settings, image_size)
+        return _auto(name, settings, image_size, channels)
     if name in RESNETS:
         return _resnet(name, settings, channels)
     if name not in NAMES:
@@ -141,7 +141,7 @@ def _resnet(name: str, settings: Model, channels: int) -> Pooled:
     return Pooled(model, widths[-1])
 
 
-def _auto(name: str, settings: Model, image_size: int) -> ViT | Pooled:
+def _auto(name: str, settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     from transformers import AutoConfig, AutoModel
 
     library, _, name = name.partition(":")
@@ -159,6 +159,9 @@ def _auto(name: str, settings: Model, image_size: int) -> ViT | Pooled:
             model = AutoModel.from_config(config)
     except (OSError, ValueError) as error:
         raise TrainError(f"{library}:{name}: {str(error).splitlines()[0]}") from None
+    takes = getattr(config, "num_channels", channels)
+    if takes != channels:
+        raise TrainError(f"{library}:{name} takes {takes} channels; found data.channels={channels}")
     if hasattr(model, "layernorm") and hasattr(getattr(model, "embeddings", None), "cls_token"):
         # what takes no part: tokens of masked patches, and a pooler behind the CLS token
         model.pooler = None
@@ -167,10 +170,14 @@ def _auto(name: str, settings: Model, image_size: int) -> ViT | Pooled:
         if settings.layers > config.num_hidden_layers:
             raise TrainError(f"model.layers={settings.layers} of {config.num_hidden_layers}")
         return ViT(model, settings.layers, config.image_size)
-    with torch.no_grad():
-        channels = getattr(config, "num_channels", 3)
-        n_features = Pooled(model.eval(), 0)(torch.zeros(1, channels, image_size, image_size))
-    return Pooled(model.train(), n_features.shape[-1])
+    image = torch.zeros(1, channels, image_size, image_size)
+    try:
+        with torch.no_grad():
+            n_features = Pooled(model.eval(), 0)(image).shape[-1]
+    except (RuntimeError, ValueError) as error:
+        cause = one_line(error)
+        raise TrainError(f"{library}:{name} on crops of {image_size} pixels: {cause}") from None
+    return Pooled(model.train(), n_features)
 
 
 def projector(settings: Model, n_features: int, *, batch_norm: type[nn.Module]) -> nn.Sequential:

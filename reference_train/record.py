@@ -91,7 +91,7 @@ class Ledger:
         }
         path = self.folder / f"nonfinite-step-{step:09d}.json"
         if self.accelerator.is_main_process:
-            path.write_text(json.dumps(dump, indent=1))
+            write_atomically(path, json.dumps(dump, indent=1))
         raise TrainError(
             f"step {step}: {term} is {values[process, self.names.index(term)].item()} on process "
             f"{process}; statistics of the batch: {path}"

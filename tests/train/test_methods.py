@@ -10,6 +10,7 @@ import visreg_core as vc
 from reference_train import baselines, config, methods, optim
 from reference_train.augment import MultiCrop, Resize
 from reference_train.config import METHODS, Augment, Data
+from reference_train.errors import TrainError
 from reference_train.model import Learner, Outputs, backbone, rounded
 from reference_train.sources import open_splits
 from reference_train.train import new_learner
@@ -290,6 +291,28 @@ def test_any_automodel_from_a_folder(tmp_path):
     )
     fresh = backbone(config.Model(backbone=f"hf:{tmp_path / 'res'}"), 32, 3)
     assert isinstance(fresh, torch.nn.Module) and fresh.n_features == 12
+
+
+def test_automodels_that_are_pooled(tmp_path):
+    from transformers import ConvNextConfig, SwinConfig
+
+    SwinConfig(
+        image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+    ).save_pretrained(tmp_path / "swin")
+    ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]).save_pretrained(
+        tmp_path / "convnext"
+    )
+    for name in ("swin", "convnext"):
+        settings = config.Model(backbone=f"hf:{tmp_path / name}")
+        made = backbone(settings, 32, 3)
+        features = made(torch.randn(2, 3, 32, 32))
+        assert features.shape == (2, 16) == (2, made.n_features)
+        features.square().sum().backward()
+        assert all(p.grad is not None for p in made.parameters())
+        with pytest.raises(TrainError, match=r"takes 3 channels; found data.channels=1$"):
+            backbone(settings, 32, 1)
+    with pytest.raises(TrainError, match=r"swin on crops of 8 pixels: .*size of tensor.*"):
+        backbone(config.Model(backbone=f"hf:{tmp_path / 'swin'}"), 8, 3)
 
 
 def test_every_weight_of_an_automodel_is_trained(tmp_path):
