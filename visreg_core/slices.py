@@ -23,7 +23,8 @@ import math
 
 import numpy as np
 
-from visreg_core import _checks, _xp
+from visreg_core import _checks, _slices_numpy, _xp
+from visreg_core._threefry import threefry2x32
 from visreg_core._typing import Array, Device, DType, Namespace, Scalar
 
 DOMAIN_SLICES = 0
@@ -32,49 +33,7 @@ DOMAIN_ROWS = 2
 
 SAMPLERS = ("gaussian", "orthogonal")
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
 _WORD = 1 << 32
-
-
-def threefry2x32(key0: Array, key1: Array, counter0: Array, counter1: Array) -> tuple[Array, Array]:
-    """Threefry-2x32, 20 rounds, on arrays of int32 words (two's complement), elementwise.
-
-    Parameters
-    ----------
-    key0, key1, counter0, counter1 : array of int32
-        Words; shapes broadcast. At least one of them must have an axis (scalars of NumPy warn when
-        they wrap).
-
-    Returns
-    -------
-    word0, word1 : array of int32
-        The same bits on every library.
-
-    Notes
-    -----
-    Signed arithmetic that wraps, with a mask after each right shift, is what every library has:
-    unsigned 32-bit integers are not in torch, 64-bit ones not in JAX by default.
-
-    Source: Salmon et al. 2011, Table 2 (rotations) and §4.2.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> zero = np.zeros(1, dtype=np.int32)
-    >>> [hex(int(w[0]) % 2**32) for w in threefry2x32(zero, zero, zero, zero)]
-    ['0x6b200159', '0x99ba4efe']
-    """
-    keys = (key0, key1, key0 ^ key1 ^ _PARITY)
-    x0, x1 = counter0 + key0, counter1 + key1
-    for injection in range(5):
-        for r in _ROTATIONS[injection % 2]:
-            x0 = x0 + x1
-            x1 = (x1 << r) | ((x1 >> (32 - r)) & ((1 << r) - 1))
-            x1 = x1 ^ x0
-        x0 = x0 + keys[(injection + 1) % 3]
-        x1 = x1 + keys[(injection + 2) % 3] + (injection + 1)
-    return x0, x1
 
 
 def uniforms(
@@ -215,6 +174,16 @@ def _gaussian(
     where: dict[str, Device],
 ) -> Array:
     """Standard normals (dim, count): column j is slice first + j."""
+    if _xp.name(xp) == "numpy":
+        return _slices_numpy.normals(
+            dim,
+            count,
+            first=first,
+            domain=DOMAIN_SLICES << 28,
+            seed=_word(xp, "seed", seed),
+            step=_word(xp, "step", step),
+            dtype=dtype,
+        )
     pairs = (dim + 1) // 2
     k = _int32_range(xp, first, count, where)[None, :]
     m = _int32_range(xp, DOMAIN_SLICES << 28, pairs, where)[:, None]
@@ -232,12 +201,20 @@ def _int32_range(xp: Namespace, first: int, count: int, where: dict[str, Device]
 
 def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
     """A key word as an int32 array that broadcasts with the counters."""
+    word = _word(xp, argument, value)
+    if isinstance(word, int):
+        return xp.zeros_like(beside) + _signed(word)
+    return xp.reshape(_xp.beside(xp, xp.astype(word, xp.int32), beside), (1, 1))
+
+
+def _word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
+    """A key word as a Python integer, which it always is for NumPy, or as an array of no axes."""
     if isinstance(value, (np.integer, np.ndarray)) and np.ndim(value) == 0:
         value = np.asarray(value).item()
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < _WORD:
             raise ValueError(f"expected {argument} in 0 ... 2**32 - 1; found {value}")
-        return xp.zeros_like(beside) + _signed(value)
+        return value
     if tuple(getattr(value, "shape", (0,))) != () or "int" not in _xp.dtype_name(value):
         raise TypeError(
             f"expected {argument} to be an integer or an integer array of no axes; "
@@ -248,7 +225,7 @@ def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
             f"expected {argument} of {_xp.name(xp)} or a Python integer; "
             f"found an array of {_xp.library(value)}"
         )
-    return xp.reshape(_xp.beside(xp, xp.astype(value, xp.int32), beside), (1, 1))
+    return value
 
 
 def _signed(word: int) -> int:

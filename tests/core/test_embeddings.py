@@ -427,13 +427,13 @@ def test_draws_are_uniform():
 
 
 def test_draws_use_words_of_their_own(monkeypatch):
-    from visreg_core import slices
+    from visreg_core import _threefry, slices
 
     seen = {}
 
     def spy(key0, key1, counter0, counter1):
         seen["counter1"] = np.unique(np.asarray(counter1))
-        return slices.threefry2x32(key0, key1, counter0, counter1)
+        return _threefry.threefry2x32(key0, key1, counter0, counter1)
 
     monkeypatch.setattr(_sampling, "threefry2x32", spy)
     _sampling.draw(100, 10, seed=0)

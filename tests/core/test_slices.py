@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import FLOATS
 from tests.core import reference
-from visreg_core import gaussian_sliced_wasserstein, random_slices
-from visreg_core.slices import threefry2x32
+from visreg_core import _slices_numpy, gaussian_sliced_wasserstein, random_slices
+from visreg_core._threefry import threefry2x32, threefry2x32_in_place
 
 KNOWN_ANSWERS = [
     ((0x00000000, 0x00000000, 0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
@@ -69,6 +69,15 @@ def test_words_are_bit_identical(backend, rng, x64):
 def test_threefry_is_the_reference(words):
     got = threefry2x32(*(signed([w]) for w in words))
     assert tuple(int(g.view(np.uint32)[0]) for g in got) == reference.threefry2x32(*words)
+
+
+def test_threefry_in_place_is_the_reference(rng):
+    counters = rng.integers(0, 2**32, size=(2, 3, 100), dtype=np.uint32)
+    for key in ((0, 0), (2**32 - 1, 2**32 - 1), (0x13198A2E, 0x03707344)):
+        x0, x1 = counters.copy()
+        threefry2x32_in_place(*key, x0, x1)
+        expected = [reference.threefry2x32(*key, *map(int, c)) for c in counters.reshape(2, -1).T]
+        assert np.array_equal(np.stack([x0, x1]).reshape(2, -1).T, expected)
 
 
 def test_threefry_broadcasts(backend):
@@ -222,6 +231,15 @@ def test_the_documented_stream(where, dim, seed, step, start):
     got = drawn(where.backend, dim, 4, seed=seed, step=step, start=start, dtype=where.dtype)
     units = 16 * np.finfo(where.dtype).eps
     assert_allclose(where.to_numpy(got), expected, rtol=0, atol=units)
+
+
+@pytest.mark.parametrize("tile", [1, 10, 1000])
+@pytest.mark.parametrize("dim", [8, 31])
+def test_tiles_of_numpy_s_draw(monkeypatch, tile, dim):
+    monkeypatch.setattr(_slices_numpy, "_TILE", tile)
+    expected = np.array([box_muller(dim, 2**32 - 5 + k, 9, 2) for k in range(5)]).T
+    got = random_slices(dim, 5, seed=9, step=2, start=2**32 - 5, dtype=np.float64)
+    assert_allclose(got, expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core import _checks, _xp
+from visreg_core._threefry import threefry2x32
 from visreg_core._typing import Array
-from visreg_core.slices import DOMAIN_ROWS, threefry2x32
+from visreg_core.slices import DOMAIN_ROWS
 
 # Parts of the domain of row sampling, beyond those that reading a sample of a file draws from.
 _SUBSET, _RESAMPLE = 1 << 20, (1 << 20) + 1

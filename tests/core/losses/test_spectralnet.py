@@ -38,9 +38,7 @@ def test_an_asymmetric_affinity_counts_both_ways(rng):
     ) / 36  # fmt: skip
     value, gradient = value_and_grad(spectralnet_loss)(y, w)
     assert_allclose(value, expected, rtol=1e-13)
-    wanted = [
-        2 / 36 * sum((w[i, j] + w[j, i]) * (y[i] - y[j]) for j in range(6)) for i in range(6)
-    ]
+    wanted = [2 / 36 * sum((w[i, j] + w[j, i]) * (y[i] - y[j]) for j in range(6)) for i in range(6)]
     assert_allclose(gradient, wanted, rtol=0, atol=1e-14)
 
 
