@@ -3,8 +3,9 @@
     python -m tests.benchmarks.bench_sharding [--only NAME ...] [--json FILE] [--rounds R] [--quick]
 
 The same batch lies on 1, 2, 3 and 4 processes of a Gloo group, one thread each. What falls as 1/W
-is the work of a process; with more processes than cores wall time cannot. Nothing fails for being
-slow.
+is the work of a process; with more processes than cores wall time cannot, and processes that share
+caches slow each other down. So the share of one process is also run alone, with copies of its own
+rows in the place of what others would send. Nothing fails for being slow.
 """
 
 import argparse
@@ -14,8 +15,14 @@ import sys
 import time
 from datetime import UTC, datetime
 
+import numpy as np
+
+import visreg_core as vc
 from tests.benchmarks.bench_losses import print_table, write_json
-from tests.benchmarks.measure import machine
+from tests.benchmarks.measure import interleaved_times, machine
+from visreg_core import _tiles
+from visreg_core.losses._differentiable import implementation_of
+from visreg_core.losses._execution import PLAIN
 
 SIZES = (1, 2, 3, 4)
 SHAPE = {"v": 2, "n": 4096, "d": 512, "k": 1024}
@@ -30,7 +37,7 @@ WORKS = {
 }
 COLUMNS = (
     "loss", "W", "ms a step", "CPU ms a process", "of W = 1", "computing", "of W = 1",
-    "collectives", "MB sent",
+    "share run alone, ms", "times W, of W = 1", "collectives", "MB sent",
 )  # fmt: skip
 ABOUT = (
     "One step (value and gradient) in float32 of {v} views of {n} rows in {d} dimensions, {k} "
@@ -38,8 +45,46 @@ ABOUT = (
     "{rounds} steps; of CPU time, the mean over processes: all of it, and that of the thread that "
     "computes, without Gloo's own. Bytes are those that a process sends. Agreement on shapes is "
     "included. On the machine below more than {cores} processes share its cores, so that CPU time "
-    "is what to read."
+    "is what to read; and since processes that run at once share caches and memory besides, the "
+    "share of one process was run alone, too, with copies of its own rows for those of the others. "
+    "Every process draws all slices by itself, which takes {drawing:.1f} ms beside these numbers."
 )
+
+
+class Echo:
+    """W shards of which one runs: what the others would send is its own, slightly scaled.
+
+    Scaled, since a row and its copies would tie wherever they are sorted.
+    """
+
+    def __init__(self, size):
+        self.size = size
+
+    def _copies(self, x):
+        every = np.empty((self.size, *x.shape), x.dtype)
+        for s, out in enumerate(every):
+            np.multiply(x, 1 + s / 64, out=out)
+        return every
+
+    def sum(self, x):
+        return x * self.size
+
+    def maximum(self, x):
+        return x.copy()
+
+    def gather(self, x, axis):
+        axis %= x.ndim
+        shape = (*x.shape[:axis], -1, *x.shape[axis + 1 :])
+        return np.moveaxis(self._copies(x), 0, axis).reshape(shape)
+
+    def own(self, x, axis):
+        return np.split(x, self.size, axis)[0]
+
+    def scatter_sum(self, x, axis):
+        return sum(np.split(x, self.size, axis))
+
+    def exchange(self, x, split, join):
+        return self.gather(self.own(x, split), join)
 
 
 def on_rank(rank, size, name, shape, rounds):
@@ -89,12 +134,53 @@ def on_rank(rank, size, name, shape, rounds):
     }
 
 
+def alone(name, shape, rounds):
+    """Of each number of processes, seconds of one's share of a step, run alone by one thread."""
+    loss, sorting, views = WORKS[name]
+    slices = vc.random_slices(shape["d"], shape["k"], dtype=np.float32)
+    implementation = implementation_of(getattr(vc, loss))
+
+    def step_of(size):
+        rows = np.random.default_rng(0).standard_normal(
+            (shape["v"], shape["n"] // size, shape["d"]), dtype=np.float32
+        )
+        execution = PLAIN._replace(sorting=sorting)
+        if size > 1:
+            execution = execution._replace(shards=Echo(size))
+        arrays = [rows[i] for i in range(views)] if views else [rows, slices]
+
+        def step():
+            result, vjp = implementation(*arrays, need_grad=True, execution=execution)
+            others = len(result) - 1 if isinstance(result, tuple) else 0
+            vjp(1.0, *[0.0] * others)
+
+        return step
+
+    with _tiles.at_most_threads(1):
+        wall, _ = interleaved_times({size: step_of(size) for size in SIZES}, rounds)
+    return wall
+
+
+def drawing_seconds(shape, rounds):
+    """What drawing all slices takes one thread."""
+
+    def draw():
+        vc.random_slices(shape["d"], shape["k"], dtype=np.float32)
+
+    with _tiles.at_most_threads(1):
+        return statistics.median(interleaved_times({"draw": draw}, rounds)[0]["draw"])
+
+
 def bench(name, shape, rounds):
-    """Of each number of processes, the results of its ranks."""
+    """Of each number of processes, the results of its ranks, and seconds of a share alone."""
     from tests.torch_adapter.processes import run, successful
 
+    seconds = alone(name, shape, rounds)
     return {
-        size: successful(run(size, on_rank, size, name, shape, rounds, deadline=600.0))
+        size: {
+            "ranks": successful(run(size, on_rank, size, name, shape, rounds, deadline=600.0)),
+            "alone_seconds": seconds[size],
+        }
         for size in SIZES
     }
 
@@ -103,14 +189,18 @@ def table_rows(name, of_sizes):
     """Rows of the printed table and of the manual's page."""
 
     def mean(size, key):
-        ranks = of_sizes[size]
+        ranks = of_sizes[size]["ranks"]
         return statistics.mean(statistics.median(r[key]) for r in ranks)
 
-    for size, ranks in of_sizes.items():
+    whole = statistics.median(of_sizes[1]["alone_seconds"])
+    for size, found in of_sizes.items():
         row = [name, size, f"{1e3 * mean(size, 'seconds'):.3g}"]
         for key in ("cpu_seconds", "computing_seconds"):
             row += [f"{1e3 * mean(size, key):.3g}", f"{mean(size, key) / mean(1, key):.2f}"]
-        yield [*row, ranks[0]["collectives"], f"{ranks[0]['bytes_sent'] / 1e6:.3g}"]
+        share = statistics.median(found["alone_seconds"])
+        row += [f"{1e3 * share:.3g}", f"{size * share / whole:.2f}"]
+        first = found["ranks"][0]
+        yield [*row, first["collectives"], f"{first['bytes_sent'] / 1e6:.3g}"]
 
 
 def main():
@@ -129,7 +219,10 @@ def main():
     rows = [row for name, of_sizes in results.items() for row in table_rows(name, of_sizes)]
     print_table(COLUMNS, [[str(cell) for cell in row] for row in rows])
     if arguments.json:
-        about = ABOUT.format(**shape, rounds=arguments.rounds, cores=os.cpu_count())
+        drawing = 1e3 * drawing_seconds(shape, arguments.rounds)
+        about = ABOUT.format(
+            **shape, rounds=arguments.rounds, cores=os.cpu_count(), drawing=drawing
+        )
         content = {
             "title": "Losses of a batch on several processes",
             "about": about,
