@@ -1,4 +1,4 @@
-"""What the launchers share: checks, masks as bytes, and how many programs to start."""
+"""What the launchers share: how to start a kernel, checks, masks as bytes, numbers of programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Programs that keep a large GPU busy, for kernels that may split a row.
 PROGRAMS = 1024
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], first: torch.Tensor, *others: Any, **options: Any
+) -> None:
+    """Start a kernel, if there are programs to start.
+
+    On the meta device there are none: launchers tell the shapes and dtypes of what they return.
+    """
+    if all(grid) and first.device.type != "meta":
+        kernel[grid](first, *others, **OPTIONS, **options)
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

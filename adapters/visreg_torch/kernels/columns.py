@@ -70,7 +70,9 @@ def _block_moments(
 @triton.jit
 def _joined_moments(
     blocks_ptr,  # (B, blocks, 4, D) float32
-    out_ptr,  # (3, B, D) float32: first, rest, variance
+    first_ptr,  # (B, D) float32, and so the next two
+    rest_ptr,
+    variance_ptr,
     blocks,
     d,
     COLUMNS: tl.constexpr,
@@ -101,11 +103,10 @@ def _joined_moments(
     rest = left / n
     variance = squares / n - rest * rest
     variance = tl.where(variance < 0, 0.0, variance)
-    at = out_ptr + batch * d + column
-    part = tl.num_programs(1).to(tl.int64) * d
-    tl.store(at, first, mask=inside)
-    tl.store(at + part, rest.to(tl.float32), mask=inside)
-    tl.store(at + 2 * part, variance.to(tl.float32), mask=inside)
+    at = batch * d + column
+    tl.store(first_ptr + at, first, mask=inside)
+    tl.store(rest_ptr + at, rest.to(tl.float32), mask=inside)
+    tl.store(variance_ptr + at, variance.to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -215,9 +216,11 @@ def column_moments(z: torch.Tensor, row_mask: torch.Tensor | None = None) -> Mom
     keep = _launch.mask_bytes(row_mask, n)
     blocks = triton.cdiv(n, _ROWS)
     parts = torch.empty((batch, blocks, 4, d), dtype=torch.float32, device=z.device)
-    out = torch.empty((3, batch, d), dtype=torch.float32, device=z.device)
+    out = [torch.empty((batch, d), dtype=torch.float32, device=z.device) for _ in range(3)]
     tiles = triton.cdiv(d, _COLUMNS)
-    _block_moments[(tiles, blocks, batch)](
+    _launch.launch(
+        _block_moments,
+        (tiles, blocks, batch),
         z,
         keep,
         parts,
@@ -227,10 +230,9 @@ def column_moments(z: torch.Tensor, row_mask: torch.Tensor | None = None) -> Mom
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         num_warps=_WARPS,
-        **_launch.OPTIONS,
     )
-    _joined_moments[(tiles, batch)](
-        parts, out, blocks, d, COLUMNS=_COLUMNS, num_warps=2, **_launch.OPTIONS
+    _launch.launch(
+        _joined_moments, (tiles, batch), parts, *out, blocks, d, COLUMNS=_COLUMNS, num_warps=2
     )
     return Moments(*out)
 
@@ -275,7 +277,9 @@ def standardised(
     for name, column in columns.items():
         _launch.check_shape(name, column, batch, d)
     out = torch.empty(z.shape, dtype=out_dtype, device=z.device)
-    _standardised[(triton.cdiv(d, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), batch)](
+    _launch.launch(
+        _standardised,
+        (triton.cdiv(d, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), batch),
         z,
         _launch.mask_bytes(row_mask, n),
         *(column.float().contiguous() for column in columns.values()),
@@ -286,7 +290,6 @@ def standardised(
         ROWS=_TILE_ROWS,
         COLUMNS=_TILE_COLUMNS,
         num_warps=_WARPS,
-        **_launch.OPTIONS,
     )
     return out
 
@@ -330,7 +333,9 @@ def combine_(
     columns = [first, on_g, on_shifted, constant]
     for name, column in zip(("first", "on_g", "on_shifted", "constant"), columns, strict=True):
         _launch.check_shape(name, column, batch, d)
-    _combined[(triton.cdiv(d, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), batch)](
+    _launch.launch(
+        _combined,
+        (triton.cdiv(d, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), batch),
         g,
         z,
         _launch.mask_bytes(row_mask, n),
@@ -342,7 +347,6 @@ def combine_(
         ROWS=_TILE_ROWS,
         COLUMNS=_TILE_COLUMNS,
         num_warps=_WARPS,
-        **_launch.OPTIONS,
     )
     return g
 

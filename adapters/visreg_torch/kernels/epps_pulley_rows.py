@@ -155,23 +155,23 @@ def epps_pulley_sums(
     programs, blocks = triton.cdiv(rows, together), triton.cdiv(n, block)
     parts = _launch.splits(programs, blocks)
     out = torch.empty((parts, 2, rows, m), dtype=torch.float32, device=x.device)
-    if rows:
-        _sums[(programs, parts)](
-            x,
-            keep,
-            out,
-            rows,
-            n,
-            m,
-            step,
-            triton.cdiv(blocks, parts) * block,
-            *x.stride(),
-            ROWS=together,
-            BLOCK=block,
-            KNOTS=triton.next_power_of_2(m),
-            num_warps=_WARPS,
-            **_launch.OPTIONS,
-        )
+    _launch.launch(
+        _sums,
+        (programs, parts),
+        x,
+        keep,
+        out,
+        rows,
+        n,
+        m,
+        step,
+        triton.cdiv(blocks, parts) * block,
+        *x.stride(),
+        ROWS=together,
+        BLOCK=block,
+        KNOTS=triton.next_power_of_2(m),
+        num_warps=_WARPS,
+    )
     cos_sums, sin_sums = out[0] if parts == 1 else torch.sum(out, dim=0)
     return cos_sums, sin_sums
 
@@ -216,21 +216,21 @@ def epps_pulley_polynomial(
     _launch.check_shape("of_sin", of_sin, rows, m)
     out = _launch.gradient_rows(x, out, need_grad=True)
     together, block = _tile(n)
-    if rows:
-        _polynomial[(triton.cdiv(rows, together), triton.cdiv(n, block))](
-            x,
-            of_cos.float().contiguous(),
-            of_sin.float().contiguous(),
-            out,
-            rows,
-            n,
-            m,
-            step,
-            *x.stride(),
-            *out.stride(),
-            ROWS=together,
-            BLOCK=block,
-            num_warps=_WARPS,
-            **_launch.OPTIONS,
-        )
+    _launch.launch(
+        _polynomial,
+        (triton.cdiv(rows, together), triton.cdiv(n, block)),
+        x,
+        of_cos.float().contiguous(),
+        of_sin.float().contiguous(),
+        out,
+        rows,
+        n,
+        m,
+        step,
+        *x.stride(),
+        *out.stride(),
+        ROWS=together,
+        BLOCK=block,
+        num_warps=_WARPS,
+    )
     return out

@@ -114,22 +114,22 @@ def gaussian_rows(
     values = torch.empty(rows, dtype=torch.float32, device=p.device)
     block = max(2, triton.next_power_of_2(n))
     together = max(1, _PER_WARP // block)
-    if rows:
-        _kernel[(triton.cdiv(rows, together),)](
-            p,
-            q.float().contiguous(),
-            keep,
-            values,
-            gradient,
-            rows,
-            n,
-            *p.stride(),
-            *gradient.stride(),
-            slope,
-            ROWS=together,
-            BLOCK=block,
-            WRITE=need_grad,
-            num_warps=max(1, together * block // _PER_WARP),
-            **_launch.OPTIONS,
-        )
+    _launch.launch(
+        _kernel,
+        (triton.cdiv(rows, together),),
+        p,
+        q.float().contiguous(),
+        keep,
+        values,
+        gradient,
+        rows,
+        n,
+        *p.stride(),
+        *gradient.stride(),
+        slope,
+        ROWS=together,
+        BLOCK=block,
+        WRITE=need_grad,
+        num_warps=max(1, together * block // _PER_WARP),
+    )
     return (values, gradient) if need_grad else (values,)

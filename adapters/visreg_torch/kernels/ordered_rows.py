@@ -90,20 +90,20 @@ def ordered_rows(
     )
     blocks = triton.cdiv(n, _BLOCK)
     partial = torch.empty((rows, blocks), dtype=torch.float32, device=p.device)
-    if rows:
-        _kernel[(rows, blocks)](
-            ordered,
-            order,
-            q.float().contiguous(),
-            keep,
-            partial,
-            gradient,
-            n,
-            *gradient.stride(),
-            slope,
-            BLOCK=_BLOCK,
-            WRITE=need_grad,
-            **_launch.OPTIONS,
-        )
+    _launch.launch(
+        _kernel,
+        (rows, blocks),
+        ordered,
+        order,
+        q.float().contiguous(),
+        keep,
+        partial,
+        gradient,
+        n,
+        *gradient.stride(),
+        slope,
+        BLOCK=_BLOCK,
+        WRITE=need_grad,
+    )
     values = torch.sum(partial, dim=-1)
     return (values, gradient) if need_grad else (values,)

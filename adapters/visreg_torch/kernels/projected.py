@@ -231,7 +231,9 @@ def project(
     out = torch.empty((batch, k, n), dtype=out_dtype or w.dtype, device=z.device)
     tile, options = tiling(w, precision, n, k)
     grid = (triton.cdiv(n, tile["ROWS"]) * triton.cdiv(k, tile["COLUMNS"]), batch)
-    _project[grid](
+    _launch.launch(
+        _project,
+        grid,
         z,
         w,
         _launch.mask_bytes(row_mask, n),
@@ -344,7 +346,9 @@ def carry_back(
     _launch.check_shape("g", g, batch, k, n)
     tile, options = tiling(w, precision, n, d)
     grid = (triton.cdiv(n, tile["ROWS"]) * triton.cdiv(d, tile["COLUMNS"]), batch)
-    _carry_back[grid](
+    _launch.launch(
+        _carry_back,
+        grid,
         g,
         w,
         out,
@@ -399,4 +403,4 @@ def tiling(w: torch.Tensor, precision: str, m: int, n: int) -> tuple[dict, dict]
         "INNER": inner,
         "PRECISION": precision,
     }
-    return tile, {"num_warps": warps, "num_stages": stages, **_launch.OPTIONS}
+    return tile, {"num_warps": warps, "num_stages": stages}

@@ -204,7 +204,9 @@ def projected_epps_pulley_sums(
     blocks, programs = triton.cdiv(n, tile["ROWS"]), triton.cdiv(k, tile["COLUMNS"])
     parts = _launch.splits(programs * batch, blocks)
     out = torch.empty((parts, 2, batch, k, m), dtype=torch.float32, device=z.device)
-    _sums[(programs, parts, batch)](
+    _launch.launch(
+        _sums,
+        (programs, parts, batch),
         z,
         w,
         _launch.mask_bytes(row_mask, n),
@@ -266,7 +268,9 @@ def projected_epps_pulley_polynomial(
     _launch.check_shape("of_sin", of_sin, batch, k, m)
     tile, options = _tiling(w, precision, n, k)
     out = torch.empty((batch, k, n), dtype=out_dtype, device=z.device)
-    _polynomial[(triton.cdiv(k, tile["COLUMNS"]), triton.cdiv(n, tile["ROWS"]), batch)](
+    _launch.launch(
+        _polynomial,
+        (triton.cdiv(k, tile["COLUMNS"]), triton.cdiv(n, tile["ROWS"]), batch),
         z,
         w,
         _launch.mask_bytes(row_mask, n),

@@ -3,8 +3,9 @@
     python -m tests.torch_adapter.kernels.compiled
 
 The launchers are called as they are used, with tensors of the "meta" device, which have sizes and
-no memory; launching is replaced by compiling. One JSON object a line: kernel, registers, bytes of
-stack and of shared memory a program, and how many tensor-core instructions there are.
+no memory; what starts nothing there is replaced by compiling. One JSON object a line: kernel,
+registers, bytes of stack and of shared memory a program, and how many tensor-core instructions
+there are.
 """
 
 import json
@@ -16,8 +17,8 @@ import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
+from visreg_torch.kernels import _launch
 from visreg_torch.kernels.columns import column_moments, combine_, standardised
 from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
 from visreg_torch.kernels.gaussian_rows import gaussian_rows
@@ -65,16 +66,16 @@ def report(function, kernel):
     )
 
 
-def compile_only(run):
+def compile_only():
     seen = set()
 
-    def run_nothing(self, *args, grid, warmup, **kwargs):
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+    def launch(function, grid, *args, **options):
+        kernel = function.run(*args, grid=grid, warmup=True, **_launch.OPTIONS, **options)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            report(self, kernel)
+            report(function, kernel)
 
-    return run_nothing
+    return launch
 
 
 def empty(*shape, dtype=FLOAT32):
@@ -117,6 +118,6 @@ def products():
 
 if __name__ == "__main__":
     driver.set_active(Driver())
-    JITFunction.run = compile_only(JITFunction.run)
+    _launch.launch = compile_only()
     rows()
     products()
