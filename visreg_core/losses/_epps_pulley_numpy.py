@@ -19,7 +19,7 @@ from visreg_core import _tiles
 
 def factors(m: int) -> tuple[int, int]:
     """A and B >= 1, of about the least sum, with A (2 B + 1) + B >= m."""
-    b = max(1, math.isqrt(m // 2))
+    b = max(1, round(math.sqrt(m / 2)))
     return max(0, -(-(m - b) // (2 * b + 1))), b
 
 
@@ -39,17 +39,15 @@ class Multiples:
         # Parts of U_1 … U_B, V_1 … V_A. Each is contiguous: rows of a power of two apart would
         # share a few lines of the cache.
         powers = np.empty((self.b + self.a, 2, rows, n), angle.dtype)
-        first, spare = powers[0], np.empty_like(angle)
-        np.cos(angle, out=first[0])
-        np.sin(angle, out=first[1])
-        for b in range(1, self.b):
-            _multiply(powers[b - 1], first, spare, out=powers[b])
+        u, v, spare = powers[: self.b], powers[self.b :], np.empty_like(angle)
+        np.cos(angle, out=u[0, 0])
+        np.sin(angle, out=u[0, 1])
+        _raise(u, spare)
         if self.a:
-            last, leap, square = powers[self.b - 1], powers[self.b], np.empty_like(first)
-            _multiply(last, last, spare, out=square)
-            _multiply(square, first, spare, out=leap)
-            for a in range(self.b + 1, self.b + self.a):
-                _multiply(powers[a - 1], leap, spare, out=powers[a])
+            square = np.empty_like(u[0])
+            _square(u[-1], spare, out=square)
+            _multiply(square, u[0], spare, out=v[0])
+            _raise(v, spare)
         self.parts = powers.reshape(-1, rows, n).transpose(1, 0, 2)  # (R, 2 (B + A), N)
         self.u, self.v = self.parts[:, : 2 * self.b], self.parts[:, 2 * self.b :]
 
@@ -116,6 +114,15 @@ class InTiles:
         return _tiles.in_tiles(np, body, self.angle, *arrays, scratch=scratch(self.m + 1))
 
 
+def _raise(powers: np.ndarray, spare: np.ndarray) -> None:
+    """Fill in the powers 2, 3, … of the first of some complex numbers, whose parts are axis 1."""
+    for j in range(1, len(powers)):
+        if j % 2:
+            _square(powers[j // 2], spare, out=powers[j])
+        else:
+            _multiply(powers[j - 1], powers[0], spare, out=powers[j])
+
+
 def _multiply(x: np.ndarray, y: np.ndarray, spare: np.ndarray, out: np.ndarray) -> None:
     """Product of complex numbers whose parts are the first axis."""
     np.multiply(x[0], y[0], out=out[0])
@@ -124,3 +131,12 @@ def _multiply(x: np.ndarray, y: np.ndarray, spare: np.ndarray, out: np.ndarray) 
     np.multiply(x[0], y[1], out=out[1])
     np.multiply(x[1], y[0], out=spare)
     out[1] += spare
+
+
+def _square(x: np.ndarray, spare: np.ndarray, out: np.ndarray) -> None:
+    """x² with one operation fewer."""
+    np.subtract(x[0], x[1], out=out[0])
+    np.add(x[0], x[1], out=spare)
+    out[0] *= spare
+    np.multiply(x[0], x[1], out=out[1])
+    out[1] += out[1]
