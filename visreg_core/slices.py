@@ -180,8 +180,8 @@ def _gaussian(
             count,
             first=first,
             domain=DOMAIN_SLICES << 28,
-            seed=_word(xp, "seed", seed),
-            step=_word(xp, "step", step),
+            seed=key_word(xp, "seed", seed),
+            step=key_word(xp, "step", step),
             dtype=dtype,
         )
     pairs = (dim + 1) // 2
@@ -201,13 +201,13 @@ def _int32_range(xp: Namespace, first: int, count: int, where: dict[str, Device]
 
 def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
     """A key word as an int32 array that broadcasts with the counters."""
-    word = _word(xp, argument, value)
+    word = key_word(xp, argument, value)
     if isinstance(word, int):
         return xp.zeros_like(beside) + _signed(word)
     return xp.reshape(_xp.beside(xp, xp.astype(word, xp.int32), beside), (1, 1))
 
 
-def _word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
+def key_word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
     """A key word as a Python integer, which it always is for NumPy, or as an array of no axes."""
     if isinstance(value, (np.integer, np.ndarray)) and np.ndim(value) == 0:
         value = np.asarray(value).item()

@@ -32,6 +32,7 @@ from visreg_core import BarlowTwinsTerms, SAGVICRegTerms, VICRegTerms, VISRegTer
 from visreg_core.losses.visreg import EPS
 from visreg_torch._autograd import evaluate
 from visreg_torch._run import without_autocast
+from visreg_torch._slices import draw
 
 __all__ = [
     "barlow_twins_loss",
@@ -566,14 +567,13 @@ def random_slices(
     >>> random_slices(8, 5, seed=1, step=3).shape
     torch.Size([8, 5])
     """
-    return visreg_core.random_slices(
+    return draw(
         dim,
         n_slices,
         seed=seed,
         step=step,
         start=start,
         sampler=sampler,
-        xp=torch,
         dtype=dtype,
         device=device,
     )

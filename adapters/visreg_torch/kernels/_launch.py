@@ -18,12 +18,13 @@ PROGRAMS = 1024
 def launch(
     kernel: Any, grid: tuple[int, ...], first: torch.Tensor, *others: Any, **options: Any
 ) -> None:
-    """Start a kernel, if there are programs to start.
+    """Start a kernel where `first` is, if there are programs to start.
 
     On the meta device there are none: launchers tell the shapes and dtypes of what they return.
     """
     if all(grid) and first.device.type != "meta":
-        kernel[grid](first, *others, **OPTIONS, **options)
+        with torch.cuda.device_of(first):  # triton starts kernels on the current device
+            kernel[grid](first, *others, **OPTIONS, **options)
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ OPERATIONS = {
     "projection": ("project", "project_in_blocks"),
     "projected_epps_pulley": ("projected_epps_pulley",),
     "carry_back": ("carry_back",),
+    "slices": ("gaussian_slices",),
 }
 SLOW = "slow"
 _16_BIT = (torch.bfloat16, torch.float16)
@@ -61,9 +63,10 @@ def choose(
     device : device
         Where the tensors are.
     dtype : dtype
-        Of the rows; for "projection", "projected_epps_pulley" and "carry_back" of the product.
+        Of the rows or slices; for "projection", "projected_epps_pulley" and "carry_back" of the
+        product.
     n : int
-        Samples.
+        Samples; for "slices" dimensions.
     d, k : int, optional
         Dimensions and slices, which the three products' choices depend on.
 
@@ -125,13 +128,17 @@ def _chosen(
         if d is None or d > limit:
             return Choice(None, f"projecting {d} dimensions twice costs more than memory")
         return Choice("projected_epps_pulley", f"{d} dimensions are cheap to project twice")
-    return Choice("carry_back", "16-bit product into a wider sum")
+    if operation == "carry_back":
+        return Choice("carry_back", "16-bit product into a wider sum")
+    return Choice("gaussian_slices", "drawn by one launch")
 
 
 def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
     """What kernels lack on this device for this dtype; None where nothing is."""
     if dtype not in (torch.float32, *_16_BIT):
         return f"kernels compute in float32, not for {dtype}"
+    if device.type == "cpu" and "TRITON_INTERPRET" not in os.environ:
+        return "kernels do not run on the CPU"  # nor is triton imported, which takes a while
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     import triton

@@ -4,8 +4,8 @@
 
 The launchers are called as they are used, with tensors of the "meta" device, which have sizes and
 no memory; what starts nothing there is replaced by compiling. One JSON object a line: kernel,
-registers, bytes of stack and of shared memory a program, and how many tensor-core instructions
-there are.
+registers, bytes of stack and of shared memory a program, how many tensor-core instructions there
+are, and how many roots, quotients and functions that are approximations.
 """
 
 import json
@@ -29,6 +29,7 @@ from visreg_torch.kernels.projected_epps_pulley import (
     projected_epps_pulley_polynomial,
     projected_epps_pulley_sums,
 )
+from visreg_torch.kernels.slices import gaussian_slices
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -60,6 +61,7 @@ def report(function, kernel):
                 "shared": kernel.metadata.shared,
                 "warps": kernel.metadata.num_warps,
                 "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
+                "approximate": len(re.findall(r"\.(?:approx|full)\.", kernel.asm["ptx"])),
             }
         ),
         flush=True,
@@ -116,8 +118,18 @@ def products():
         )
 
 
+def slices():
+    """One kernel for all integers, and one each for a tensor's and for the smallest sizes."""
+    for word in (0, 1, 16, 2**31, 2**32 - 1):
+        gaussian_slices(256, 4096, seed=word, step=word, start=word, device="meta")
+    step = empty(dtype=torch.int64)
+    gaussian_slices(10_001, 65_537, step=step, dtype=BFLOAT16, device="meta")
+    gaussian_slices(1, 1, device="meta")
+
+
 if __name__ == "__main__":
     driver.set_active(Driver())
     _launch.launch = compile_only()
     rows()
     products()
+    slices()

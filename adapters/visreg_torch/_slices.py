@@ -1,0 +1,89 @@
+"""Who draws random slices: a kernel on a CUDA device, NumPy on the CPU, else the core on torch.
+
+On torch a draw is more than a hundred operations, each started by itself on a device, and slower
+than NumPy's on a CPU. A compiler makes few of them, so that what is traced stays on torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import visreg_core
+from visreg_core import _checks, _tiles, _xp
+from visreg_core.slices import check_range, key_word
+from visreg_torch import _op
+from visreg_torch.kernels.dispatch import choose, load
+
+Word = int | Tensor
+
+
+def draw(
+    dim: int,
+    n_slices: int,
+    *,
+    seed: Word,
+    step: Word,
+    start: int,
+    sampler: str,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    """`visreg_core.random_slices` of the namespace torch."""
+    if _are_traced(seed, step):
+        return visreg_core.random_slices(
+            dim,
+            n_slices,
+            seed=seed,
+            step=step,
+            start=start,
+            sampler=sampler,
+            xp=torch,
+            dtype=dtype,
+            device=device,
+        )
+    check_range(dim, n_slices, start, sampler)
+    dim, n_slices = int(dim), int(n_slices)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    _checks.dtype("dtype", dtype, _xp.as_namespace(torch))
+    device = torch.get_default_device() if device is None else torch.device(device)
+    options: dict[str, Any] = {
+        "seed": _word("seed", seed, device),
+        "step": _word("step", step, device),
+        "start": int(start),
+    }
+    if sampler == "gaussian":
+        kernel = choose("slices", device, dtype, dim).kernel
+        if kernel is not None:
+            return load("slices", kernel)(dim, n_slices, **options, dtype=dtype, device=device)
+    options["sampler"] = sampler
+    if device.type == "cpu":
+        return _drawn_by_numpy(dim, n_slices, dtype, options)
+    return visreg_core.random_slices(dim, n_slices, **options, xp=torch, dtype=dtype, device=device)
+
+
+def _are_traced(*words: Word) -> bool:
+    """Whether code is traced, or words may stand for several."""
+    tensors = [w for w in words if isinstance(w, Tensor)]
+    return _op.is_needed(tensors) or any(
+        torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
+    )
+
+
+def _word(argument: str, value: Word, device: torch.device) -> Word:
+    """A word as an integer where nobody has to wait for it."""
+    word = key_word(_xp.as_namespace(torch), argument, value)
+    if isinstance(word, Tensor) and "cpu" in (word.device.type, device.type):
+        return int(word) & 0xFFFFFFFF  # of a tensor the low 32 bits count
+    return word
+
+
+def _drawn_by_numpy(dim: int, n_slices: int, dtype: torch.dtype, options: dict[str, Any]) -> Tensor:
+    """In float32 or float64; torch rounds them to 16 bits."""
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    with _tiles.at_most_threads(torch.get_num_threads()):
+        slices = visreg_core.random_slices(dim, n_slices, **options, dtype=wide)
+    return torch.from_numpy(slices).to(dtype)
