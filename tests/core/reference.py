@@ -420,6 +420,13 @@ _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
 _MASK = 0xFFFFFFFF
 
+# Of Salmon et al.: key and counter, and the two words.
+KNOWN_ANSWERS = [
+    ((0x00000000, 0x00000000, 0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
+    ((0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+    ((0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+]
+
 
 def threefry2x32(key0, key1, counter0, counter1):
     """Two words from two key words and two counter words, in Python integers (Salmon et al.)."""
@@ -435,6 +442,18 @@ def threefry2x32(key0, key1, counter0, counter1):
             x = (x + keys[s % 3]) & _MASK
             y = (y + keys[(s + 1) % 3] + s) & _MASK
     return x, y
+
+
+def direction(dim, k, seed, step):
+    """Slice k from the documented layout of the stream, one Python number at a time."""
+    normals = []
+    for d in range(dim):
+        words = threefry2x32(seed, step, k, d // 2)  # domain 0: slices
+        u0, u1 = (((w >> 9) + 0.5) / 2**23 for w in words)
+        wave = math.sin if d % 2 else math.cos
+        normals.append(math.sqrt(-2 * math.log(u0)) * wave(2 * math.pi * u1))
+    length = math.sqrt(math.fsum(v * v for v in normals))
+    return [v / length for v in normals]
 
 
 # Differences -------------------------------------------------------------------------------------

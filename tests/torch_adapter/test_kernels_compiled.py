@@ -65,3 +65,13 @@ def test_products_run_on_tensor_cores(backend, compiled):
     products = [c for c in compiled if c["kernel"].startswith("projected")]
     assert len(products) == 12
     assert sum(c["wgmma"] > 0 for c in products) == 8
+
+
+def test_a_word_compiles_nothing_again(backend, compiled):
+    """One kernel for all integers, another for a tensor's, and one for the smallest sizes."""
+    assert [c["kernel"] for c in compiled].count("slices._kernel") == 3
+
+
+def test_slices_are_no_approximations(backend, compiled):
+    """They agree with the core's to a few units in the last place."""
+    assert all(c["approximate"] == 0 for c in compiled if c["kernel"] == "slices._kernel")

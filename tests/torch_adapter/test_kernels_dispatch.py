@@ -37,6 +37,7 @@ def on_device(monkeypatch):
         ("projected_epps_pulley", torch.float32, {"n": 512, "d": 64}, "projected_epps_pulley"),
         ("projected_epps_pulley", torch.float32, {"n": 512, "d": 65}, None),
         ("carry_back", torch.float32, {"n": 512}, "carry_back"),
+        ("slices", torch.float16, {"n": 3}, "gaussian_slices"),
     ],
 )
 def test_choice(on_device, operation, dtype, size, kernel):

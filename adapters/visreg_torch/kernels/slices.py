@@ -104,8 +104,8 @@ def _kernel(
         squares += tl.sum(tl.where(m < whole, square, 0.0), axis=0)[None, :]
     if dim % 2 == 1:  # of the last counter only the cosine
         square, angle = polar(seed, step, k, whole + tl.zeros([1, COLUMNS], tl.int32))
-        cosine = tl.cos(angle)
-        squares += square * cosine * cosine
+        last = tl.sqrt_rn(square) * tl.cos(angle)
+        squares += last * last
     norm = tl.sqrt_rn(squares)
     inside = column < n_slices
     at = out_ptr + column

@@ -1,0 +1,149 @@
+"""Random slices of torch: on the CPU they are NumPy's, bit by bit, wherever code is not traced."""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+import visreg_core
+from visreg_core import _tiles
+from visreg_core.slices import SAMPLERS
+from visreg_torch import _slices, random_slices
+from visreg_torch.kernels import dispatch
+
+pytestmark = pytest.mark.backends("torch")
+LARGEST = 2**32 - 1
+FLOATS = {torch.float64: np.float64, torch.float32: np.float32}
+
+
+def drawn_on_torch(*args, **options):
+    return visreg_core.random_slices(*args, xp=torch, **options)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("dim", [1, 6, 301])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_they_are_numpy_s(sampler, dim, dtype):
+    options = {"seed": 5, "step": 2**31 + 1, "start": 3, "sampler": sampler}
+    w = random_slices(dim, 20, dtype=dtype, **options)
+    assert w.dtype == dtype and w.device.type == "cpu" and not w.requires_grad
+    assert np.array_equal(
+        w.numpy(), visreg_core.random_slices(dim, 20, dtype=FLOATS[dtype], **options)
+    )
+    units = 2000 if sampler == "orthogonal" else 8
+    on_torch = drawn_on_torch(dim, 20, dtype=dtype, **options)
+    torch.testing.assert_close(w, on_torch, rtol=0, atol=units * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_are_rounded_last(sampler, dtype):
+    w = random_slices(6, 20, sampler=sampler, dtype=dtype)
+    assert torch.equal(w, random_slices(6, 20, sampler=sampler, dtype=torch.float32).to(dtype))
+
+
+def test_nothing_is_done_by_torch(monkeypatch):
+    def by_numpy(*args, xp=np, **options):
+        assert xp is np
+        return drawn(*args, **options)
+
+    drawn = visreg_core.random_slices
+    monkeypatch.setattr(_slices.visreg_core, "random_slices", by_numpy)
+    random_slices(6, 20, seed=torch.tensor(3))
+    assert dispatch.explain("slices") == "slices: slow twin (kernels do not run on the CPU)"
+    random_slices(6, 20, step=torch.tensor(3), sampler="orthogonal", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("word", [0, 1, 200, 2**31, LARGEST])
+def test_words_of_every_kind(word):
+    expected = random_slices(4, 9, seed=word, step=word)
+    for dtype in (torch.int64, torch.int32, torch.uint32, torch.uint64):
+        tensor = torch.tensor(word).to(dtype)  # an int32 has the bits of what is beyond it
+        assert torch.equal(random_slices(4, 9, seed=tensor, step=tensor), expected)
+    for number in (np.int64(word), np.uint32(word), np.array(word)):
+        assert torch.equal(random_slices(4, 9, seed=number, step=number), expected)
+
+
+def test_counts_of_numpy():
+    w = random_slices(np.int64(4), np.int64(9), start=np.int64(2))
+    assert torch.equal(w, random_slices(4, 9, start=2))
+
+
+def test_default_dtype_and_device():
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            assert random_slices(3, 4).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert random_slices(3, 4).device.type == "meta"
+        assert random_slices(3, 4, device="cpu").device.type == "cpu"
+    assert random_slices(3, 4, device=torch.device("meta")).shape == (3, 4)
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        assert random_slices(3, 4).is_inference()
+    assert not random_slices(3, 4).is_inference()
+
+
+def test_as_many_threads_as_torch(monkeypatch):
+    def counted(dim, n_slices, *, dtype, **_):
+        threads.append(_tiles.available_threads())
+        return np.zeros((dim, n_slices), dtype)
+
+    threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(_slices.visreg_core, "random_slices", counted)
+    try:
+        torch.set_num_threads(1)
+        random_slices(3, 4)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_traced_words_draw_the_same(sampler):
+    def draw(step):
+        return random_slices(5, 7, seed=2, step=step, sampler=sampler, dtype=torch.float64)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    steps = torch.tensor([0, 7, 2**31 - 1])
+    eager = torch.stack([draw(step) for step in steps])
+    for found in (torch.stack([compiled(step) for step in steps]), torch.vmap(draw)(steps)):
+        torch.testing.assert_close(found, eager, rtol=0, atol=1e-13)
+
+
+def test_tensors_that_have_no_numbers():
+    with FakeTensorMode() as mode:
+        w = random_slices(3, 4, step=mode.from_tensor(torch.tensor(3)))
+    assert w.shape == (3, 4) and type(w) is not torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ((0, 4), {}),
+        ((3, 4.0), {}),
+        ((3, 4), {"start": 2**32 - 3}),
+        ((3, 4), {"sampler": "sobol"}),
+        ((3, 4), {"seed": -1}),
+        ((3, 4), {"step": True}),
+        ((3, 4), {"step": 2**32}),
+        ((3, 4), {"step": "3"}),
+        ((3, 4), {"step": torch.zeros(2, dtype=torch.int64)}),
+        ((3, 4), {"seed": torch.tensor(1.0)}),
+        ((3, 4), {"dtype": torch.int32}),
+        ((3, 4), {"dtype": np.float32}),
+        ((3, 4), {"device": "nowhere"}),
+    ],
+)
+def test_errors_are_the_core_s(args, options):
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as wanted:
+        drawn_on_torch(*args, **options)
+    with pytest.raises(wanted.type) as found:
+        random_slices(*args, **options)
+    assert str(found.value) == str(wanted.value)
