@@ -39,7 +39,10 @@ def launched():
     for path in KERNELS.glob("*.py"):
         for node in ast.parse(path.read_text()).body:
             decorators = getattr(node, "decorator_list", [])
-            if any(ast.unparse(d) == "triton.jit" for d in decorators) and node.name[0] == "_":
+            if (
+                any(ast.unparse(d).startswith("triton.jit") for d in decorators)
+                and node.name[0] == "_"
+            ):
                 yield f"{path.stem}.{node.name}"
 
 

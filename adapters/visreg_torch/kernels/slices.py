@@ -26,8 +26,8 @@ from visreg_torch.kernels import _launch
 
 # A program's part of a row is whole sectors of memory, of 32 bytes. How many counters are worked on
 # at a time decides in which order they are summed: it must not depend on the number of slices.
-_COLUMNS, _PAIRS = 16, 128
-_PER_WARP = 256
+_COLUMNS, _PAIRS = 16, 64
+_PER_WARP = 128
 
 _DOMAIN = tl.constexpr(DOMAIN_SLICES << 28)
 _UNIT = tl.constexpr(2.0**-23)
