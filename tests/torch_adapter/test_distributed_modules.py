@@ -88,8 +88,8 @@ def test_local_scope_shares_out_the_slices_of_one_process(size, n_slices):
     results = successful(run(size, local_steps, n_slices))
     for found in ("gaussian", "orthogonal", "sigreg"):
         sampler = "gaussian" if found == "sigreg" else found
-        every = random_slices(
-            DIM, size * n_slices, seed=5, step=7, sampler=sampler, xp=torch, dtype=torch.float64
+        every = functional.random_slices(
+            DIM, size * n_slices, seed=5, step=7, sampler=sampler, dtype=torch.float64
         )
         union = torch.cat([result[found][0] for result in results], dim=1)
         if sampler == "gaussian":
@@ -171,7 +171,7 @@ def test_groups():
             assert f"on rank {ranks[0]}; z float64 (N, 6) on rank {ranks[1]}" in odd
             assert foreign == "expected a group that this process belongs to; found another one"
         local = torch.cat([results[rank][2] for rank in ranks], dim=1)
-        assert torch.equal(local, random_slices(DIM, 18, xp=torch, dtype=torch.float64))
+        assert torch.equal(local, visreg_torch.random_slices(DIM, 18, dtype=torch.float64))
 
 
 def without_agreement(rank, rows):
