@@ -20,6 +20,7 @@ of the stream has a domain of its own (``DOMAIN_*``), so that no two draw the sa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -134,12 +135,7 @@ def random_slices(
         w = gaussian_columns(start, n_slices)
         w = w / xp.linalg.vector_norm(w, axis=0, keepdims=True)
     else:
-        blocks = []
-        for first in range(start - start % dim, start + n_slices, dim):
-            last = min(first + dim, start + n_slices)
-            q = orthonormal_columns(xp, gaussian_columns(first, last - first))
-            blocks.append(q[:, max(start - first, 0) :])
-        w = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
+        w = orthogonal_columns(xp, dim, start, n_slices, gaussian_columns)
     return _xp.cast(xp, w, dtype)
 
 
@@ -153,6 +149,18 @@ def check_range(dim: int, n_slices: int, start: int, sampler: str) -> None:
         raise ValueError(f"expected dim <= 2**29; found {dim}")
     if start + n_slices > _WORD:
         raise ValueError(f"expected start + n_slices <= 2**32; found {start + n_slices}")
+
+
+def orthogonal_columns(
+    xp: Namespace, dim: int, start: int, n_slices: int, normals: Callable[[int, int], Array]
+) -> Array:
+    """Slices of the sampler "orthogonal", of standard normals(first, count) in (dim, count)."""
+    blocks = []
+    for first in range(start - start % dim, start + n_slices, dim):
+        last = min(first + dim, start + n_slices)
+        q = orthonormal_columns(xp, normals(first, last - first))
+        blocks.append(q[:, max(start - first, 0) :])
+    return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
 
 
 def orthonormal_columns(xp: Namespace, y: Array) -> Array:

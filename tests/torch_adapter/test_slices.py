@@ -1,4 +1,4 @@
-"""Random slices of torch: on the CPU they are NumPy's, bit by bit, wherever code is not traced."""
+"""Random slices of torch: on the CPU NumPy draws them, unless code is traced."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import visreg_core
-from visreg_core import _tiles
+from visreg_core import _slices_numpy, _tiles
 from visreg_core.slices import SAMPLERS
-from visreg_torch import _slices, random_slices
+from visreg_torch import random_slices
 from visreg_torch.kernels import dispatch
 
 pytestmark = pytest.mark.backends("torch")
@@ -27,12 +27,12 @@ def test_they_are_numpy_s(sampler, dim, dtype):
     options = {"seed": 5, "step": 2**31 + 1, "start": 3, "sampler": sampler}
     w = random_slices(dim, 20, dtype=dtype, **options)
     assert w.dtype == dtype and w.device.type == "cpu" and not w.requires_grad
-    assert np.array_equal(
-        w.numpy(), visreg_core.random_slices(dim, 20, dtype=FLOATS[dtype], **options)
-    )
-    units = 2000 if sampler == "orthogonal" else 8
-    on_torch = drawn_on_torch(dim, 20, dtype=dtype, **options)
-    torch.testing.assert_close(w, on_torch, rtol=0, atol=units * torch.finfo(dtype).eps)
+    by_numpy = torch.from_numpy(visreg_core.random_slices(dim, 20, dtype=FLOATS[dtype], **options))
+    if sampler == "gaussian":
+        assert torch.equal(w, by_numpy)
+    units = 2000 if sampler == "orthogonal" else 8  # QR: times the block's condition
+    for other in (by_numpy, drawn_on_torch(dim, 20, dtype=dtype, **options)):
+        torch.testing.assert_close(w, other, rtol=0, atol=units * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -42,16 +42,21 @@ def test_sixteen_bits_are_rounded_last(sampler, dtype):
     assert torch.equal(w, random_slices(6, 20, sampler=sampler, dtype=torch.float32).to(dtype))
 
 
-def test_nothing_is_done_by_torch(monkeypatch):
-    def by_numpy(*args, xp=np, **options):
-        assert xp is np
-        return drawn(*args, **options)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_numpy_draws_their_normals(sampler, monkeypatch):
+    def counted(dim, count, **options):
+        counts.append(count)
+        return normals(dim, count, **options)
 
-    drawn = visreg_core.random_slices
-    monkeypatch.setattr(_slices.visreg_core, "random_slices", by_numpy)
-    random_slices(6, 20, seed=torch.tensor(3))
+    counts, normals = [], _slices_numpy.normals
+    monkeypatch.setattr(_slices_numpy, "normals", counted)
+    random_slices(6, 20, seed=torch.tensor(3), start=4, sampler=sampler, dtype=torch.bfloat16)
+    assert counts == ([20] if sampler == "gaussian" else [6, 6, 6, 6])
+
+
+def test_what_is_said():
+    random_slices(6, 20)
     assert dispatch.explain("slices") == "slices: slow twin (kernels do not run on the CPU)"
-    random_slices(6, 20, step=torch.tensor(3), sampler="orthogonal", dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("word", [0, 1, 200, 2**31, LARGEST])
@@ -89,16 +94,17 @@ def test_inference_mode():
     assert not random_slices(3, 4).is_inference()
 
 
-def test_as_many_threads_as_torch(monkeypatch):
-    def counted(dim, n_slices, *, dtype, **_):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_as_many_threads_as_torch(sampler, monkeypatch):
+    def counted(*args, **options):
         threads.append(_tiles.available_threads())
-        return np.zeros((dim, n_slices), dtype)
+        return normals(*args, **options)
 
-    threads, before = [], torch.get_num_threads()
-    monkeypatch.setattr(_slices.visreg_core, "random_slices", counted)
+    threads, before, normals = [], torch.get_num_threads(), _slices_numpy.normals
+    monkeypatch.setattr(_slices_numpy, "normals", counted)
     try:
         torch.set_num_threads(1)
-        random_slices(3, 4)
+        random_slices(3, 3, sampler=sampler)
     finally:
         torch.set_num_threads(before)
     assert threads == [1]
