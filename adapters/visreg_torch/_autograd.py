@@ -42,8 +42,11 @@ def evaluate(
     held, named = split(arguments, differentiated)
     if torch.is_grad_enabled():
         _check_constants(named, differentiated)
+    tensors = list(named.values())
     call = Call(loss, held, len(differentiated), distributed.name_of(sharding))
-    fields = _fields(call, list(named.values()), 1 if terms is None else len(terms._fields))
+    if _op.has_static_sizes(tensors) and _run.is_fused(call, tensors):
+        call = call._replace(fused=True)
+    fields = _fields(call, tensors, 1 if terms is None else len(terms._fields))
     return fields[0] if terms is None else terms(*fields)
 
 

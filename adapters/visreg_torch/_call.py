@@ -29,13 +29,15 @@ class Call(NamedTuple):
     """Arguments of the loss of this name, with a `Slot` for each tensor.
 
     n_embeddings : how many of the tensors, the first, are differentiated; group : name of the
-    process group whose batch it is the loss of, None for this process's own.
+    process group whose batch it is the loss of, None for this process's own; fused : whether
+    kernels compute it from end to end, which keeps other arrays than the core does.
     """
 
     loss: str
     arguments: dict[str, Any]
     n_embeddings: int
     group: str | None = None
+    fused: bool = False
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -98,8 +100,8 @@ def encode(call: Call) -> tuple[str, list[float]]:
     """A call as text and the numbers that it leaves out; torch can trace it."""
     numbers: list[float] = []
     arguments = [f"{name!r}: {_encoded(value, numbers)}" for name, value in call.arguments.items()]
-    text = f"({call.loss!r}, {{{', '.join(arguments)}}}, {call.n_embeddings}, {call.group!r})"
-    return text, numbers
+    rest = f"{call.n_embeddings}, {call.group!r}, {call.fused}"
+    return f"({call.loss!r}, {{{', '.join(arguments)}}}, {rest})", numbers
 
 
 def _encoded(value: Any, numbers: list[float]) -> str:
@@ -127,7 +129,7 @@ def _literal(text: str) -> Any:
 
 def decode(text: str, numbers: Sequence[float]) -> Call:
     """The call that `encode` wrote."""
-    loss, arguments, n_embeddings, group = _literal(text)
+    loss, arguments, *rest = _literal(text)
     left = iter(numbers)
 
     def decoded(value: Any) -> Any:
@@ -142,4 +144,4 @@ def decode(text: str, numbers: Sequence[float]) -> Call:
             return getattr(torch, of[0].removeprefix("torch."))
         return int(next(left)) if kind == "int" else next(left)
 
-    return Call(loss, {k: decoded(v) for k, v in arguments.items()}, n_embeddings, group)
+    return Call(loss, {k: decoded(v) for k, v in arguments.items()}, *rest)

@@ -2,8 +2,9 @@
 
 Eager code needs none of this: `visreg_torch._autograd` calls `visreg_torch._run` directly. Under
 ``torch.compile``, and wherever else tensors stand for something, the two passes are these
-operators. Their outputs' shapes come from a run of the core on the meta device, so that kernels
-take part only where they replace functions of the core, which changes nothing that is kept.
+operators. Their outputs' shapes come from a run on the meta device. Kernels that replace functions
+of the core change nothing that is kept. Those that compute a loss from end to end do, and what they
+keep depends on sizes as numbers: they are for sizes that never change.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import (
 )
 
 from visreg_torch import _run
-from visreg_torch._call import decode
+from visreg_torch._call import Call, decode
 
 
 def is_needed(tensors: Sequence[Tensor]) -> bool:
@@ -31,6 +32,19 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or any(is_traceable_wrapper_subclass(t) for t in tensors)
     )
+
+
+def has_static_sizes(tensors: Sequence[Tensor]) -> bool:
+    """Whether no size is a symbol, which stands for those of later calls, too."""
+    sizes = [size for t in tensors for size in t.shape]
+    if not torch.compiler.is_compiling():
+        return all(isinstance(size, int) for size in sizes)
+    # To Dynamo every size is an int.
+    from torch.fx.experimental import symbolic_shapes
+
+    if not hasattr(symbolic_shapes, "has_static_value"):  # torch < 2.8
+        return False
+    return all(symbolic_shapes.has_static_value(size) for size in sizes)
 
 
 # The real forward pass leaves here how to go back, for a backward pass that has only tensors.
@@ -50,9 +64,7 @@ def forward(
     tensors: list[Tensor], call: str, numbers: list[float], need_grad: bool
 ) -> list[Tensor]:
     """Fields of a call, and with `need_grad` behind them what its backward pass needs."""
-    fields, kept, pullback = _run.forward(
-        decode(call, numbers), tensors, need_grad=need_grad, fused=False
-    )
+    fields, kept, pullback = _run.forward(decode(call, numbers), tensors, need_grad=need_grad)
     if pullback is not None:
         if len(_PULLBACKS) >= _MAX_PULLBACKS:
             _PULLBACKS.pop(next(iter(_PULLBACKS)), None)
@@ -71,7 +83,7 @@ def backward(
     """Gradients of the embeddings of a call."""
     pullback = _PULLBACKS.get(_key(call, numbers, tensors))
     if pullback is None:  # so many calls ago that it was dropped
-        _, _, pullback = _run.forward(decode(call, numbers), tensors, need_grad=True, fused=False)
+        _, _, pullback = _run.forward(decode(call, numbers), tensors, need_grad=True)
         assert pullback is not None
     gradients = _run.backward(pullback, dict(enumerate(tensors)), kept, cotangents)
     return [x.contiguous() for x in gradients]
@@ -85,8 +97,8 @@ def _forward_shapes(
     tensors: list[Tensor], call: str, numbers: list[float], need_grad: bool
 ) -> list[Tensor]:
     described = decode(call, numbers)
-    if "chunk_size" in described.arguments:  # which changes no shape, but may make many chunks
-        described.arguments["chunk_size"] = None
+    if "chunk_size" in described.arguments:
+        described.arguments["chunk_size"] = _of_few_chunks(described, tensors)
     device = tensors[0].device
     shards = _run.execution(described, device).shards.size
 
@@ -96,10 +108,10 @@ def _forward_shapes(
                 torch.empty(shape, dtype=t.dtype, device="meta")
                 for shape, t in zip(sizes.shapes, tensors, strict=True)
             ]
-            fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad, fused=False)
+            fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad)
         return [*fields, *kept]
 
-    sizes = _Sizes(tensors, described.n_embeddings, shards)
+    sizes = _Sizes(tensors, described.n_embeddings, shards, constant=described.fused)
     found = outputs(sizes)
     if any(sizes.real(s) is None for x in found for s in x.shape):
         sizes = _Sizes(tensors, described.n_embeddings, shards, constant=True)
@@ -119,6 +131,15 @@ def _backward_shapes(
 ) -> list[Tensor]:
     embeddings = tensors[: decode(call, numbers).n_embeddings]
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in embeddings]
+
+
+def _of_few_chunks(call: Call, tensors: Sequence[Tensor]) -> int | None:
+    """A chunk size that makes few chunks, and the shapes and dtypes that the call's own makes."""
+    given = call.arguments["chunk_size"]
+    if given is None or not call.fused:
+        return None
+    n_slices = int(tensors[call.arguments["slices"].number].shape[-1])
+    return max(given, n_slices - 1)  # what is kept depends on whether there is more than one
 
 
 class _Sizes:

@@ -19,8 +19,7 @@ from visreg_core.losses._differentiable import closed_arrays, implementation_of
 from visreg_core.losses._execution import PLAIN, Execution
 from visreg_torch import distributed
 from visreg_torch._call import Call, fill
-from visreg_torch.kernels import KERNELS
-from visreg_torch.kernels.fused import run as run_fused
+from visreg_torch.kernels import KERNELS, fused
 
 # Losses between two samples, and SpectralNet's, are always those of this process's rows.
 UNSHARDED = ("epps_pulley", "max_sliced_wasserstein", "sliced_wasserstein", "spectralnet_loss")
@@ -79,6 +78,13 @@ def runs_on_numpy(call: Call, tensors: Sequence[Tensor]) -> bool:
     return on_cpu and call.arguments.get("projection_dtype") in dtypes
 
 
+def is_fused(call: Call, tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels compute this call from end to end, and not the core."""
+    z = tensors[0]
+    here = call.group is None and not runs_on_numpy(call, tensors)
+    return here and fused.takes(call.loss, z.device, z.dtype, **call.arguments)
+
+
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Context in which products have the precision of their factors."""
     if not torch.amp.is_autocast_available(device.type):
@@ -129,12 +135,9 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def forward(
-    call: Call, tensors: Sequence[Tensor], *, need_grad: bool, fused: bool = True
+    call: Call, tensors: Sequence[Tensor], *, need_grad: bool
 ) -> tuple[list[Tensor], list[Tensor], Pullback | None]:
-    """The loss's fields; with `need_grad` also what is kept, and how to go back.
-
-    `fused` allows for kernels from end to end, which keep other arrays than the core does.
-    """
+    """The loss's fields; with `need_grad` also what is kept, and how to go back."""
     on_numpy = runs_on_numpy(call, tensors)
     device, compute = tensors[0].device, _compute_dtype(tensors[0].dtype)
     with _apart(device, on_numpy):
@@ -148,14 +151,12 @@ def forward(
         if on_numpy and arguments.get("projection_dtype") is not None:
             name = str(arguments["projection_dtype"]).removeprefix("torch.")
             arguments["projection_dtype"] = np.dtype(name)
-        if call.loss not in UNSHARDED:
-            arguments["execution"] = execution(call, device, on_numpy)
-        found = None
-        if fused and not on_numpy and "slices" in arguments and "z" in arguments:
-            found = run_fused(call.function, **arguments, need_grad=need_grad)
-        if found is None:
-            found = implementation_of(call.function)(**arguments, need_grad=need_grad)
-        result, vjp = found
+        if call.fused:
+            result, vjp = fused.run(call.function, **arguments, need_grad=need_grad)
+        else:
+            if call.loss not in UNSHARDED:
+                arguments["execution"] = execution(call, device, on_numpy)
+            result, vjp = implementation_of(call.function)(**arguments, need_grad=need_grad)
         fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
         if not need_grad:
             return fields, [], None

@@ -118,13 +118,13 @@ def by_kernels(loss, z, slices, kernel):
 
     def run():
         options = {"projection_dtype": z.dtype, "need_grad": True}
+        donated = {}
         with dispatch.forced(kernel):
-            found = fused.run(loss, z, slices, **options)
-        if found is None:
-            result, vjp = vc.value_and_vjp(loss)(z, slices, projection_dtype=z.dtype)
-            donated = {}
-        else:
-            (result, vjp), donated = found, {"donated": True}
+            if fused.takes(loss.__name__, z.device, z.dtype, **options):
+                result, vjp = fused.run(loss, z, slices, **options)
+                donated = {"donated": True}
+            else:
+                result, vjp = vc.value_and_vjp(loss)(z, slices, projection_dtype=z.dtype)
         several = isinstance(result, tuple)
         cotangents = (1.0, *[0.0] * (len(result) - 1)) if several else (1.0,)
         return (result[0] if several else result), vjp(*cotangents, **donated)

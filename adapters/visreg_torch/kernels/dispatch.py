@@ -101,12 +101,10 @@ def _chosen(
     d: int | None,
     k: int | None,
 ) -> Choice:
+    lacking = _lacking(device, dtype)
+    if lacking is not None:
+        return Choice(None, lacking)
     wanted = _forced.get()
-    if wanted == SLOW:
-        return Choice(None, "forced")
-    missing = _missing(device, dtype)
-    if missing is not None:
-        return Choice(None, missing)
     if wanted in OPERATIONS[operation]:
         return Choice(wanted, "forced")
     if operation == "gaussian":
@@ -133,6 +131,17 @@ def _chosen(
     return Choice("gaussian_slices", "drawn by one launch")
 
 
+# Dynamo cannot look for a module; and compiled code keeps to what was found while it was compiled.
+@torch.compiler.assume_constant_result
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `choose` would find kernels on this device for this dtype."""
+    return _lacking(device, dtype) is None
+
+
+def _lacking(device: torch.device, dtype: torch.dtype) -> str | None:
+    return "forced" if _forced.get() == SLOW else _missing(device, dtype)
+
+
 def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
     """What kernels lack on this device for this dtype; None where nothing is."""
     if dtype not in (torch.float32, *_16_BIT):
@@ -141,6 +150,8 @@ def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
         return "kernels do not run on the CPU"  # nor is triton imported, which takes a while
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device.type == "meta":  # where launchers only tell shapes and dtypes
+        return None
     import triton
 
     if device.type == "cpu":

@@ -6,7 +6,8 @@ is the gradient with respect to the standardised embeddings, in the embeddings' 
 turns it into the gradient of any combination of the terms, in place if it may.
 
 `run` takes a call of a core loss, with the arguments of the core's own implementation, and returns
-what that would, or None where the core must. Twins: `visreg_core.value_and_vjp` of each loss.
+what that would; `takes` says for which calls. On the meta device it finds the shapes and dtypes of
+all of that, what it keeps included. Twins: `visreg_core.value_and_vjp` of each loss.
 """
 
 from __future__ import annotations
@@ -22,17 +23,36 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import _rows
-from visreg_core.losses._execution import PLAIN, Execution
 from visreg_core.losses._sliced import flat_batch, flat_slices
 from visreg_core.losses.epps_pulley import Knots, knots_beside, value_from_moments
 from visreg_core.losses.visreg import EPS, VISRegTerms, center_from_mean, scale_from_deviation
-from visreg_torch.kernels.dispatch import choose, load, needed, product_precision
+from visreg_torch.kernels.dispatch import available, choose, load, needed, product_precision
 
 # Bytes of projections at work: all slices of a view of 50,000 samples in 16 bits.
 _CHUNK_BYTES = 1 << 28
 
 # rows(z (b, N, D), w (b or 1, D, k), first view) -> values (b, k), gradient (b, k, N) or None
 RowsTerm = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, Any]]
+
+
+def takes(
+    loss: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    projection_dtype: torch.dtype | None = None,
+    detach_scale: bool = True,
+    reduction: str = "mean",
+    **_: Any,
+) -> bool:
+    """Whether `run` computes a loss of this name and these options, on a device, in a dtype."""
+    return (
+        loss in _LOSSES
+        and detach_scale
+        and reduction == "mean"
+        and available(device, dtype)
+        and available(device, projection_dtype or torch.float32)
+    )
 
 
 def run(
@@ -42,10 +62,9 @@ def run(
     *arguments: Any,
     detach_scale: bool = True,
     reduction: str = "mean",
-    execution: Execution = PLAIN,
     **options: Any,
-) -> tuple[Any, Callable[..., torch.Tensor]] | None:
-    """Result and ``vjp`` of a loss of the core, as its own implementation returns them.
+) -> tuple[Any, Callable[..., torch.Tensor]]:
+    """Result and ``vjp`` of a loss that this `takes`, as its own implementation returns them.
 
     Parameters
     ----------
@@ -53,29 +72,31 @@ def run(
         A loss of `visreg_core`.
     z, slices, *arguments, **options
         Its arguments and ``need_grad``.
-    detach_scale, reduction, execution
+    detach_scale, reduction
         Those for which there is nothing here but the default.
 
     Returns
     -------
-    tuple or None
+    tuple
         ``(result, vjp)``. ``vjp`` takes a cotangent for each field and returns the gradient with
         respect to z, in its dtype; with ``donated=True`` in the memory of what it kept, which can
-        be done once. None where the core must run.
+        be done once.
 
     Raises
     ------
     ValueError, TypeError
         As the core's function.
+    RuntimeError
+        For a call that it does not take.
     """
-    found = _LOSSES.get(loss.__name__)
-    alone = execution.shards.size == 1 and detach_scale and reduction == "mean"
-    if found is None or not alone:
-        return None
     _check(z, slices, **options)
-    if not _supported(z, options.get("projection_dtype")):
-        return None
-    return found(z, slices, *arguments, **options)
+    given = {"detach_scale": detach_scale, "reduction": reduction, **options}
+    if not takes(loss.__name__, z.device, z.dtype, **given):
+        raise RuntimeError(
+            "expected a call that kernels compute from end to end; "
+            f"found {loss.__name__} of {z.dtype} on {z.device}, left to the core"
+        )
+    return _LOSSES[loss.__name__](z, slices, *arguments, **options)
 
 
 def _check(
@@ -102,14 +123,6 @@ def _check(
         _checks.not_negative("eps", options["eps"])
 
 
-def _supported(z: torch.Tensor, projection_dtype: torch.dtype | None) -> bool:
-    """Whether kernels run on z's device for its dtype and that of its projections."""
-    return all(
-        choose("gaussian", z.device, dtype, z.shape[-2]).kernel is not None
-        for dtype in (z.dtype, projection_dtype or torch.float32)
-    )
-
-
 def _visreg(
     z: torch.Tensor,
     slices: torch.Tensor,
@@ -122,7 +135,7 @@ def _visreg(
     need_grad: bool,
 ) -> tuple[VISRegTerms, Callable[..., torch.Tensor]]:
     """`visreg_loss`, with σ held constant in the shape term."""
-    flat = flat_batch(xp, z.detach())
+    flat, w = flat_batch(xp, z.detach()), flat_slices(xp, slices, z)
     moments = load("columns", "column_moments")(flat, row_mask)
     n = _rows.count(xp, flat, row_mask)
     sigma = _rows.safe_root(xp, moments.variance)
@@ -130,10 +143,11 @@ def _visreg(
     divisor = sigma + eps
     standard = (moments.first, moments.rest, 1 / divisor)
     total_shape, of_shape = _sliced_gaussian(
-        flat, slices, standard, row_mask, n, chunk_size, projection_dtype, need_grad
+        flat, w, standard, row_mask, n, chunk_size, projection_dtype, need_grad
     )
     scale, shape = scale_from_deviation(xp, sigma), total_shape / n
     center = center_from_mean(xp, mean)
+    n_slices = flat.shape[0] * w.shape[-1]
     w_scale, w_shape, w_center = weights
     total = w_scale * scale + w_shape * shape + w_center * center
 
@@ -149,13 +163,13 @@ def _visreg(
         # term's gradient is missing: projections of centred rows and quantiles both sum to 0.
         size = mean.numel()
         per_deviation = _rows.safe_reciprocal(xp, sigma) / n
-        n_slices = flat.shape[0] * slices.shape[-1]
         on_g = (on_total * w_shape + on_shape) / (n_slices * n * divisor)
         on_shifted = (2 / size) * (on_total * w_scale + on_scale) * (sigma - 1) * per_deviation
         constant = (2 / size) * (on_total * w_center + on_center) * mean / n
         constant = constant - moments.rest * on_shifted
         g = of_shape if donated else of_shape.clone()
-        load("columns", "combine_")(g, flat, moments.first, on_g, on_shifted, constant, row_mask)
+        rows = flat_batch(xp, z.detach())  # once more: it may be a copy, which is not to be kept
+        load("columns", "combine_")(g, rows, moments.first, on_g, on_shifted, constant, row_mask)
         return g.to(z.dtype).reshape(z.shape)
 
     return VISRegTerms(total, scale, shape, center), vjp
@@ -171,12 +185,12 @@ def _gaussian_sliced_wasserstein(
     need_grad: bool,
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """`gaussian_sliced_wasserstein`."""
-    flat = flat_batch(xp, z.detach())
+    flat, w = flat_batch(xp, z.detach()), flat_slices(xp, slices, z)
     n = _rows.count(xp, flat, row_mask)
     value, gradient = _sliced_gaussian(
-        flat, slices, None, row_mask, n, chunk_size, projection_dtype, need_grad
+        flat, w, None, row_mask, n, chunk_size, projection_dtype, need_grad
     )
-    return value / n, _scaled(z, gradient, flat.shape[0] * slices.shape[-1] * n)
+    return value / n, _scaled(z, gradient, flat.shape[0] * w.shape[-1] * n)
 
 
 def _sigreg(
@@ -192,11 +206,11 @@ def _sigreg(
     need_grad: bool,
 ) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
     """`sigreg_loss`."""
-    flat = flat_batch(xp, z.detach())
+    flat, w = flat_batch(xp, z.detach()), flat_slices(xp, slices, z)
     n = _rows.count(xp, flat, row_mask)
     knots = _knots(t_max, n_knots, z.device)
     rows = functools.partial(_epps_pulley, n=n, knots=knots, row_mask=row_mask, need_grad=need_grad)
-    values, gradient = _sliced(flat, slices, rows, chunk_size, projection_dtype, need_grad)
+    values, gradient = _sliced(flat, w, rows, chunk_size, projection_dtype, need_grad)
     divisor = 1.0 if scale_by_n else n
     return torch.mean(values) / divisor, _scaled(z, gradient, values.numel() * divisor)
 
@@ -214,11 +228,12 @@ def _sliced(
 ) -> tuple[torch.Tensor, Any]:
     """Values (B, K) of a term on every slice, and the gradient (B, N, D) of their sum.
 
+    flat : (B, N, D), slices : (B or 1, D, K).
     A chunk holds all slices where one view's fit, so that the gradient is written once, in z's
     dtype; else the chunks' gradients are added up in float32.
     """
     dtype = projection_dtype or torch.float32
-    w = flat_slices(xp, slices, flat).to(dtype)
+    w = slices.to(dtype)
     batch, n, _ = flat.shape
     k = w.shape[-1]
     at_once = chunk_size or max(1, _CHUNK_BYTES // (n * dtype.itemsize))

@@ -13,6 +13,9 @@ import os
 import pytest
 import torch
 
+from visreg_torch import _run, random_slices
+from visreg_torch.kernels import fused
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
@@ -61,3 +64,29 @@ def mask_of(generator, device):
         return kept.to(device)
 
     return mask
+
+
+@pytest.fixture
+def inputs(draw):
+    """Embeddings of two views, and slices."""
+    z = (draw(2, 40, 9) * 1.3 + 0.2).requires_grad_()
+    return z, random_slices(9, 6, dtype=torch.float32, device=z.device)
+
+
+@pytest.fixture
+def kernels_on_cpu(monkeypatch):
+    """Not NumPy's path of the core: on a CPU the interpreter stands for a device."""
+    monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+
+
+@pytest.fixture
+def fused_on(monkeypatch):
+    """Types of the devices on which kernels ran from end to end, one for each run."""
+    devices, run = [], fused.run
+
+    def spied(loss, z, *args, **kwargs):
+        devices.append(z.device.type)
+        return run(loss, z, *args, **kwargs)
+
+    monkeypatch.setattr(fused, "run", spied)
+    return devices

@@ -120,6 +120,7 @@ def test_slices_of_each_view(draw, name):
     z = embeddings(draw, 2, 33, 20)
     slices = torch.stack([slices_for(z, 3), slices_for(z.flip(-1), 3).flip(0)])
     assert_agree(name, z, slices, 1e-5)
+    assert_agree(name, embeddings(draw, 3, 2, 9, 20), slices, 1e-5)
 
 
 @losses
@@ -159,7 +160,7 @@ def test_what_is_left_to_the_core(draw):
     slices = slices_for(z, 2)
 
     def taken(loss, z=z, **options):
-        return fused.run(loss, z, slices, need_grad=True, **options) is not None
+        return fused.takes(loss.__name__, z.device, z.dtype, **options)
 
     assert taken(vc.visreg_loss)
     assert not taken(vc.visreg_loss, detach_scale=False)
@@ -169,6 +170,8 @@ def test_what_is_left_to_the_core(draw):
     assert not taken(vc.shape_loss)
     with dispatch.forced("slow"):
         assert not taken(vc.visreg_loss)
+    with pytest.raises(RuntimeError, match=r"found visreg_loss of torch.float32 on .* the core"):
+        fused.run(vc.visreg_loss, z, slices, need_grad=True, detach_scale=False)
 
 
 @losses

@@ -1,0 +1,273 @@
+"""The adapter's functions under torch.compile with kernels: as in eager code, by operators."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import visreg_torch as vt
+from tests.torch_adapter.kernels.losses import FUSED, assert_close, total
+from tests.torch_adapter.kernels.tensors import strided
+from visreg_torch import _op, _run
+from visreg_torch._call import Call, encode, split
+from visreg_torch.kernels import dispatch, fused, rows
+
+pytestmark = [
+    pytest.mark.backends("torch", "torch-cuda"),
+    pytest.mark.usefixtures("kernels_on_cpu"),
+    # What torch's compiler itself does: it instantiates autograd functions, and uses torch.jit.
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+losses = pytest.mark.parametrize("name", FUSED)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def really(fused_on, device):
+    """How often kernels ran from end to end so far, other than to foretell shapes."""
+    return lambda: sum(where == device.type for where in fused_on)
+
+
+def compiled(name, compiler="aot_eager", **options):
+    return torch.compile(getattr(vt, name), fullgraph=True, backend=compiler, **options)
+
+
+def value_and_gradient(function, z, slices, **options):
+    value = total(function(z, slices, **options))
+    return value.detach(), torch.autograd.grad(value, z)[0]
+
+
+def assert_same(found, expected):
+    for f, e in zip(found, expected, strict=True):
+        assert torch.equal(f, e)
+
+
+@losses
+@pytest.mark.parametrize(
+    ("dtype", "masked", "chunk_size"),
+    [
+        (torch.float32, False, None),
+        (torch.float32, True, 4),
+        (torch.bfloat16, False, 4),
+        (torch.bfloat16, True, None),
+    ],
+    ids=str,
+)
+def test_compiled_code_takes_the_kernels_of_eager_code(
+    name, dtype, masked, chunk_size, inputs, mask_of, really
+):
+    z, slices = inputs
+    z = z.detach().to(dtype).requires_grad_()
+    options = {"row_mask": mask_of(40) if masked else None, "chunk_size": chunk_size}
+    found = value_and_gradient(compiled(name), z, slices, **options)
+    assert really() == 1
+    assert_same(found, value_and_gradient(getattr(vt, name), z, slices, **options))
+    assert_close(*found, name, z, slices, 1e-5 if dtype == torch.float32 else 5e-3, **options)
+
+
+@losses
+def test_value_alone(name, inputs, really):
+    z, slices = inputs
+    with torch.no_grad():
+        value = total(compiled(name)(z, slices))
+    assert really() == 1
+    assert torch.equal(value, total(getattr(vt, name)(z.detach(), slices)))
+
+
+@losses
+def test_sizes_that_are_symbols_are_left_to_the_core(name, inputs, really):
+    z, slices = inputs
+    found = value_and_gradient(compiled(name, dynamic=True), z, slices)
+    assert really() == 0
+    assert_close(*found, name, z, slices)
+
+
+@pytest.mark.parametrize("name", [*FUSED, "shape_loss"])
+def test_the_core_takes_kernels_for_rows(name, inputs, monkeypatch, really):
+    """Nor does this change what is kept, which the operator's shapes foretell."""
+    z, slices = inputs
+    asked, kernels = [], dict(rows.KERNELS)
+    spied = {
+        key: lambda *args, key=key: asked.append(key) or kernels[key](*args) for key in kernels
+    }
+    monkeypatch.setattr(_run, "KERNELS", spied)
+    found = value_and_gradient(compiled(name, dynamic=name in FUSED), z, slices)
+    assert asked and not really()
+    assert_close(*found, name, z, slices)
+
+
+@losses
+def test_sizes_may_change(name, inputs, really):
+    """The second number of rows makes it a symbol, for all that follow."""
+    counter = CompileCounterWithBackend("aot_eager")
+    function = compiled(name, counter)
+    _, slices = inputs
+    taken = []
+    for n in (40, 40, 33, 50):
+        z = torch.randn(2, n, 9, device=slices.device).requires_grad_()
+        assert_close(*value_and_gradient(function, z, slices), name, z, slices)
+        taken.append(really())
+    assert taken == [1, 2, 2, 2]
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("weights", [(0, 1, 0), (0.5, 0, 2.0), (1, torch.tensor(0.3), 1)], ids=str)
+def test_weights(weights, inputs, really):
+    z, slices = inputs
+    found = value_and_gradient(compiled("visreg_loss"), z, slices, weights=weights)
+    assert really() == 1
+    assert_same(found, value_and_gradient(vt.visreg_loss, z, slices, weights=weights))
+    assert_close(*found, "visreg_loss", z, slices, weights=weights)
+
+
+def test_one_term_alone(inputs):
+    z, slices = inputs
+    for field in vt.VISRegTerms._fields:
+        found, expected = (
+            torch.autograd.grad(getattr(f(z, slices), field), z)[0]
+            for f in (compiled("visreg_loss"), vt.visreg_loss)
+        )
+        assert torch.equal(found, expected)
+
+
+# --- several calls --------------------------------------------------------------------------------
+
+
+@losses
+def test_calls_alike_in_one_graph(name, inputs, really):
+    """They share what the forward pass leaves for the backward pass, which is no tensor."""
+    z, slices = inputs
+    other = (2 * z.detach() - 1).requires_grad_()
+    function = getattr(vt, name)
+
+    def both(z, other, slices):
+        return 2 * total(function(z, slices)) + total(function(other, slices)) ** 2
+
+    step = torch.compile(both, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(step(z, other, slices), (z, other))
+    assert really() == 2
+    expected = torch.autograd.grad(both(z, other, slices), (z, other))
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_training_steps_with_accumulation(compiler, draw, device, really):
+    """Batches whose gradients add up, parameters that change; slices drawn in the eager graph."""
+    slices = vt.random_slices(4, 16, dtype=torch.float32, device=device)
+    steps, models = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model, drawn = torch.nn.Linear(6, 4).to(device), vt.VISRegLoss(16, seed=3)
+        models.append(model)
+        if compiler == "inductor":  # to which drawing is a lot of code
+            steps.append(lambda x, model=model: vt.visreg_loss(model(x), slices).total)
+        else:
+            steps.append(lambda x, model=model, drawn=drawn: drawn(model(x)).total)
+    steps[0] = torch.compile(steps[0], fullgraph=True, backend=compiler)
+    for _ in range(2):
+        batches = draw(2, 2, 24, 6)
+        for model, step in zip(models, steps, strict=True):
+            model.zero_grad()
+            for x in batches:
+                step(x).backward()
+        gradients = [model.weight.grad for model in models]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            for model in models:
+                model.weight -= 0.1 * gradients[1]
+    assert really() == 8
+
+
+@losses
+def test_a_forgotten_call_is_run_again(name, inputs, really, monkeypatch):
+    z, slices = inputs
+    monkeypatch.setattr(_op, "_MAX_PULLBACKS", 1)
+    monkeypatch.setattr(_op, "_PULLBACKS", {})
+    expected = value_and_gradient(getattr(vt, name), z, slices)[1]
+    value = total(compiled(name)(z, slices))
+    total(compiled(name)(z.detach()[:1].requires_grad_(), slices))
+    before = really()
+    (found,) = torch.autograd.grad(value, z)
+    assert really() == before + 1
+    assert torch.equal(found, expected)
+
+
+def test_kernels_that_are_gone_are_missed(inputs):
+    """What was compiled with them cannot go on with what the core keeps."""
+    z, slices = inputs
+    function = compiled("visreg_loss")
+    function(z, slices)
+    with (
+        dispatch.forced(dispatch.SLOW),
+        pytest.raises(RuntimeError, match="expected a call that kernels compute"),
+    ):
+        function(z, slices)
+
+
+# --- the operators --------------------------------------------------------------------------------
+
+
+def call_of(name, z, slices, **options):
+    held, tensors = split({"z": z.detach(), "slices": slices, **options}, ["z"])
+    return encode(Call(name, held, 1, fused=True)), list(tensors.values())
+
+
+@losses
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+def test_operators_pass_torch_s_own_checks(name, masked, inputs, mask_of):
+    options = {"row_mask": mask_of(40)} if masked else {}
+    (text, numbers), tensors = call_of(name, *inputs, **options)
+    n_fields = 4 if name == "visreg_loss" else 1
+    for need_grad in (False, True):
+        torch.library.opcheck(torch.ops.visreg.forward.default, (tensors, text, numbers, need_grad))
+    outputs = torch.ops.visreg.forward(tensors, text, numbers, True)
+    kept = outputs[n_fields:]
+    cotangents = [torch.full_like(f, 0.3 + i) for i, f in enumerate(outputs[:n_fields])]
+    arguments = (tensors, kept, cotangents, text, numbers)
+    torch.library.opcheck(torch.ops.visreg.backward.default, arguments)
+    before = [k.clone() for k in kept]
+    first, second = (torch.ops.visreg.backward(*arguments)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert_same(kept, before)
+
+
+@losses
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    ["whole", "chunks", "as many as slices", "by their bytes", "views of views", "long", "half"],
+)
+def test_shapes_are_foretold(name, dtype, case, draw, monkeypatch):
+    """And dtypes and strides: those of a fake call are those of the real one."""
+    options = {"chunks": {"chunk_size": 2}, "as many as slices": {"chunk_size": 5}}.get(case, {})
+    z, slices = draw(2, 12, 4), vt.random_slices(4, 5, dtype=torch.float32)
+    if case == "by their bytes":
+        monkeypatch.setattr(fused, "_CHUNK_BYTES", 4 * 12 * 3)
+    if case == "views of views":
+        z = draw(3, 2, 12, 4)
+        slices = torch.stack([slices, slices.flip(0)])
+    if case == "long":
+        z = draw(8200, 4) if name == "visreg_loss" else z  # the others are the same
+    if case == "half":
+        options["projection_dtype"] = torch.float16
+    z, slices = z.to(dtype), slices.to(z.device)
+    for given in (z, strided(z)):
+        (text, numbers), tensors = call_of(name, given, slices, **options)
+        real = torch.ops.visreg.forward(tensors, text, numbers, True)
+        mode = FakeTensorMode()
+        with mode:
+            fakes = [mode.from_tensor(t) for t in tensors]
+            found = torch.ops.visreg.forward(fakes, text, numbers, True)
+        assert [_about(x) for x in found] == [_about(x) for x in real]
+
+
+def _about(x):
+    return x.shape, x.dtype, x.device, x.stride()
