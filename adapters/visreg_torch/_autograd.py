@@ -43,10 +43,9 @@ def evaluate(
     if torch.is_grad_enabled():
         _check_constants(named, differentiated)
     tensors = list(named.values())
-    call = Call(loss, held, len(differentiated), distributed.name_of(sharding))
-    if _op.has_static_sizes(tensors) and _run.is_fused(call, tensors):
-        call = call._replace(fused=True)
-    fields = _fields(call, tensors, 1 if terms is None else len(terms._fields))
+    call = loss, held, len(differentiated), distributed.name_of(sharding)
+    fused = _op.has_static_sizes(tensors) and _run.is_fused(Call(*call), tensors)
+    fields = _fields(Call(*call, fused), tensors, 1 if terms is None else len(terms._fields))
     return fields[0] if terms is None else terms(*fields)
 
 

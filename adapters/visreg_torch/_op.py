@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import (
     _disable_current_modes,
     is_traceable_wrapper_subclass,
@@ -34,17 +35,16 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
     )
 
 
+_is_static = getattr(symbolic_shapes, "has_static_value", None)  # from torch 2.8 on
+
+
 def has_static_sizes(tensors: Sequence[Tensor]) -> bool:
     """Whether no size is a symbol, which stands for those of later calls, too."""
     sizes = [size for t in tensors for size in t.shape]
     if not torch.compiler.is_compiling():
         return all(isinstance(size, int) for size in sizes)
     # To Dynamo every size is an int.
-    from torch.fx.experimental import symbolic_shapes
-
-    if not hasattr(symbolic_shapes, "has_static_value"):  # torch < 2.8
-        return False
-    return all(symbolic_shapes.has_static_value(size) for size in sizes)
+    return _is_static is not None and all(_is_static(size) for size in sizes)
 
 
 # The real forward pass leaves here how to go back, for a backward pass that has only tensors.

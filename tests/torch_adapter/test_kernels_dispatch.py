@@ -53,6 +53,7 @@ def test_slow_twin_where_kernels_do_not_run(monkeypatch, operation):
         return reason
 
     assert reason("cpu") == "kernels do not run on the CPU"
+    assert choose(operation, "meta", torch.float32, 512, d=64, k=64).kernel in OPERATIONS[operation]
     assert reason("mps") == "kernels are for CUDA, not for mps"
     assert reason("cuda", torch.float64) == "kernels compute in float32, not for torch.float64"
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -6,6 +6,7 @@
 
 `visreg_torch.kernels.fused.run` replaces the whole pass of VISReg, SIGReg and the sliced Gaussian
 Wasserstein distance on one device, and makes no array of the embeddings' size but the gradient.
+Eager code takes it, and compiled code whose sizes are no symbols.
 
 `dispatch.choose` decides which kernel runs; where none can, the core runs. `explain` tells what was
 decided, and `forced` overrules it. A module has one operation: its kernels, their launchers, and

@@ -89,6 +89,13 @@ def test_sizes_that_are_symbols_are_left_to_the_core(name, inputs, really):
     assert_close(*found, name, z, slices)
 
 
+def test_sizes_that_an_older_torch_cannot_tell(inputs, really, monkeypatch):
+    monkeypatch.setattr(_op, "_is_static", None)
+    found = value_and_gradient(compiled("visreg_loss"), *inputs)
+    assert really() == 0
+    assert_close(*found, "visreg_loss", *inputs)
+
+
 @pytest.mark.parametrize("name", [*FUSED, "shape_loss"])
 def test_the_core_takes_kernels_for_rows(name, inputs, monkeypatch, really):
     """Nor does this change what is kept, which the operator's shapes foretell."""
