@@ -133,8 +133,9 @@ def core(*args, device, **options):
 
 
 def test_the_adapter_draws_by_the_kernel(device):
+    dim, n_slices, start = np.array([6, 20, 2])  # integers of NumPy
     for step in (5, torch.tensor(5, device=device), torch.tensor(5), np.int64(5)):
-        w = vt.random_slices(6, 20, seed=3, step=step, start=2, device=device)
+        w = vt.random_slices(dim, n_slices, seed=3, step=step, start=start, device=device)
         assert dispatch.explain("slices") == "slices: gaussian_slices (drawn by one launch)"
         assert torch.equal(w, gaussian_slices(6, 20, seed=3, step=5, start=2, device=device))
         assert w.device.type == device.type and not w.requires_grad
