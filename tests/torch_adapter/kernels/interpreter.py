@@ -54,7 +54,9 @@ def _prepare_once(function):
     if of_function <= _prepared:
         return None  # which only a launch, always the first, looks at
     _prepared.update(of_function)
-    return _prepare(function)
+    scope = _prepare(function)
+    tl.tensor.__index__ = lambda self: self.handle.data.item()  # not NumPy's int(), before 3.9
+    return scope
 
 
 class _GridExecutor(interpreter.GridExecutor):
