@@ -85,6 +85,7 @@ OTHER_FUNCTIONS = (
     "orthonormalize",
     "random_slices",
     "random_walk_affinity",
+    "random_walk_pairs",
     "sample_random_walk",
     "transition_matrix",
     "value_and_grad",

@@ -455,6 +455,30 @@ def add_last(xp: Namespace, size: int, index: Array, values: Array) -> Array:
     )
 
 
+def smallest(xp: Namespace, x: Array, k: int) -> Array:
+    """Indices of the k smallest along the last axis, least first, ties by index; NaN as infinite.
+
+    Not for NumPy, which `visreg_core._selection` is for.
+    """
+    x = xp.where(xp.isnan(x), xp.inf, x)
+    if name(xp) == "jax":
+        # To which -0 is less than 0.
+        return sys.modules["jax"].lax.top_k(xp.where(x == 0, xp.zeros_like(x), -x), k)[1]
+    if name(xp) != "torch":
+        return xp.argsort(x, axis=-1, stable=True)[..., :k]
+    torch = sys.modules["torch"]
+    # torch.topk takes any of those that tie: with the k-th smallest, whose least indices are then
+    # found by the same function, and with each other, which sorting few numbers mends.
+    values, index = torch.topk(x, k, largest=False)
+    last, column = values[..., -1:], torch.arange(x.shape[-1], device=x.device)
+    below = values < last
+    tied = torch.topk(torch.where(x == last, column, x.shape[-1]), k, largest=False).values
+    place = torch.arange(k, device=x.device) - torch.sum(below, dim=-1, keepdim=True)
+    index = torch.where(below, index, tied.gather(-1, place.clamp(min=0)))
+    index = torch.sort(index).values
+    return index.gather(-1, torch.argsort(x.gather(-1, index), stable=True))
+
+
 def cumulative_sum(xp: Namespace, x: Array) -> Array:
     """Cumulative sum along the last axis."""
     if name(xp) == "torch":  # the wrapper of array-api-compat breaks torch's graph

@@ -8,6 +8,7 @@ from visreg_core import (
     joint_objective,
     orthonormalize,
     random_walk_affinity,
+    random_walk_pairs,
     sample_random_walk,
     transition_matrix,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "orthonormalize",
     "random_slices",
     "random_walk_affinity",
+    "random_walk_pairs",
     "sag_vicreg_loss",
     "sample_random_walk",
     "scale_loss",

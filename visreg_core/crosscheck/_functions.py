@@ -138,6 +138,13 @@ FUNCTIONS: tuple[Check, ...] = (
     ),
     _array("sample_random_walk", "", _dyadic_walk, "exact", result="integer"),
     _array(
+        "random_walk_pairs",
+        "nearest",
+        lambda c: visreg_core.random_walk_pairs(c.arrays["a"], c.arrays["b"], 1)[:1],
+        "exact",
+        result="integer",
+    ),
+    _array(
         "orthonormalize",
         "",
         lambda c: visreg_core.orthonormalize(c.arrays["z"]),

@@ -7,6 +7,7 @@ from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_sliced_wasse
 from visreg_core.losses.invariance import invariance_loss, joint_objective
 from visreg_core.losses.random_walk import (
     random_walk_affinity,
+    random_walk_pairs,
     sample_random_walk,
     transition_matrix,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "max_sliced_wasserstein",
     "orthonormalize",
     "random_walk_affinity",
+    "random_walk_pairs",
     "sag_vicreg_loss",
     "sample_random_walk",
     "scale_loss",

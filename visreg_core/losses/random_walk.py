@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from visreg_core import _checks, _xp
+from typing import NamedTuple
+
+from visreg_core import _checks, _tiles, _xp
+from visreg_core._selection import smallest
 from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses._rows import safe_reciprocal, safe_root
 from visreg_core.slices import DOMAIN_WALKS, uniforms
@@ -64,7 +67,82 @@ def random_walk_affinity(
     >>> w.shape, float(w.max())  # a row's nearest neighbour has weight 1
     ((20, 20), 1.0)
     """
-    xp = _xp.namespace(a, b)
+    _check_views(a, b, n_neighbors, percentile, scale, symmetrize)
+    near = nearest(a, b, n_neighbors)
+    return _affinity(near, _weights(near, percentile, scale), symmetrize)
+
+
+def random_walk_pairs(
+    a: Array,
+    b: Array,
+    n_neighbors: int = 10,
+    percentile: float = 20,
+    *,
+    scale: str = "local",
+    symmetrize: bool = False,
+    n_steps: int = 1,
+    seed: Scalar = 0,
+    step: Scalar = 0,
+) -> tuple[Array, Array]:
+    """For each row of one view the row of the other that a random walk pairs it with.
+
+    As `sample_random_walk` on the `transition_matrix` of `random_walk_affinity`, but on the kept
+    entries alone: unless W is symmetrised, no matrix of weights is made.
+
+    Parameters
+    ----------
+    a, b, n_neighbors, percentile, scale, symmetrize
+        As in `random_walk_affinity`.
+    n_steps, seed, step
+        As in `sample_random_walk`.
+
+    Returns
+    -------
+    pairs : integer array of shape (N,)
+        j(i), the row of b.
+    pair_weights : array of shape (N,)
+        w_i = W_{i, j(i)}, in the inputs' dtype, float32 at least; 0 where a walk of several steps
+        ends beyond the row's neighbours. Neither carries a gradient.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, ``n_neighbors > N``, ``n_steps < 1``, or unknown options.
+    TypeError
+        For dtypes that are not floating or differ, or arrays of two libraries.
+
+    Notes
+    -----
+    Source: SAG-VICReg Appendices G.2 and I.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a, b = np.random.default_rng(0).standard_normal((2, 20, 4))
+    >>> pairs, pair_weights = random_walk_pairs(a, b, n_neighbors=3, step=7)
+    >>> affinity = random_walk_affinity(a, b, n_neighbors=3)
+    >>> bool(np.all(pairs == sample_random_walk(transition_matrix(affinity), step=7)))
+    True
+    >>> bool(np.all(pair_weights == affinity[np.arange(20), pairs]))
+    True
+    """
+    _check_views(a, b, n_neighbors, percentile, scale, symmetrize)
+    _checks.positive_int("n_steps", n_steps)
+    return pairs_of_nearest(
+        nearest(a, b, n_neighbors),
+        percentile,
+        scale=scale,
+        symmetrize=symmetrize,
+        n_steps=n_steps,
+        seed=seed,
+        step=step,
+    )
+
+
+def _check_views(
+    a: Array, b: Array, n_neighbors: int, percentile: float, scale: str, symmetrize: bool
+) -> None:
+    _xp.namespace(a, b)
     for argument, x in (("a", a), ("b", b)):
         _checks.embeddings(argument, x, min_rows=1, shape="(N, D)")
         if x.ndim != 2:
@@ -73,25 +151,14 @@ def random_walk_affinity(
     _checks.positive_int("n_neighbors", n_neighbors)
     _checks.choice("scale", scale, SCALES)
     _checks.flag("symmetrize", symmetrize)
-    size = a.shape[0]
-    if n_neighbors > size:
-        raise ValueError(f"expected n_neighbors <= N = {size}; found {n_neighbors}")
+    check_neighbors(n_neighbors, a.shape[0])
     check_percentile(percentile)
-    unit_a, unit_b = (_unit_rows(xp, _xp.stop_gradient(x)) for x in (a, b))
-    distances = 1 - unit_a @ xp.matrix_transpose(unit_b)
-    neighbors = xp.argsort(distances, axis=-1, stable=True)[:, :n_neighbors]
-    kept = xp.take_along_axis(distances, neighbors, axis=-1)
-    adjusted = kept - kept[:, :1]  # sorted, so that the first is the smallest
-    if scale == "local":
-        sigma = _percentile_of_sorted(xp, adjusted, percentile)
-    else:
-        sigma = _percentile_of_sorted(
-            xp, xp.sort(xp.reshape(adjusted, (1, -1)), axis=-1), percentile
-        )
-    sigma = xp.maximum(sigma, _SMALLEST_SCALE * xp.ones_like(sigma))
-    weights = xp.exp(-((adjusted / sigma) ** 2))
-    affinity = _xp.add_last(xp, size, neighbors, weights)
-    return (affinity + affinity.T) / 2 if symmetrize else affinity
+
+
+def check_neighbors(n_neighbors: int, n: int) -> None:
+    """ValueError where there are not as many rows."""
+    if n_neighbors > n:
+        raise ValueError(f"expected n_neighbors <= N = {n}; found {n_neighbors}")
 
 
 def check_percentile(percentile: float) -> None:
@@ -99,6 +166,38 @@ def check_percentile(percentile: float) -> None:
     _checks.number("percentile", percentile, static=True)
     if not 0 <= percentile <= 100:
         raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")
+
+
+# --- step by step, for batches whose rows lie on several processes --------------------------------
+
+
+class Nearest(NamedTuple):
+    """The rows of one view nearest to each row of the other, nearest first.
+
+    index, distance : (M, n_neighbors), the latter less the row's smallest; n : rows of that view.
+    """
+
+    index: Array
+    distance: Array
+    n: int
+
+
+def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
+    """Those of b (N, D) nearest to each row of a (M, D) by the cosine, ties by index."""
+    xp = _xp.namespace(a, b)
+    n = b.shape[0]
+    rows, columns = (_unit_rows(xp, _xp.stop_gradient(x)) for x in (a, b))
+    columns = xp.matrix_transpose(columns)
+
+    def of_rows(rows: Array) -> tuple[Array, Array]:
+        distances = 1 - rows @ columns
+        index = smallest(xp, distances, n_neighbors)
+        kept = xp.take_along_axis(distances, index, axis=-1)
+        return index, kept - kept[:, :1]
+
+    # What selecting works with has N columns, of which so many make one of the rows.
+    scratch = max(1, 3 * n // a.shape[1])
+    return Nearest(*_tiles.map_rows(xp, of_rows, rows, scratch=scratch), n)
 
 
 def _unit_rows(xp: Namespace, x: Array) -> Array:
@@ -109,6 +208,17 @@ def _unit_rows(xp: Namespace, x: Array) -> Array:
     return x * safe_reciprocal(xp, safe_root(xp, xp.sum(x * x, axis=-1, keepdims=True)))
 
 
+def _weights(near: Nearest, percentile: float, scale: str) -> Array:
+    """W_ij of the kept entries."""
+    xp = _xp.namespace(near.distance)
+    ordered = near.distance
+    if scale == "global":
+        ordered = xp.sort(xp.reshape(ordered, (1, -1)), axis=-1)
+    sigma = _percentile_of_sorted(xp, ordered, percentile)
+    sigma = xp.maximum(sigma, _SMALLEST_SCALE * xp.ones_like(sigma))
+    return xp.exp(-((near.distance / sigma) ** 2))
+
+
 def _percentile_of_sorted(xp: Namespace, ordered: Array, percentile: float) -> Array:
     """Linearly interpolated percentile along the last axis, kept."""
     position = percentile / 100 * (ordered.shape[-1] - 1)
@@ -116,6 +226,45 @@ def _percentile_of_sorted(xp: Namespace, ordered: Array, percentile: float) -> A
     high = min(low + 1, ordered.shape[-1] - 1)
     fraction = position - low
     return ordered[:, low : low + 1] * (1 - fraction) + ordered[:, high : high + 1] * fraction
+
+
+def _affinity(near: Nearest, weights: Array, symmetrize: bool) -> Array:
+    """W, or (W + Wᵀ)/2, as a matrix."""
+    affinity = _xp.add_last(_xp.namespace(weights), near.n, near.index, weights)
+    return (affinity + affinity.T) / 2 if symmetrize else affinity
+
+
+def needs_all_rows(scale: str, symmetrize: bool, n_steps: int) -> bool:
+    """Whether a row's pair depends on other rows' neighbours."""
+    return scale == "global" or symmetrize or n_steps > 1
+
+
+def pairs_of_nearest(
+    near: Nearest,
+    percentile: float,
+    *,
+    scale: str,
+    symmetrize: bool,
+    n_steps: int,
+    seed: Scalar,
+    step: Scalar,
+    first: int = 0,
+) -> tuple[Array, Array]:
+    """`random_walk_pairs` of all rows; unless `needs_all_rows`, of those from `first` on."""
+    xp = _xp.namespace(near.distance)
+    weights = _weights(near, percentile, scale)
+    if symmetrize:
+        mass, index = _affinity(near, weights, symmetrize), None
+    else:  # in the order of a matrix's columns, on which the draw depends
+        order = xp.argsort(near.index, axis=-1)
+        mass, index = (xp.take_along_axis(x, order, axis=-1) for x in (weights, near.index))
+    at = _walk(xp, mass, index, first=first, seed=seed, step=step, n_steps=n_steps)
+    if index is None:
+        return at, xp.take_along_axis(mass, at[:, None], axis=-1)[:, 0]
+    return at, xp.sum(xp.where(index == at[:, None], mass, xp.zeros_like(mass)), axis=-1)
+
+
+# --- the walk ------------------------------------------------------------------------------------
 
 
 def transition_matrix(affinity: Array) -> Array:
@@ -194,22 +343,42 @@ def sample_random_walk(
     xp = _xp.namespace(transition)
     _check_square("transition", transition)
     _checks.positive_int("n_steps", n_steps)
-    where = _xp.on_device(transition)
-    size = transition.shape[0]
-    dtype = _xp.compute_dtype(xp, transition)
-    mass = _xp.cast(xp, _xp.stop_gradient(transition), dtype)
+    mass = _xp.cast(xp, _xp.stop_gradient(transition), _xp.compute_dtype(xp, transition))
+    return _walk(xp, mass, None, first=0, seed=seed, step=step, n_steps=n_steps)
+
+
+def _walk(
+    xp: Namespace,
+    mass: Array,
+    index: Array | None,
+    *,
+    first: int,
+    seed: Scalar,
+    step: Scalar,
+    n_steps: int,
+) -> Array:
+    """Where walkers `first`, `first` + 1, … from the rows of `mass` (M, C) are in the end, (M,).
+
+    They go to the `index` (M, C) of the entry that is drawn, or to its column where it is None. Of
+    several steps all rows are needed.
+    """
+    where = _xp.on_device(mass)
     # Parallel sums are not monotone: an entry of no mass can move them, and must not be reached.
     sums = _xp.cumulative_sum(xp, mass)
     cumulative = xp.where(mass > 0, sums, xp.zeros_like(sums))
     total = xp.max(cumulative, axis=-1, keepdims=True)
-    walker = xp.arange(size, dtype=xp.int32, **where)[:, None]
+    size = mass.shape[0]
+    walker = xp.arange(size, dtype=xp.int32, **where)[:, None] + first
     counter = xp.zeros((1, 1), dtype=xp.int32, **where) + (DOMAIN_WALKS << 28)
     at = xp.arange(size, **where)
     for t in range(n_steps):
-        u, _ = uniforms(xp, seed, step, walker, counter + t, dtype=dtype)
+        u, _ = uniforms(xp, seed, step, walker, counter + t, dtype=mass.dtype)
         reached = xp.take(cumulative, at, axis=0) >= u * xp.take(total, at, axis=0)
         # The first entry whose cumulative mass reaches u · total > 0: argmax takes the first True.
-        at = xp.astype(xp.argmax(xp.astype(reached, xp.int32), axis=-1), at.dtype)
+        entry = xp.argmax(xp.astype(reached, xp.int32), axis=-1)
+        if index is not None:
+            entry = xp.take_along_axis(xp.take(index, at, axis=0), entry[:, None], axis=-1)[:, 0]
+        at = xp.astype(entry, at.dtype)
     return at
 
 

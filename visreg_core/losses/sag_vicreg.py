@@ -107,9 +107,9 @@ def sag_vicreg_loss(
     a, b : arrays of shape (..., N, D)
         Embeddings of two views.
     pairs : integer array of shape (N,)
-        j(i) in 0 … N − 1, from `sample_random_walk`: row i of a is paired with row j(i) of b.
+        j(i) in 0 … N − 1, from `random_walk_pairs`: row i of a is paired with row j(i) of b.
     pair_weights : array of shape (N,)
-        w_i = W_{i, j(i)} of `random_walk_affinity`.
+        w_i = W_{i, j(i)}, from there, too.
     weights, gamma, eps, row_mask
         As in `vicreg_loss`. A kept row must be paired with a kept row.
 

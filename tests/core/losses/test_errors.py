@@ -227,17 +227,22 @@ def test_affinity_of_another_shape(rng):
     raises(lambda: visreg_core.spectralnet_loss(y, np.ones(6)), "(6,)", "6")
 
 
-def test_random_walk_arguments(rng):
+@pytest.mark.parametrize("name", ["random_walk_affinity", "random_walk_pairs"])
+def test_random_walk_arguments(name, rng):
     a, b = rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
-    walk = visreg_core.random_walk_affinity
+    walk = getattr(visreg_core, name)
     raises(lambda: walk(a, b, 7), "n_neighbors", "7", "6")
     raises(lambda: walk(a, b, 0), "n_neighbors", "0")
     raises(lambda: walk(a, b, 3, 101), "percentile", "101")
     raises(lambda: walk(a, b, 3, scale="row"), "row", "local", "global")
     raises(lambda: walk(a, b[:5], 3), "(6, 3)", "(5, 3)")
+
+
+def test_walk_arguments(rng):
     raises(lambda: visreg_core.transition_matrix(np.ones((3, 4))), "(3, 4)", "(N, N)")
-    p = np.full((3, 3), 1 / 3)
+    p, a = np.full((3, 3), 1 / 3), rng.normal(size=(6, 3))
     raises(lambda: visreg_core.sample_random_walk(p, n_steps=-1), "n_steps", "-1")
+    raises(lambda: visreg_core.random_walk_pairs(a, a, 3, n_steps=0), "n_steps", "0")
 
 
 def test_pairs_must_be_integers(rng):

@@ -10,6 +10,7 @@ from visreg_core import (
     _xp,
     random_slices,
     random_walk_affinity,
+    random_walk_pairs,
     sample_random_walk,
     transition_matrix,
 )
@@ -129,6 +130,44 @@ def test_the_walk_is_the_inverse_cdf_of_the_documented_stream(where, n_steps, rn
             [np.searchsorted(cumulative[at], v) for at, v in zip(expected, u, strict=True)]
         )
     assert np.array_equal(where.to_numpy(got), expected)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("scale", ["local", "global"])
+@pytest.mark.parametrize("symmetrize", [False, True])
+@pytest.mark.lean_on_jax(scale=["local"])
+def test_pairs_are_the_walk_on_the_affinity(where, n_steps, scale, symmetrize, rng):
+    """By the formula's affinity and the inverse CDF, one row at a time."""
+    n, neighbors, seed, step = 40, 6, 3, 2**31 + 8
+    a, b = rng.normal(size=(2, n, 4)).astype(np.float32).astype(np.float64)
+    options = {"scale": scale, "symmetrize": symmetrize}
+    w = reference.random_walk_affinity(a, b, neighbors, 50, **options)
+    cumulative = np.cumsum(w, axis=1) / w.sum(axis=1, keepdims=True)
+    expected = np.arange(n)
+    for t in range(n_steps):
+        words = [reference.threefry2x32(seed, step, i, (1 << 28) + t)[0] for i in range(n)]
+        u = [((word >> 9) + 0.5) / 2**23 for word in words]
+        expected = np.array(
+            [np.searchsorted(cumulative[at], v) for at, v in zip(expected, u, strict=True)]
+        )
+    pairs, weights = random_walk_pairs(
+        where.asarray(a), where.asarray(b), neighbors, 50, **options,
+        n_steps=n_steps, seed=seed, step=step,
+    )  # fmt: skip
+    assert where.backend.owns(pairs) and where.backend.owns(weights)
+    assert where.backend.dtype_name(weights) == where.dtype
+    assert np.array_equal(where.to_numpy(pairs), expected)
+    assert_allclose(
+        where.to_numpy(weights), w[np.arange(n), expected], rtol=0, atol=tolerance(where)
+    )
+
+
+def test_many_rows_are_worked_on_in_tiles(rng):
+    a, b = rng.normal(size=(2, 1500, 3))
+    unit_a, unit_b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    pairs, weights = random_walk_pairs(a, b, 1)
+    assert np.array_equal(pairs, np.argmax(unit_a @ unit_b.T, axis=1))
+    assert np.all(weights == 1)
 
 
 def test_steps_are_independent(rng):

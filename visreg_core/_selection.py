@@ -1,0 +1,45 @@
+"""The few smallest of many numbers, which is how neighbours are found."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from visreg_core import _xp
+from visreg_core._typing import Array, Namespace
+
+_GROUP = 32  # numbers of which only the least bounds the k-th smallest of all
+
+
+def smallest(xp: Namespace, x: Array, k: int) -> Array:
+    """Indices (R, k) of the k smallest of each row of x (R, N), least first, ties by index.
+
+    NaN counts as infinite.
+    """
+    if _xp.name(xp) == "numpy":
+        return _on_numpy(x, k)
+    return _xp.smallest(xp, x, k)
+
+
+def _on_numpy(x: np.ndarray, k: int) -> np.ndarray:
+    """Sorts no more than the numbers up to a bound of the k-th smallest.
+
+    Of disjoint groups of numbers, k have a least one up to the k-th smallest of the groups' least:
+    so at least k numbers are up to that, and few more as long as there are many more groups.
+    """
+    rows, n = x.shape
+    x = np.where(np.isnan(x), np.inf, x) if np.isnan(np.min(x)) else x
+    width = min(_GROUP, n // (4 * k))
+    if width < 2:
+        return np.argsort(x, axis=-1, kind="stable")[:, :k]
+    groups = n // width
+    least = np.min(x[:, : width * groups].reshape(rows, width, groups), axis=1)
+    bound = np.partition(least, k - 1, axis=-1)[:, k - 1 : k]
+    chosen = np.flatnonzero(x <= bound)
+    row, column = np.divmod(chosen, n)
+    first = np.searchsorted(row, np.arange(rows))
+    place = np.arange(len(row)) - first[row]
+    most = 1 + int(np.max(place))
+    values, index = np.full((rows, most), np.inf, x.dtype), np.zeros((rows, most), column.dtype)
+    values[row, place], index[row, place] = x.reshape(-1)[chosen], column
+    order = np.argsort(values, axis=-1, kind="stable")[:, :k]
+    return np.take_along_axis(index, order, axis=-1)
