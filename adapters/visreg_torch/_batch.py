@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from visreg_torch import _agreement
-from visreg_torch.distributed import ProcessShards, Sharding, n_processes, sharding_of
+from visreg_torch.distributed import (
+    ProcessShards,
+    Sharding,
+    n_processes,
+    rank_of,
+    sharding_of,
+)
 
 # The axis of an argument along which its rows lie.
 ROW_AXES = {"z": -2, "a": -2, "b": -2, "pairs": -1, "pair_weights": -1, "row_mask": -1}
@@ -150,15 +156,26 @@ def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
     sharding = sharding_of("global", group)
     if sharding is None:
         return x, 0
-    rank = dist.get_rank(sharding.group)
-    if sharding.static_shapes:
-        rows = [x.shape[-2]] * n_processes(sharding.group)
-    else:
-        headers = _exchange_headers("gather_rows", {"z": x}, sharding.group)
-        _agreement.check(headers, dist.get_process_group_ranks(sharding.group), least=0)
-        rows = [header["rows"] for header in headers]
+    rows = agreed_rows("gather_rows", {"z": x}, sharding)
     shards = ProcessShards(sharding.group, "gather_rows")
+    return gathered(shards, x, rows), sum(rows[: rank_of(sharding)])
+
+
+def agreed_rows(
+    what: str, arguments: Mapping[str, Any], sharding: Sharding, least: int = 0
+) -> list[int]:
+    """Each process's number of rows; ValueError on all where anything else differs."""
+    if sharding.static_shapes:
+        own = next(x.shape[ROW_AXES[k]] for k, x in _of_rows(arguments).items())
+        return [own] * n_processes(sharding.group)
+    headers = _exchange_headers(what, arguments, sharding.group)
+    _agreement.check(headers, dist.get_process_group_ranks(sharding.group), least=least)
+    return [header["rows"] for header in headers]
+
+
+def gathered(shards: ProcessShards, x: Tensor, rows: Sequence[int]) -> Tensor:
+    """The rows (axis -2) of all processes, in order of rank."""
     most = max(rows)
     every = shards.gather(_with_rows(x, -2, most), axis=-2)
     kept = [every[..., r * most : r * most + n, :] for r, n in enumerate(rows)]
-    return torch.cat(kept, dim=-2), sum(rows[:rank])
+    return torch.cat(kept, dim=-2)

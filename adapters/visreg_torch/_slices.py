@@ -33,7 +33,7 @@ def draw(
     device: torch.device | str | None,
 ) -> Tensor:
     """`visreg_core.random_slices` of the namespace torch."""
-    if _are_traced(seed, step):
+    if are_traced(seed, step):
         return visreg_core.random_slices(
             dim,
             n_slices,
@@ -51,8 +51,8 @@ def draw(
     _checks.dtype("dtype", dtype, _xp.as_namespace(torch))
     device = torch.get_default_device() if device is None else torch.device(device)
     options: dict[str, Any] = {
-        "seed": _word("seed", seed, device),
-        "step": _word("step", step, device),
+        "seed": word_for("seed", seed, device),
+        "step": word_for("step", step, device),
         "start": int(start),
     }
     if sampler == "gaussian":
@@ -67,7 +67,7 @@ def draw(
     )
 
 
-def _are_traced(*words: Word) -> bool:
+def are_traced(*words: Word) -> bool:
     """Whether code is traced, or words may stand for several."""
     tensors = [w for w in words if isinstance(w, Tensor)]
     return _op.is_needed(tensors) or any(
@@ -75,7 +75,7 @@ def _are_traced(*words: Word) -> bool:
     )
 
 
-def _word(argument: str, value: Word, device: torch.device) -> Word:
+def word_for(argument: str, value: Word, device: torch.device) -> Word:
     """A word as an integer where nobody has to wait for it."""
     word = key_word(_xp.as_namespace(torch), argument, value)
     if isinstance(word, Tensor) and "cpu" in (word.device.type, device.type):

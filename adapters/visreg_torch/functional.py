@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import visreg_core
 from visreg_core import BarlowTwinsTerms, SAGVICRegTerms, VICRegTerms, VISRegTerms, joint_objective
 from visreg_core.losses.visreg import EPS
+from visreg_torch import _walks
 from visreg_torch._autograd import evaluate
-from visreg_torch._run import without_autocast
 from visreg_torch._slices import draw
+from visreg_torch.distributed import sharding_of
 
 __all__ = [
     "barlow_twins_loss",
@@ -45,6 +45,7 @@ __all__ = [
     "max_sliced_wasserstein",
     "random_slices",
     "random_walk_affinity",
+    "random_walk_pairs",
     "sag_vicreg_loss",
     "scale_loss",
     "shape_loss",
@@ -527,10 +528,55 @@ def random_walk_affinity(
     >>> random_walk_affinity(a, b, n_neighbors=3).shape
     torch.Size([16, 16])
     """
-    with without_autocast(a.device):
-        return visreg_core.random_walk_affinity(
-            a, b, n_neighbors, percentile, scale=scale, symmetrize=symmetrize
-        )
+    return _walks.affinity(
+        a,
+        b,
+        n_neighbors=n_neighbors,
+        percentile=percentile,
+        scale=scale,
+        symmetrize=symmetrize,
+    )
+
+
+def random_walk_pairs(
+    a: Tensor,
+    b: Tensor,
+    n_neighbors: int = 10,
+    percentile: float = 20,
+    *,
+    scale: str = "local",
+    symmetrize: bool = False,
+    n_steps: int = 1,
+    seed: int | Tensor = 0,
+    step: int | Tensor = 0,
+    scope: str = "local",
+    group: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Pairs (N,) of the rows of two views and their weights, as `visreg_core.random_walk_pairs`.
+
+    In global scope b's rows are counted through all processes, and each gets the pairs of its own
+    rows of a.
+
+    Examples
+    --------
+    >>> import torch
+    >>> a, b = torch.randn(2, 16, 4)
+    >>> pairs, pair_weights = random_walk_pairs(a, b, n_neighbors=3, step=7)
+    >>> sag_vicreg_loss(a, b, pairs, pair_weights)._fields
+    ('total', 'invariance', 'variance', 'covariance')
+    """
+    return _walks.pairs(
+        a,
+        b,
+        sharding=sharding_of(scope, group),
+        n_neighbors=n_neighbors,
+        percentile=percentile,
+        scale=scale,
+        symmetrize=symmetrize,
+        n_steps=n_steps,
+        seed=seed,
+        step=step,
+    )
 
 
 def spectralnet_loss(y: Tensor, affinity: Tensor, *, row_mask: Tensor | None = None) -> Tensor:

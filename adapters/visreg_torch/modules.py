@@ -25,8 +25,6 @@ from visreg_core import (
     VISRegTerms,
     _checks,
     joint_objective,
-    sample_random_walk,
-    transition_matrix,
 )
 from visreg_core.gaussian import epps_pulley_knots
 from visreg_core.losses.random_walk import SCALES, check_percentile
@@ -34,8 +32,7 @@ from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
 from visreg_torch import distributed, functional
-from visreg_torch._batch import gather_rows
-from visreg_torch.functional import Number, random_walk_affinity
+from visreg_torch.functional import Number
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -590,28 +587,21 @@ class SAGVICRegLoss(_Drawing):
             group=self.group,
         )
 
-    @torch.no_grad()
     def pairs(self, a: Tensor, b: Tensor, step: Step = None) -> tuple[Tensor, Tensor]:
         """For each row of a the row of b that the walk pairs it with, and the pair's affinity.
 
-        In global scope b's rows are counted through all processes, each of which computes the
-        affinity of the whole batch and keeps what belongs to its own rows of a.
+        In global scope b's rows are counted through all processes.
         """
-        own = slice(None)
-        if self.scope == "global":
-            n = a.shape[0]
-            a, start = gather_rows(a, self.group)
-            b, _ = gather_rows(b, self.group)
-            own = slice(start, start + n)
-        affinity = random_walk_affinity(
-            a.detach(),
-            b.detach(),
+        return functional.random_walk_pairs(
+            a,
+            b,
             self.n_neighbors,
             self.percentile,
             scale=self.scale,
             symmetrize=self.symmetrize,
+            n_steps=self.n_steps,
+            seed=self.seed,
+            step=self._at(step),
+            scope=self.scope,
+            group=self.group,
         )
-        pairs = sample_random_walk(
-            transition_matrix(affinity), seed=self.seed, step=self._at(step), n_steps=self.n_steps
-        )
-        return pairs[own], affinity.gather(1, pairs[:, None])[own, 0]

@@ -23,10 +23,11 @@ from tests.benchmarks.measure import interleaved_times, machine
 from visreg_core import _tiles
 from visreg_core.losses._differentiable import implementation_of
 from visreg_core.losses._execution import PLAIN
+from visreg_core.losses.random_walk import nearest, pairs_of_nearest
 
 SIZES = (1, 2, 3, 4)
 SHAPE = {"v": 2, "n": 4096, "d": 512, "k": 1024}
-QUICK_SHAPE = {"v": 2, "n": 48, "d": 8, "k": 16}
+QUICK_SHAPE = {"v": 2, "n": 96, "d": 8, "k": 16}
 # Loss, how it sorts, and its number of views as arguments.
 WORKS = {
     "visreg gather": ("visreg_loss", "gather", 0),
@@ -34,7 +35,9 @@ WORKS = {
     "sigreg": ("sigreg_loss", "auto", 0),
     "vicreg": ("vicreg_loss", "auto", 2),
     "barlow": ("barlow_twins_loss", "auto", 2),
+    "sag-vicreg": ("sag_vicreg_loss", "auto", 2),  # and its pairs
 }
+SAG_VICREG = "sag_vicreg_loss"
 COLUMNS = (
     "loss", "W", "ms a step", "CPU ms a process", "of W = 1", "computing", "of W = 1",
     "share run alone, ms", "times W, of W = 1", "collectives", "MB sent",
@@ -109,11 +112,12 @@ def on_rank(rank, size, name, shape, rounds):
 
     distributed.ProcessShards.__init__ = noted
 
+    everywhere = {"scope": "global", "group": distributed.Sharding(sorting=sorting)}
+
     def step():
         z.grad = None
-        result = getattr(functional, loss)(
-            *arrays, scope="global", group=distributed.Sharding(sorting=sorting)
-        )
+        paired = functional.random_walk_pairs(*arrays, **everywhere) if loss == SAG_VICREG else ()
+        result = getattr(functional, loss)(*arrays, *paired, **everywhere)
         (result.total if isinstance(result, tuple) else result).backward()
 
     step()
@@ -149,8 +153,16 @@ def alone(name, shape, rounds):
             execution = execution._replace(shards=Echo(size))
         arrays = [rows[i] for i in range(views)] if views else [rows, slices]
 
+        def pairs():
+            a, b = arrays
+            near = nearest(a, execution.shards.gather(b, -2), 10)
+            return pairs_of_nearest(
+                near, 20, scale="local", symmetrize=False, n_steps=1, seed=0, step=0
+            )
+
         def step():
-            result, vjp = implementation(*arrays, need_grad=True, execution=execution)
+            paired = pairs() if loss == SAG_VICREG else ()
+            result, vjp = implementation(*arrays, *paired, need_grad=True, execution=execution)
             others = len(result) - 1 if isinstance(result, tuple) else 0
             vjp(1.0, *[0.0] * others)
 

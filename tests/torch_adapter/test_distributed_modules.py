@@ -32,7 +32,9 @@ MODULES = {
     "SlicedWassersteinLoss": {"n_slices": 24, "sampler": "orthogonal"},
     "VICRegLoss": {},
     "BarlowTwinsLoss": {},
-    "SAGVICRegLoss": {"n_neighbors": 3, "n_steps": 2},
+    "SAGVICRegLoss": {"n_neighbors": 3},
+    "SAGVICRegLoss of two steps": {"n_neighbors": 3, "n_steps": 2},
+    "SAGVICRegLoss of one scale": {"n_neighbors": 3, "scale": "global", "symmetrize": True},
 }
 
 

@@ -195,9 +195,13 @@ def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
         kept = xp.take_along_axis(distances, index, axis=-1)
         return index, kept - kept[:, :1]
 
+    if not a.shape[0]:  # a process may have none
+        nothing = xp.zeros((0, n_neighbors), dtype=rows.dtype, **_xp.on_device(rows))
+        return Nearest(xp.astype(nothing, xp.int64), nothing, n)
     # What selecting works with has N columns, of which so many make one of the rows.
     scratch = max(1, 3 * n // a.shape[1])
-    return Nearest(*_tiles.map_rows(xp, of_rows, rows, scratch=scratch), n)
+    index, distance = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
+    return Nearest(index, distance, n)
 
 
 def _unit_rows(xp: Namespace, x: Array) -> Array:

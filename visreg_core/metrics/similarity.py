@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _checks, _xp
+from visreg_core._selection import smallest
 from visreg_core._typing import Array, Namespace
 from visreg_core.metrics._inputs import centred, matrix, paired, power_of_two, same_ids, unit_rows
 
@@ -240,7 +241,7 @@ def nearest(
         if leave_one_out:
             own = index[None, :] == index[start:stop, None]
             similarity = xp.where(own, -math.inf, similarity)
-        order = xp.argsort(-similarity, axis=1, stable=True)[:, :k]
+        order = smallest(xp, -similarity, k)
         found[0].append(_xp.to_numpy(order))
         found[1].append(_xp.to_numpy(xp.take_along_axis(similarity, order, axis=1)))
     indices, similarities = (np.concatenate(f) for f in found)
