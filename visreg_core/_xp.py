@@ -455,6 +455,27 @@ def add_last(xp: Namespace, size: int, index: Array, values: Array) -> Array:
     )
 
 
+def add_rows(xp: Namespace, size: int, index: Array, x: Array) -> Array:
+    """out[..., j, :] = Σ of x[..., i, :] over i with index[i] = j, for j < size."""
+    which = name(xp)
+    if which not in ("numpy", "torch", "jax"):
+        columns = xp.matrix_transpose(x)
+        return xp.matrix_transpose(
+            add_last(xp, size, xp.broadcast_to(index, columns.shape), columns)
+        )
+    shape = (*x.shape[:-2], size, x.shape[-1])
+    if which == "torch":
+        return xp.zeros(shape, dtype=x.dtype, device=x.device).index_add(-2, index, x)
+    zeros = xp.zeros(shape, dtype=x.dtype)
+    if which == "jax":
+        return zeros.at[..., index, :].add(x)
+    order = np.argsort(index, kind="stable")
+    ordered = index[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    zeros[..., ordered[starts], :] = np.add.reduceat(np.take(x, order, -2), starts, axis=-2)
+    return zeros
+
+
 def smallest(xp: Namespace, x: Array, k: int) -> Array:
     """Indices of the k smallest along the last axis, least first, ties by index; NaN as infinite.
 

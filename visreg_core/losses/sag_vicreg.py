@@ -77,10 +77,8 @@ def _sag_vicreg_loss(
             on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
         )
         to_a = pair_weight * difference * (2 * scale * (on_total * w_invariance + on_invariance))
-        columns = xp.matrix_transpose(to_a)
-        every = size * shards.size
-        to_b = _xp.add_last(xp, every, xp.broadcast_to(pairs, columns.shape), columns)
-        to_b = shards.scatter_sum(xp.matrix_transpose(to_b), axis=-2)
+        to_b = _xp.add_rows(xp, size * shards.size, pairs, to_a)
+        to_b = shards.scatter_sum(to_b, axis=-2)
         pairing = (to_a, -to_b)
         gradients = [g + p for g, p in zip(branches, pairing, strict=True)]
         return view_gradients(xp, gradients, a, b)
