@@ -6,7 +6,7 @@ Backbones by name (weights from the configuration's initialisation; nothing is d
     dinov2_s_14 dinov2_b_14 dinov2_l_14                     the same with layer scale
     resnet18 resnet34 resnet50
     hf:NAME                                                 any AutoModel of Transformers
-    timm:NAME                                               through Transformers' wrapper of timm
+    timm:NAME                                               any model of timm, if that is installed
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Pooled(nn.Module):
     def forward(self, images: torch.Tensor, layers: int | None = None) -> torch.Tensor:
         """Features (N, n_features); there is one layer."""
         out = self.model(images)
+        if isinstance(out, torch.Tensor):  # timm's
+            return out
         pooled = getattr(out, "pooler_output", None)
         if pooled is None:
             last = out.last_hidden_state
@@ -83,8 +85,10 @@ class Pooled(nn.Module):
 def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     """The backbone that ``model.backbone`` names."""
     name = settings.backbone
-    if name.startswith(("hf:", "timm:")):
+    if name.startswith("hf:"):
         return _auto(name, settings, image_size, channels)
+    if name.startswith("timm:"):
+        return _timm(name, settings, image_size, channels)
     if name in RESNETS:
         return _resnet(name, settings, channels)
     if name not in NAMES:
@@ -144,24 +148,18 @@ def _resnet(name: str, settings: Model, channels: int) -> Pooled:
 def _auto(name: str, settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     from transformers import AutoConfig, AutoModel
 
-    library, _, name = name.partition(":")
-    if library == "timm":
-        try:
-            import timm  # noqa: F401  Transformers' wrapper needs it
-        except ImportError as error:
-            raise TrainError(f"timm:{name} needs timm: {error}") from None
-        name = f"timm/{name}"
+    path = name.removeprefix("hf:")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(path)
         if settings.pretrained:
-            model = AutoModel.from_pretrained(name)
+            model = AutoModel.from_pretrained(path)
         else:
             model = AutoModel.from_config(config)
     except (OSError, ValueError) as error:
-        raise TrainError(f"{library}:{name}: {str(error).splitlines()[0]}") from None
+        raise TrainError(f"{name}: {str(error).splitlines()[0]}") from None
     takes = getattr(config, "num_channels", channels)
     if takes != channels:
-        raise TrainError(f"{library}:{name} takes {takes} channels; found data.channels={channels}")
+        raise TrainError(f"{name} takes {takes} channels; found data.channels={channels}")
     if hasattr(model, "layernorm") and hasattr(getattr(model, "embeddings", None), "cls_token"):
         # what takes no part: tokens of masked patches, and a pooler behind the CLS token
         model.pooler = None
@@ -170,13 +168,48 @@ def _auto(name: str, settings: Model, image_size: int, channels: int) -> ViT | P
         if settings.layers > config.num_hidden_layers:
             raise TrainError(f"model.layers={settings.layers} of {config.num_hidden_layers}")
         return ViT(model, settings.layers, config.image_size)
+    return _pooled(name, model, image_size, channels)
+
+
+def _timm(name: str, settings: Model, image_size: int, channels: int) -> Pooled:
+    try:
+        import timm
+    except ImportError as error:
+        raise TrainError(f"{name} needs timm: {error}") from None
+
+    def create(options: dict, *others: dict) -> nn.Module:
+        """With the first options that the model takes."""
+        try:
+            return timm.create_model(
+                name.removeprefix("timm:"),
+                pretrained=settings.pretrained,
+                num_classes=0,
+                in_chans=channels,
+                **options,
+            )
+        except TypeError:
+            if not others:
+                raise
+            return create(*others)
+
+    # Transformers have a size, and most take others if told to; convolutions know of none.
+    size = {"img_size": image_size}
+    try:
+        model = create({**size, "dynamic_img_size": True}, size, {})
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TrainError(f"{name}: {one_line(error)}") from None
+    return _pooled(name, model, image_size, channels)
+
+
+def _pooled(name: str, model: nn.Module, image_size: int, channels: int) -> Pooled:
+    """The model, its features counted on an image of the crops' size."""
     image = torch.zeros(1, channels, image_size, image_size)
     try:
         with torch.no_grad():
             n_features = Pooled(model.eval(), 0)(image).shape[-1]
-    except (RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         cause = one_line(error)
-        raise TrainError(f"{library}:{name} on crops of {image_size} pixels: {cause}") from None
+        raise TrainError(f"{name} on crops of {image_size} pixels: {cause}") from None
     return Pooled(model.train(), n_features)
 
 

@@ -1,6 +1,8 @@
 """Methods, optimisers and normalisation against transcriptions and closed forms."""
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -260,13 +262,14 @@ def test_without_augmentation_a_crop_is_the_image():
         torch.testing.assert_close(crop, expected, atol=1e-4, rtol=0)
 
 
-def test_unknown_backbones_and_patches_that_do_not_tile():
+def test_unknown_backbones_and_patches_that_do_not_tile(monkeypatch):
     from reference_train.errors import TrainError
 
     with pytest.raises(TrainError, match="nearest: vit_b_16"):
         backbone(config.Model(backbone="vit_b16"), 224, 3)
     with pytest.raises(TrainError, match="patches of 14 do not tile 225"):
         backbone(config.Model(backbone="vit_l_14"), 225, 3)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(TrainError, match="timm:resnet18 needs timm"):
         backbone(config.Model(backbone="timm:resnet18"), 224, 3)
 
@@ -313,6 +316,64 @@ def test_automodels_that_are_pooled(tmp_path):
             backbone(settings, 32, 1)
     with pytest.raises(TrainError, match=r"swin on crops of 8 pixels: .*size of tensor.*"):
         backbone(config.Model(backbone=f"hf:{tmp_path / 'swin'}"), 8, 3)
+
+
+def test_a_model_of_timm_gets_the_options_that_it_takes(monkeypatch):
+    """Stand-ins for a convolution, a transformer of one size, and one of any."""
+
+    class Model(torch.nn.Module):
+        def __init__(self, num_classes, in_chans):
+            super().__init__()
+            assert num_classes == 0
+            self.weight = torch.nn.Parameter(torch.ones(5, in_chans))
+
+        def forward(self, images):
+            return images.mean((-2, -1)) @ self.weight.T
+
+    class Sized(Model):
+        def __init__(self, img_size, **options):
+            super().__init__(**options)
+            self.size = img_size
+
+        def forward(self, images):
+            assert images.shape[-1] == self.size, "another size"
+            return super().forward(images)
+
+    class AnySize(Sized):
+        def __init__(self, dynamic_img_size=False, **options):
+            super().__init__(**options)
+            self.dynamic = dynamic_img_size
+
+        def forward(self, images):
+            return (Model if self.dynamic else Sized).forward(self, images)
+
+    models = {"model": Model, "sized": Sized, "any_size": AnySize}
+
+    def create_model(name, pretrained, **options):
+        if name not in models:
+            raise RuntimeError(f"Unknown model ({name})")
+        return models[name](**options)
+
+    stand_in = types.SimpleNamespace(create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", stand_in)
+    for name in models:
+        made = backbone(config.Model(backbone=f"timm:{name}"), 8, 2)
+        assert made.training and made.n_features == 5
+        assert made(torch.ones(3, 2, 8, 8)).shape == (3, 5)
+        if name != "sized":
+            assert made(torch.ones(3, 2, 4, 4)).shape == (3, 5)
+    with pytest.raises(TrainError, match=r"^timm:resnet: Unknown model \(resnet\)$"):
+        backbone(config.Model(backbone="timm:resnet"), 8, 2)
+
+
+def test_models_of_timm():
+    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
+    for name in ("resnet18", "vit_tiny_patch16_224"):
+        made = backbone(config.Model(backbone=f"timm:{name}"), 32, 1)
+        features = made(torch.randn(2, 1, 32, 32))
+        assert features.shape == (2, made.n_features) == made(torch.randn(2, 1, 16, 16)).shape
+        features.square().sum().backward()
+        assert all(p.grad is not None for p in made.parameters())
 
 
 def test_every_weight_of_an_automodel_is_trained(tmp_path):
