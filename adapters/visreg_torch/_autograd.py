@@ -44,7 +44,7 @@ def evaluate(
         _check_constants(named, differentiated)
     tensors = list(named.values())
     call = loss, held, len(differentiated), distributed.name_of(sharding)
-    fused = _op.has_static_sizes(tensors) and _run.is_fused(Call(*call), tensors)
+    fused = _run.is_fused(Call(*call), tensors)
     fields = _fields(Call(*call, fused), tensors, 1 if terms is None else len(terms._fields))
     return fields[0] if terms is None else terms(*fields)
 

@@ -2,9 +2,8 @@
 
 Eager code needs none of this: `visreg_torch._autograd` calls `visreg_torch._run` directly. Under
 ``torch.compile``, and wherever else tensors stand for something, the two passes are these
-operators. Their outputs' shapes come from a run on the meta device. Kernels that replace functions
-of the core change nothing that is kept. Those that compute a loss from end to end do, and what they
-keep depends on sizes as numbers: they are for sizes that never change.
+operators. Their outputs' shapes come from a run on the meta device, where kernels only make the
+arrays that they would fill.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import (
     _disable_current_modes,
     is_traceable_wrapper_subclass,
 )
 
 from visreg_torch import _run
-from visreg_torch._call import Call, decode
+from visreg_torch._call import decode
 
 
 def is_needed(tensors: Sequence[Tensor]) -> bool:
@@ -33,18 +31,6 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or any(is_traceable_wrapper_subclass(t) for t in tensors)
     )
-
-
-_is_static = getattr(symbolic_shapes, "has_static_value", None)  # from torch 2.8 on
-
-
-def has_static_sizes(tensors: Sequence[Tensor]) -> bool:
-    """Whether no size is a symbol, which stands for those of later calls, too."""
-    sizes = [size for t in tensors for size in t.shape]
-    if not torch.compiler.is_compiling():
-        return all(isinstance(size, int) for size in sizes)
-    # To Dynamo every size is an int.
-    return _is_static is not None and all(_is_static(size) for size in sizes)
 
 
 # The real forward pass leaves here how to go back, for a backward pass that has only tensors.
@@ -97,8 +83,8 @@ def _forward_shapes(
     tensors: list[Tensor], call: str, numbers: list[float], need_grad: bool
 ) -> list[Tensor]:
     described = decode(call, numbers)
-    if "chunk_size" in described.arguments:
-        described.arguments["chunk_size"] = _of_few_chunks(described, tensors)
+    if "chunk_size" in described.arguments:  # which changes no shape, but may make many chunks
+        described.arguments["chunk_size"] = None
     device = tensors[0].device
     shards = _run.execution(described, device).shards.size
 
@@ -111,7 +97,7 @@ def _forward_shapes(
             fields, kept, _ = _run.forward(described, stand_ins, need_grad=need_grad)
         return [*fields, *kept]
 
-    sizes = _Sizes(tensors, described.n_embeddings, shards, constant=described.fused)
+    sizes = _Sizes(tensors, described.n_embeddings, shards)
     found = outputs(sizes)
     if any(sizes.real(s) is None for x in found for s in x.shape):
         sizes = _Sizes(tensors, described.n_embeddings, shards, constant=True)
@@ -131,15 +117,6 @@ def _backward_shapes(
 ) -> list[Tensor]:
     embeddings = tensors[: decode(call, numbers).n_embeddings]
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in embeddings]
-
-
-def _of_few_chunks(call: Call, tensors: Sequence[Tensor]) -> int | None:
-    """A chunk size that makes few chunks, and the shapes and dtypes that the call's own makes."""
-    given = call.arguments["chunk_size"]
-    if given is None or not call.fused:
-        return None
-    n_slices = int(tensors[call.arguments["slices"].number].shape[-1])
-    return max(given, n_slices - 1)  # what is kept depends on whether there is more than one
 
 
 class _Sizes:

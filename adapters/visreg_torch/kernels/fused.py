@@ -229,8 +229,8 @@ def _sliced(
     """Values (B, K) of a term on every slice, and the gradient (B, N, D) of their sum.
 
     flat : (B, N, D), slices : (B or 1, D, K).
-    A chunk holds all slices where one view's fit, so that the gradient is written once, in z's
-    dtype; else the chunks' gradients are added up in float32.
+    A chunk holds all slices where one view's fit, so that the gradient is written once; else the
+    chunks' gradients of a view are added up in float32. The sum is in z's dtype.
     """
     dtype = projection_dtype or torch.float32
     w = slices.to(dtype)
@@ -241,15 +241,19 @@ def _sliced(
     values = torch.empty((batch, k), dtype=torch.float32, device=flat.device)
     gradient: Any = None
     if need_grad:
-        kept = flat.dtype if chunk == k else torch.float32
-        gradient = torch.empty(flat.shape, dtype=kept, device=flat.device)
+        gradient = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device)
     for b in range(0, batch, together):
         of = slice(b, b + together)
+        total = out = None if gradient is None else gradient[of]
+        if chunk < k and out is not None and out.dtype != torch.float32:
+            total = torch.empty(out.shape, dtype=torch.float32, device=out.device)
         for start in range(0, k, chunk):
             part = w[of if w.shape[0] > 1 else slice(None), :, start : start + chunk]
             values[of, start : start + chunk], g = rows(flat[of], part, b)
-            if gradient is not None:
-                _carry_back(g, part, gradient[of], accumulate=start > 0)
+            if total is not None:
+                _carry_back(g, part, total, accumulate=start > 0)
+        if total is not out:
+            out.copy_(total)
     return values, gradient
 
 
