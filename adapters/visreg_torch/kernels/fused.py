@@ -244,7 +244,8 @@ def _sliced(
         gradient = torch.empty(flat.shape, dtype=flat.dtype, device=flat.device)
     for b in range(0, batch, together):
         of = slice(b, b + together)
-        total = out = None if gradient is None else gradient[of]
+        out: Any = None if gradient is None else gradient[of]
+        total = out
         if chunk < k and out is not None and out.dtype != torch.float32:
             total = torch.empty(out.shape, dtype=torch.float32, device=out.device)
         for start in range(0, k, chunk):
