@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ _LONGEST_TEXT = 300
 
 # Elements of the slices that are compared: another seed or step changes all of them.
 _FINGERPRINT = 8
+# By which random walks are drawn, of which no slices tell.
+_WORDS = ("seed", "step")
 # Slices are drawn alike everywhere, but another processor rounds a logarithm otherwise.
 _TOLERANCE = 1e-3
 
@@ -66,7 +69,9 @@ def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str
             if value is not None and (value.ndim > 1 or value.dtype != torch.bool):
                 raise ValueError(f"expected row_mask bool (N); found {array_text(value)}")
             continue
-        if isinstance(value, Tensor):
+        if name in _WORDS:
+            options.append(f"{name}={_word_text(value)}")
+        elif isinstance(value, Tensor):
             arrays[name] = array_text(value, axis)
         else:
             options.append(f"{name}={_option_text(value)}")
@@ -83,6 +88,15 @@ def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str
         "options": ", ".join(options),
         "slices": slices,
     }
+
+
+def _word_text(value: Any) -> str:
+    """A key word by its number, whatever holds it; what is none as it is."""
+    try:
+        number = operator.index(value)
+    except (TypeError, RuntimeError):  # the latter of tensors with more than one element
+        return _option_text(value)
+    return str(number & 0xFFFFFFFF if isinstance(value, Tensor) else number)
 
 
 def _option_text(value: Any) -> str:

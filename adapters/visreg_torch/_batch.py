@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from visreg_torch.distributed import (
     ProcessShards,
     Sharding,
     n_processes,
+    name_of,
     rank_of,
     sharding_of,
+    shards_of,
 )
 
 # The axis of an argument along which its rows lie.
@@ -157,8 +159,7 @@ def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
     if sharding is None:
         return x, 0
     rows = agreed_rows("gather_rows", {"z": x}, sharding)
-    shards = ProcessShards(sharding.group, "gather_rows")
-    return gathered(shards, x, rows), sum(rows[: rank_of(sharding)])
+    return gathered(sharding, "gather_rows", x, rows), sum(rows[: rank_of(sharding)])
 
 
 def agreed_rows(
@@ -173,9 +174,21 @@ def agreed_rows(
     return [header["rows"] for header in headers]
 
 
-def gathered(shards: ProcessShards, x: Tensor, rows: Sequence[int]) -> Tensor:
-    """The rows (axis -2) of all processes, in order of rank."""
+def gathered(sharding: Sharding, what: str, x: Tensor, rows: list[int]) -> Tensor:
+    """The rows (axis -2) of all processes, in order of rank, without gradient."""
+    return _gathered(x.detach(), name_of(sharding), what, rows)
+
+
+@torch.library.custom_op("visreg::gathered", mutates_args=())
+def _gathered(x: Tensor, group: str, what: str, rows: list[int]) -> Tensor:
+    """An operator, since compilers cannot look into collectives."""
+    shards: Any = shards_of(group, what, x.device, on_numpy=False)[0]
     most = max(rows)
     every = shards.gather(_with_rows(x, -2, most), axis=-2)
     kept = [every[..., r * most : r * most + n, :] for r, n in enumerate(rows)]
-    return torch.cat(kept, dim=-2)
+    return torch.cat(kept, dim=-2).contiguous()
+
+
+@_gathered.register_fake
+def _gathered_shape(x: Tensor, group: str, what: str, rows: list[int]) -> Tensor:
+    return x.new_empty((*x.shape[:-2], sum(rows), x.shape[-1]))

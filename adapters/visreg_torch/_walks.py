@@ -18,7 +18,7 @@ import visreg_core
 from visreg_core import _checks, _tiles
 from visreg_core.losses.random_walk import (
     Nearest,
-    check_neighbors,
+    check_call,
     nearest,
     needs_all_rows,
     pairs_of_nearest,
@@ -27,13 +27,16 @@ from visreg_torch import _batch
 from visreg_torch._call import check_tensor
 from visreg_torch._run import without_autocast
 from visreg_torch._slices import are_traced, word_for
-from visreg_torch.distributed import ProcessShards, Sharding, rank_of
+from visreg_torch.distributed import Sharding, rank_of
 
 Word = int | Tensor
+
+_PAIRS = "random_walk_pairs"  # in messages
 
 
 def affinity(a: Tensor, b: Tensor, **options: Any) -> Tensor:
     """`visreg_core.random_walk_affinity`."""
+    _check(a, b)
 
     def compute(a: Any, b: Any) -> tuple[Any, ...]:
         return (visreg_core.random_walk_affinity(a, b, **options),)
@@ -45,64 +48,71 @@ def pairs(
     a: Tensor, b: Tensor, *, sharding: Sharding | None, seed: Word, step: Word, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """`visreg_core.random_walk_pairs` of this process's rows, as part of those of `sharding`."""
-    check_tensor("a", a)
-    check_tensor("b", b)
-    if not are_traced(a, b, seed, step):
-        seed, step = (word_for(k, w, a.device) for k, w in (("seed", seed), ("step", step)))
-    words: dict[str, Any] = {"seed": seed, "step": step}
     if sharding is not None:
-        return _sharded_pairs(a, b, sharding, words, **options)
+        return _sharded_pairs(a, b, sharding, {"seed": seed, "step": step}, **options)
+    _check(a, b)
 
-    def compute(a: Any, b: Any) -> tuple[Any, ...]:
+    def compute(a: Any, b: Any, **words: Any) -> tuple[Any, ...]:
         return visreg_core.random_walk_pairs(a, b, **options, **words)
 
-    at, weights = _computed(compute, a, b)
+    at, weights = _computed(compute, a, b, seed=seed, step=step)
     return at, weights
 
 
 def _sharded_pairs(
-    a: Tensor,
-    b: Tensor,
-    sharding: Sharding,
-    words: dict[str, Any],
-    *,
-    n_neighbors: int,
-    percentile: float,
-    **options: Any,
+    a: Tensor, b: Tensor, sharding: Sharding, words: dict[str, Word], **options: Any
 ) -> tuple[Tensor, Tensor]:
-    told = {"a": a, "b": b, "n_neighbors": n_neighbors, "percentile": percentile, **options}
-    rows = _batch.agreed_rows("random_walk_pairs", told, sharding, least=1)
-    _checks.same_shape("a", a, "b", b)
-    check_neighbors(n_neighbors, sum(rows))
-    shards = ProcessShards(sharding.group, "random_walk_pairs")
-    rank = rank_of(sharding)
-    own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+    told = {"a": a, "b": b, **options, **words}
+    rows = _batch.agreed_rows(_PAIRS, told, sharding, least=1)
+    n, before = sum(rows), sum(rows[: rank_of(sharding)])
+    _check(a, b)
+    # From here on as one process with all rows, so that all raise the same.
+    whole = (
+        torch.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device="meta") for x in (a, b)
+    )
+    check_call(*whole, **options)
+    n_neighbors, percentile = options.pop("n_neighbors"), options.pop("percentile")
 
     def search(a: Any, b: Any) -> tuple[Any, ...]:
         return nearest(a, b, n_neighbors)[:2]
 
-    found = _computed(search, a, _batch.gathered(shards, b.detach(), rows))
-    every = needs_all_rows(options["scale"], options["symmetrize"], options["n_steps"])
+    found = _computed(search, a, _batch.gathered(sharding, _PAIRS, b, rows))
+    every = needs_all_rows(**options)
     if every:
-        found = [_batch.gathered(shards, x, rows) for x in found]
+        found = [_batch.gathered(sharding, _PAIRS, x, rows) for x in found]
 
-    def draw(index: Any, distance: Any) -> tuple[Any, ...]:
-        near, first = Nearest(index, distance, sum(rows)), 0 if every else own.start
+    def draw(index: Any, distance: Any, **words: Any) -> tuple[Any, ...]:
+        near, first = Nearest(index, distance, n), 0 if every else before
         return pairs_of_nearest(near, percentile, **options, **words, first=first)
 
-    at, weights = _computed(draw, *found)
-    return (at[own], weights[own]) if every else (at, weights)
+    at, weights = _computed(draw, *found, **words)
+    own = slice(before, before + a.shape[0]) if every else slice(None)
+    return at[own], weights[own]
 
 
-def _computed(function: Callable[..., tuple[Any, ...]], *tensors: Tensor) -> Sequence[Tensor]:
+def _check(a: Tensor, b: Tensor) -> None:
+    """That they are of one shape and dtype: for NumPy some dtypes are widened to one."""
+    check_tensor("a", a)
+    check_tensor("b", b)
+    _checks.floating("a", a)
+    _checks.same_shape("a", a, "b", b)
+
+
+def _computed(
+    function: Callable[..., tuple[Any, ...]], *tensors: Tensor, **words: Word
+) -> Sequence[Tensor]:
     """What a function of the core returns, which carries no gradient.
 
     On a CPU it is given NumPy arrays, 16-bit floats as float32, which is what they are computed in.
     """
-    with torch.no_grad(), without_autocast(tensors[0].device):
-        if are_traced(*tensors) or any(t.device.type != "cpu" for t in tensors):
-            return function(*tensors)
+    device = tensors[0].device
+    with torch.no_grad(), without_autocast(device):
+        if are_traced(*tensors, *words.values()):
+            return function(*tensors, **words)
+        words = {name: word_for(name, word, device) for name, word in words.items()}
+        if any(t.device.type != "cpu" for t in tensors):
+            return function(*tensors, **words)
         wide = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
         with _tiles.at_most_threads(torch.get_num_threads()):
-            found = function(*[t.resolve_neg().numpy() for t in wide])
+            found = function(*[t.resolve_neg().numpy() for t in wide], **words)
         return [torch.from_numpy(np.ascontiguousarray(x)) for x in found]

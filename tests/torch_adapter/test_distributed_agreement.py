@@ -32,6 +32,9 @@ def odd_one(rank, odd):
     def visreg(z, slices=slices, **options):
         return functional.visreg_loss(z, slices, scope="global", **options)
 
+    def pairs(a, n_neighbors=2, **options):
+        return functional.random_walk_pairs(a, z(5, 4), n_neighbors, scope="global", **options)
+
     calls = {
         "dimensions": lambda: visreg(z(2, 5, 3 if is_odd else 4)),
         "views": lambda: visreg(z(3 if is_odd else 2, 5, 4)),
@@ -61,6 +64,19 @@ def odd_one(rank, odd):
         "scope": lambda: functional.center_loss(z(5, 4), scope="world"),
         "sorting": lambda: visreg(z(2, 5, 4)),
         "none": lambda: visreg(z(2, rank, 4)),
+        "pairs of no tensor": lambda: pairs(3 if is_odd else z(5, 4)),
+        "seed": lambda: pairs(z(5, 4), seed=-1 if is_odd else 7),
+        "step": lambda: pairs(z(5, 4), step=torch.tensor(8) if is_odd else 7),
+        "step of any kind": lambda: pairs(z(5, 4), step=torch.tensor(7) if is_odd else 7),
+        "seed everywhere": lambda: pairs(z(5, 4), seed=-1),
+        "dtypes everywhere": lambda: pairs(z(5, 4, dtype=torch.bfloat16)),
+        "axes everywhere": lambda: functional.random_walk_pairs(*z(2, 1, 5, 4), scope="global"),
+        "neighbors everywhere": lambda: pairs(z(5, 4), 16),
+        "no neighbors everywhere": lambda: pairs(z(5, 4), 0),
+        "percentile everywhere": lambda: pairs(z(5, 4), percentile=101),
+        "scale everywhere": lambda: pairs(z(5, 4), scale="world"),
+        "flag everywhere": lambda: pairs(z(5, 4), symmetrize=1),
+        "steps everywhere": lambda: pairs(z(5, 4), n_steps=0),
     }
     return {name: message_of(call) for name, call in calls.items()}
 
@@ -93,6 +109,19 @@ EXPECTED = {
     "same everywhere": "ValueError: expected weights to be 3 numbers",
     "scope": "ValueError: expected scope to be one of ['local', 'global']; found 'world'",
     "none": "no error",
+    "pairs of no tensor": "random_walk_pairs on rank 1: expected a to be a torch.Tensor; found int",
+    "seed": "n_steps=1, seed=-1, step=0 on rank 1; ",
+    "step": "n_steps=1, seed=0, step=8 on rank 1; ",
+    "step of any kind": "no error",
+    "seed everywhere": "ValueError: expected seed in 0 ... 2**32 - 1; found -1",
+    "dtypes everywhere": "TypeError: expected a and b of one dtype; found bfloat16 and float32",
+    "axes everywhere": "ValueError: expected a of shape (N, D); found (1, 15, 4)",
+    "neighbors everywhere": "ValueError: expected n_neighbors <= N = 15; found 16",
+    "no neighbors everywhere": "ValueError: expected n_neighbors to be an integer >= 1; found 0",
+    "percentile everywhere": "ValueError: expected percentile in 0 ... 100; found 101",
+    "scale everywhere": "ValueError: expected scale to be one of ['local', 'global']",
+    "flag everywhere": "TypeError: expected symmetrize to be True or False; found 1",
+    "steps everywhere": "ValueError: expected n_steps to be an integer >= 1; found 0",
 }
 
 

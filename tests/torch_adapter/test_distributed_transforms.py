@@ -37,10 +37,19 @@ def barlow(z, **sharding):
     return functional.barlow_twins_loss(z, scope="global", group=group).total
 
 
+def sag_vicreg(z, **sharding):
+    """Whose pairs depend on all rows' neighbours."""
+    from visreg_torch import SAGVICRegLoss
+    from visreg_torch.distributed import Sharding
+
+    group = Sharding(**sharding)
+    return SAGVICRegLoss(3, n_steps=2, scope="global", group=group)(*z, step=5).total
+
+
 def compiled(rank, fullgraph):
     warnings.simplefilter("default")  # Dynamo looks at .grad where it breaks a graph
     found = []
-    for loss in (visreg, barlow):
+    for loss in (visreg, barlow, sag_vicreg):
 
         def of_twice(z, loss=loss):
             return loss(2 * z, static_shapes=fullgraph)

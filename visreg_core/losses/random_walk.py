@@ -67,7 +67,9 @@ def random_walk_affinity(
     >>> w.shape, float(w.max())  # a row's nearest neighbour has weight 1
     ((20, 20), 1.0)
     """
-    _check_views(a, b, n_neighbors, percentile, scale, symmetrize)
+    check_call(
+        a, b, n_neighbors=n_neighbors, percentile=percentile, scale=scale, symmetrize=symmetrize
+    )
     near = nearest(a, b, n_neighbors)
     return _affinity(near, _weights(near, percentile, scale), symmetrize)
 
@@ -87,7 +89,8 @@ def random_walk_pairs(
     """For each row of one view the row of the other that a random walk pairs it with.
 
     As `sample_random_walk` on the `transition_matrix` of `random_walk_affinity`, but on the kept
-    entries alone: unless W is symmetrised, no matrix of weights is made.
+    entries alone: unless W is symmetrised, no matrix of weights is made. Sums are of other numbers,
+    whose rounding decides where a uniform is as near as that to a border between two neighbours.
 
     Parameters
     ----------
@@ -126,8 +129,15 @@ def random_walk_pairs(
     >>> bool(np.all(pair_weights == affinity[np.arange(20), pairs]))
     True
     """
-    _check_views(a, b, n_neighbors, percentile, scale, symmetrize)
-    _checks.positive_int("n_steps", n_steps)
+    check_call(
+        a,
+        b,
+        n_neighbors=n_neighbors,
+        percentile=percentile,
+        scale=scale,
+        symmetrize=symmetrize,
+        n_steps=n_steps,
+    )
     return pairs_of_nearest(
         nearest(a, b, n_neighbors),
         percentile,
@@ -139,9 +149,17 @@ def random_walk_pairs(
     )
 
 
-def _check_views(
-    a: Array, b: Array, n_neighbors: int, percentile: float, scale: str, symmetrize: bool
+def check_call(
+    a: Array,
+    b: Array,
+    *,
+    n_neighbors: int,
+    percentile: float,
+    scale: str,
+    symmetrize: bool,
+    n_steps: int = 1,
 ) -> None:
+    """TypeError or ValueError for what does not fit, of which the values in a and b are no part."""
     _xp.namespace(a, b)
     for argument, x in (("a", a), ("b", b)):
         _checks.embeddings(argument, x, min_rows=1, shape="(N, D)")
@@ -149,16 +167,12 @@ def _check_views(
             raise ValueError(f"expected {argument} of shape (N, D); found {tuple(x.shape)}")
     _checks.same_shape("a", a, "b", b)
     _checks.positive_int("n_neighbors", n_neighbors)
+    if n_neighbors > a.shape[0]:
+        raise ValueError(f"expected n_neighbors <= N = {a.shape[0]}; found {n_neighbors}")
+    check_percentile(percentile)
     _checks.choice("scale", scale, SCALES)
     _checks.flag("symmetrize", symmetrize)
-    check_neighbors(n_neighbors, a.shape[0])
-    check_percentile(percentile)
-
-
-def check_neighbors(n_neighbors: int, n: int) -> None:
-    """ValueError where there are not as many rows."""
-    if n_neighbors > n:
-        raise ValueError(f"expected n_neighbors <= N = {n}; found {n_neighbors}")
+    _checks.positive_int("n_steps", n_steps)
 
 
 def check_percentile(percentile: float) -> None:
