@@ -98,15 +98,14 @@ def test_unknown_names():
         dispatch.needed("gaussian", torch.device("cpu"), torch.float32, 5)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "ieee"])
-def test_precision_of_products_is_torchs(precision):
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
+@pytest.mark.parametrize(("asked", "precision"), [("high", "tf32"), ("highest", "ieee")])
+def test_precision_of_products_is_torchs(asked, precision):
+    before = torch.get_float32_matmul_precision()
     try:
-        matmul.fp32_precision = precision
+        torch.set_float32_matmul_precision(asked)
         assert dispatch.product_precision() == precision
     finally:
-        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

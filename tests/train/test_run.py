@@ -1,6 +1,7 @@
 """A run from the command line to the table, what it leaves behind, and several processes."""
 
 import csv
+import importlib.metadata
 import json
 
 import numpy as np
@@ -66,7 +67,8 @@ def test_the_configuration_and_versions_are_kept(finished):
     folder, _ = finished
     assert json.loads((folder / "config.json").read_text())["model"]["width"] == 16
     facts = json.loads((folder / "environment.json").read_text())
-    assert facts["versions"]["torch"] == torch.__version__ and facts["processes"] == 1
+    assert facts["versions"]["torch"] == importlib.metadata.version("torch")
+    assert facts["processes"] == 1
 
 
 def test_report_and_compare_read_the_embeddings(finished, capsys):
