@@ -25,8 +25,7 @@ class Rows(NamedTuple):
     keep: Array | None
     shards: Shards
 
-    @property
-    def mean(self) -> Array:
+    def mean(self) -> Array:  # no property: Dynamo of torch 2.9 cannot trace one of a named tuple
         """Batch mean (..., 1, D)."""
         return self.first + self.rest
 

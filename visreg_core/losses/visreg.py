@@ -125,7 +125,7 @@ def _gradient(
     xp = rows.xp
     per_deviation = _rows.safe_reciprocal(xp, sigma) / rows.n
     on_centred = (2 * scale) * (sigma - 1) * per_deviation
-    on_all = (2 * center) * rows.mean / rows.n
+    on_all = (2 * center) * rows.mean() / rows.n
     if shape is not None:
         of_shape = on_shape / shape.divisor
         if shape.along is not None:
@@ -197,11 +197,11 @@ def _center_loss(
     rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
 
     def vjp(cotangent: Scalar) -> Array:
-        size = math.prod(rows.mean.shape[: None if reduction == "mean" else -1])
-        sigma = xp.zeros_like(rows.mean)
+        size = math.prod(rows.mean().shape[: None if reduction == "mean" else -1])
+        sigma = xp.zeros_like(rows.mean())
         return gradient_like(xp, _gradient(rows, sigma, center=cotangent / size), z)
 
-    return center_from_mean(xp, rows.mean, reduction), vjp
+    return center_from_mean(xp, rows.mean(), reduction), vjp
 
 
 @differentiated_by(_center_loss)
@@ -433,7 +433,7 @@ def _visreg_loss(
         execution=execution,
     )
     xp, shape_value = rows.xp, shape.total / rows.n
-    scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean)
+    scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean())
     total = w_scale * scale + w_shape * shape_value + w_center * center
 
     def vjp(

@@ -22,7 +22,7 @@ def twin(z, row_mask=None):
     """Mean and biased variance of the core's centring."""
     rows, centred = _rows.centre(xp, z.double(), row_mask)
     variance = rows.sum(centred * centred) / rows.n
-    return rows.mean[..., 0, :], variance[..., 0, :]
+    return rows.mean()[..., 0, :], variance[..., 0, :]
 
 
 def assert_agree(moments, expected):
