@@ -70,8 +70,10 @@ def draw(
 def are_traced(*words: Word) -> bool:
     """Whether code is traced, or words may stand for several."""
     tensors = [w for w in words if isinstance(w, Tensor)]
-    return _op.is_needed(tensors) or any(
-        torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
+    return (
+        _op.is_needed(tensors)
+        or torch.jit.is_tracing()
+        or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
     )
 
 

@@ -40,6 +40,12 @@ def test_as_a_stable_sort(where, kind, n, k, rng):
     assert np.array_equal(where.backend.to_numpy(found), by_sorting(where.to_numpy(x), k))
 
 
+def test_both_zeros_tie(where):
+    x = where.asarray(np.array([[1.0, 0.0, -0.0, 0.0, -0.0, 2.0, -1.0]]))
+    found = smallest(_xp.namespace(x), x, 4)
+    assert where.backend.to_numpy(found).tolist() == [[6, 1, 2, 3]]
+
+
 @given(
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**32 - 1),

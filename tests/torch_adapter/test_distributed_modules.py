@@ -34,7 +34,8 @@ MODULES = {
     "BarlowTwinsLoss": {},
     "SAGVICRegLoss": {"n_neighbors": 3},
     "SAGVICRegLoss of two steps": {"n_neighbors": 3, "n_steps": 2},
-    "SAGVICRegLoss of one scale": {"n_neighbors": 3, "scale": "global", "symmetrize": True},
+    "SAGVICRegLoss of one scale": {"n_neighbors": 3, "scale": "global"},
+    "SAGVICRegLoss of a symmetric affinity": {"n_neighbors": 3, "symmetrize": True},
 }
 
 

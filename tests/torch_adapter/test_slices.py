@@ -123,6 +123,16 @@ def test_traced_words_draw_the_same(sampler):
         torch.testing.assert_close(found, eager, rtol=0, atol=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_recorded_draw_follows_its_step():
+    def draw(step):
+        return random_slices(3, 4, step=step, dtype=torch.float32)
+
+    recorded = torch.jit.trace(draw, (torch.tensor(3),))
+    torch.testing.assert_close(recorded(torch.tensor(8)), draw(8), rtol=0, atol=1e-6)
+
+
 def test_tensors_that_have_no_numbers():
     with FakeTensorMode() as mode:
         w = random_slices(3, 4, step=mode.from_tensor(torch.tensor(3)))

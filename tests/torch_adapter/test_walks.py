@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import visreg_core
+from visreg_core import _tiles
+from visreg_core.losses import random_walk
 from visreg_torch import random_walk_affinity, random_walk_pairs
 
 pytestmark = pytest.mark.backends("torch")
@@ -38,6 +40,21 @@ def test_strides_and_negative_bits():
     negative = torch.complex(b, -a).conj().imag
     assert negative.is_neg()
     assert_same(random_walk_pairs(negative, b.T.contiguous().T, 3), expected)
+
+
+def test_as_many_threads_as_torch(monkeypatch):
+    def counted(*args):
+        threads.append(_tiles.available_threads())
+        return smallest(*args)
+
+    threads, before, smallest = [], torch.get_num_threads(), random_walk.smallest
+    monkeypatch.setattr(random_walk, "smallest", counted)
+    try:
+        torch.set_num_threads(1)
+        random_walk_pairs(*views(), 3)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
 
 
 @pytest.mark.parametrize("name", ["seed", "step"])

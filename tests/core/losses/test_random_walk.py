@@ -60,7 +60,7 @@ def test_ties_go_by_index(where):
     assert_allclose(w, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e8])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])  # whose squares float32 has not
 def test_cosine_distance_ignores_scale(where, scale, rng):
     a, b = rng.normal(size=(2, 12, 4))
     expected = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 5))
@@ -160,6 +160,14 @@ def test_pairs_are_the_walk_on_the_affinity(where, n_steps, scale, symmetrize, r
     assert_allclose(
         where.to_numpy(weights), w[np.arange(n), expected], rtol=0, atol=tolerance(where)
     )
+
+
+@pytest.mark.backends("torch")
+@pytest.mark.dtypes("float32")
+def test_no_gradient(where, rng):
+    a, b = (where.asarray(v).requires_grad_() for v in rng.normal(size=(2, 12, 4)))
+    assert not random_walk_affinity(a, b, 3).requires_grad
+    assert not random_walk_pairs(a, b, 3)[1].requires_grad
 
 
 def test_many_rows_are_worked_on_in_tiles(rng):
