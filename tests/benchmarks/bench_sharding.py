@@ -49,7 +49,8 @@ ABOUT = (
     "computes, without Gloo's own. Bytes are those that a process sends. Agreement on shapes is "
     "included. On the machine below more than {cores} processes share its cores, so that CPU time "
     "is what to read; and since processes that run at once share caches and memory besides, the "
-    "share of one process was run alone, too, with copies of its own rows for those of the others. "
+    "share of one process was run alone, too, with copies of its own rows for those of the others: "
+    "its computing, without agreement and without packing what is sent. "
     "Every process draws all slices by itself, which takes {drawing:.1f} ms beside these numbers."
 )
 
