@@ -72,7 +72,7 @@ def are_traced(*words: Word) -> bool:
     tensors = [w for w in words if isinstance(w, Tensor)]
     return (
         _op.is_needed(tensors)
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
     )
 
