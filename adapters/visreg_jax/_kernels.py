@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from visreg_core.losses._rows import kept
+from visreg_core.losses.rows import kept
 from visreg_core.losses.epps_pulley import Multiples as OneByOne
 
 

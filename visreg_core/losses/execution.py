@@ -1,11 +1,12 @@
-"""How a loss is executed: on one array or on the shards of a batch, with which kernels.
+"""How a loss runs: on one array or on the shards of a batch, and with which kernels.
 
-Every implementation takes ``execution``; `PLAIN` is what the public losses run. The adapters pass
-their own: an object that reduces and moves arrays between the shards of the batch (processes,
-devices), and kernels that stand in for the functions of rows that dominate a loss.
+The forward and the backward pass of every loss take an `Execution` as their first argument. The
+public losses of this package build it from the library of their arrays. Adapters build their own,
+with an object that reduces and moves arrays between the shards of the batch (processes, devices)
+and with kernels for the functions of rows that dominate a loss.
 
-Shards hold equal numbers of rows. Uneven ones are padded by their adapter and the padding masked,
-so that every statement below is about static shapes.
+Shards hold equal numbers of rows. Adapters pad uneven ones and mask the padding, so that all
+shapes are static.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Shards(Protocol):
         """Part s of `x` along `split` goes to shard s, which joins what it gets along `join`."""
 
 
-class _Alone:
+class Alone:
     """The whole batch in one place."""
 
     size = 1
@@ -69,17 +70,28 @@ class _Alone:
 
 
 class Execution(NamedTuple):
-    """What an implementation runs on.
+    """What the two passes of a loss run on.
 
-    shards : where the rows of the batch are.
-    sorting : how a term that sorts meets all rows of a slice: "gather" the embeddings, "exchange"
-        the projections, or whichever moves fewer bytes ("auto").
-    kernels : faster twins by the name of the function that they stand in for.
+    Parameters
+    ----------
+    shards : Shards
+        Where the rows of the batch are.
+    sorting : {"auto", "gather", "exchange"}
+        How a term that sorts meets all rows of a slice: "gather" the embeddings, "exchange" the
+        projections, or whichever moves fewer bytes ("auto").
+    kernels : mapping
+        Faster equivalents, by the name of the function that each replaces.
+    need_gradient : bool
+        Whether a backward pass may follow. Without one a forward pass does no work for it.
+    donated : bool
+        In a backward pass: the saved arrays are not needed again and may be overwritten.
     """
 
-    shards: Shards = _Alone()
+    shards: Shards = Alone()
     sorting: str = "auto"
     kernels: Mapping[str, Callable[..., Any]] = {}
+    need_gradient: bool = False
+    donated: bool = False
 
 
 PLAIN = Execution()
