@@ -7,5 +7,6 @@ from visreg_core.slices import random_slices
 
 __version__ = "0.1.0"
 
-__all__ = ["normal_quantiles", "random_slices"]
+__all__ = ["__version__", "normal_quantiles", "random_slices"]
 __all__ += losses.__all__
+__all__.sort()

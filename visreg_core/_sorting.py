@@ -15,6 +15,8 @@ from visreg_core._typing import Array, Namespace
 _PACKED_SAMPLES = 1 << 9
 _KEYED_SAMPLES = {4: 1 << 13, 8: 1 << 15}  # by bytes of a float
 _REPAIRS = 12
+# Of so few numbers NumPy's own sort is done before keys are made.
+_FEW = 1 << 10
 
 
 def sorted_values(xp: Namespace, p: Array) -> Array:
@@ -63,6 +65,9 @@ def _flat_order(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     finishes the job. Rows that do not finish soon, are not finite or are long sort all their bits.
     """
     p = np.ascontiguousarray(p)
+    if p.size <= _FEW:
+        order = np.argsort(p, axis=-1, kind="stable") + _row_starts(p, np.intp)
+        return order, p.reshape(-1).take(order)
     n = p.shape[1]
     low, high = p.min(axis=-1, keepdims=True), p.max(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -20,6 +20,8 @@ from visreg_core._typing import Array, Device, DType, Namespace
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 
+_NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64", "bool", "int64")}
+
 _COMPAT_MODULE = {
     "numpy": "array_api_compat.numpy",
     "torch": "array_api_compat.torch",
@@ -84,6 +86,8 @@ def namespace(*arrays: Array | None) -> Namespace:
                 "expected all arrays from one library; found "
                 f"{libraries[0]} and {other}: convert one of them explicitly"
             )
+    if libraries[0] == "numpy":  # which has one device
+        return _module(_COMPAT_MODULE["numpy"])
     devices = [str(d) for d in map(device, given) if d is not None]
     for other in devices[1:]:
         if other != devices[0]:
@@ -148,6 +152,8 @@ def dtype_name(x_or_dtype: Any) -> str:
     if isinstance(dtype, type):
         dtype = np.dtype(dtype)
     dtype = getattr(dtype, "dtype", dtype)
+    if isinstance(dtype, np.dtype):  # which would put its name together each time
+        return _NUMPY_NAMES.get(dtype) or dtype.name
     # str(torch.float32) is 'torch.float32', str(np.dtype("float32")) is 'float32'
     return str(dtype).rsplit(".", 1)[-1]
 
@@ -570,6 +576,8 @@ def accumulate(
     that the compiled program holds one chunk's arrays at a time.
     """
     size = columns.shape[-1]
+    if chunk >= size:  # also where sizes are symbols
+        return body(columns)
     starts = list(range(0, size, chunk))
     if name(xp) == "jax" and size // chunk > 1:
         lax = sys.modules["jax"].lax

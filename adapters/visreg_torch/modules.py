@@ -32,7 +32,6 @@ from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
 from visreg_torch import distributed, functional
-from visreg_torch.functional import Number
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -44,6 +43,7 @@ __all__ = [
     "VISRegObjective",
 ]
 
+Number = float | Tensor
 Step = int | Tensor | None
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -16,19 +16,19 @@ from tests.torch_adapter.calls import (
     value_and_gradients,
     weighted,
 )
-from visreg_torch import _run
+from visreg_torch import _passes
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """Whether gradients were asked for, of each forward pass."""
-    seen, forward = [], _run.forward
+    seen, forward = [], _passes.forward
 
-    def spied(call, arrays, *, need_grad):
-        seen.append(need_grad)
-        return forward(call, arrays, need_grad=need_grad)
+    def spied(call, arrays, *, need_gradient):
+        seen.append(need_gradient)
+        return forward(call, arrays, need_gradient=need_gradient)
 
-    monkeypatch.setattr(_run, "forward", spied)
+    monkeypatch.setattr(_passes, "forward", spied)
     return seen
 
 
@@ -77,7 +77,7 @@ def test_what_is_kept_is_one_gradient(name, dtype):
 def test_the_kept_gradient_is_handed_over(name, on_numpy, monkeypatch):
     """Where the graph goes, its memory becomes the result's; where it stays, it is not touched."""
     if not on_numpy:
-        monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+        monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
     z = torch.randn(3, 64, 24, requires_grad=True)
     slices = visreg_torch.random_slices(24, 16)
     saved, value = kept_by(lambda: weighted(getattr(visreg_torch, name)(z, slices)))
@@ -165,7 +165,7 @@ def test_saved_tensors_may_live_elsewhere(rng):
 def test_memory_is_free_when_the_step_is_done(case, on_numpy, monkeypatch, rng):
     """At once, and not when Python next looks for cycles."""
     if not on_numpy:
-        monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+        monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
 
     def step(backward):
         drawn = case.draw(rng)
@@ -338,8 +338,8 @@ def test_profilers_see_one_operator():
     with Names():
         visreg_torch.scale_loss(z).backward()
     assert [n for n in names if "visreg" in n] == [
-        "visreg.forward.default",
-        "visreg.backward.default",
+        "visreg.scale_loss.default",
+        "visreg.scale_loss_backward.default",
     ]
 
 

@@ -19,8 +19,8 @@ from tests.torch_adapter.calls import (
     tensors,
     value_and_gradients,
 )
-from visreg_torch import _run
-from visreg_torch._call import Call
+from visreg_torch import _passes
+from visreg_torch._call import LossCall
 
 
 @pytest.mark.parametrize(("case", "masked"), MASKED_OR_NOT)
@@ -40,9 +40,10 @@ def test_value_and_gradient_are_those_of_autograd(case, masked, shape, rng):
 def test_torch_path_is_the_same(case, rng, monkeypatch):
     """What runs where NumPy cannot: on devices, on shards."""
     arrays = tensors(case, rng)
-    assert _run.runs_on_numpy(Call(case.loss.name, {}, 1), list(arrays.values()))
+    call = LossCall(case.function.declaration, {}, [])
+    assert _passes.runs_on_numpy(call, list(arrays.values()))
     on_numpy = value_and_gradients(ours(case), case, arrays)
-    monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+    monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
     on_torch = value_and_gradients(ours(case), case, arrays)
     for f, e in zip(on_torch, on_numpy, strict=True):
         assert_all_close(f, e, rtol=1e-10, atol=1e-12)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 
-
 def affinity(a: np.ndarray, b: np.ndarray, n_neighbors: int = 10) -> float:
     """1 + 2/min σ_i: what rounding of a distance does to exp(−(d̃/σ_i)²).
 

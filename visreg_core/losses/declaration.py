@@ -87,6 +87,7 @@ class Declaration:
     differentiated: tuple[str, ...]
     row_axes: Mapping[str, int | str]
     constants: tuple[str, ...]
+    shape_only: tuple[str, ...]
     terms: type | None
     saved: type | None
     sorts: bool
@@ -102,7 +103,8 @@ class Declaration:
         parameters = self.signature.parameters.values()
         self.names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.required = [p.name for p in parameters if p.default is p.empty]
-        self.defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        # In the signature's order, with None in place of what has no default.
+        self.defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
         self.fields = ("value",) if self.terms is None else tuple(self.terms._fields)  # type: ignore[attr-defined]
 
     @property
@@ -181,6 +183,7 @@ def declare_loss(
     differentiated: tuple[str, ...],
     row_axes: Mapping[str, int | str],
     constants: tuple[str, ...] = (),
+    shape_only: tuple[str, ...] = (),
     terms: type | None = None,
     saved: type | None = None,
     sorts: bool = False,
@@ -213,6 +216,8 @@ def declare_loss(
     constants : tuple of str
         Arrays whose gradient is 0 by definition. For any other array that is not differentiated a
         request for its gradient is an error.
+    shape_only : tuple of str
+        Arrays of which the backward pass looks at the shape only, so that none is held for it.
     terms : type, optional
         Class of the result, a NamedTuple whose first field is ``total``; an array if not given.
     saved : type, optional
@@ -270,6 +275,7 @@ def declare_loss(
             differentiated,
             row_axes,
             constants,
+            shape_only,
             terms,
             saved,
             sorts,
@@ -311,6 +317,11 @@ def declaration_of(loss: Any) -> Declaration:
 def declared() -> Iterator[Declaration]:
     """All losses that have been declared, in this package and elsewhere."""
     yield from _DECLARED.values()
+
+
+def own_losses() -> list[Declaration]:
+    """The losses of this package."""
+    return [d for d in declared() if d.forward.__module__.startswith("visreg_core.losses.")]
 
 
 # --- derivatives without automatic differentiation -----------------------------------------------

@@ -241,6 +241,7 @@ def _sigreg_magnitude(
 @declare_loss(
     differentiated=("z",),
     row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
     saved=EppsPulleySaved,
     magnitude=_sigreg_magnitude,
 )

@@ -86,7 +86,8 @@ def sliced_gaussian(
 ) -> tuple[Array, Array | None]:
     """Mean over batch and slices of Σ_n (sort(z w)_n − q_n)², and its gradient (B, N, D)."""
     shards = execution.shards
-    q = quantiles_like(xp, z.shape[-2] * shards.size, z, n, row_mask is not None)
+    quantiles = execution.kernels.get("quantiles", quantiles_like)
+    q = quantiles(xp, z.shape[-2] * shards.size, z, n, row_mask is not None)
     mask = None if row_mask is None else shards.gather(row_mask, axis=0)
     size = math.prod(z.shape[:-2]) * slices.shape[-1]
     row_term = execution.kernels.get("gaussian_term", gaussian_term)
@@ -114,6 +115,7 @@ def distance_to_quantiles(
 @declare_loss(
     differentiated=("z",),
     row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
     saved=SlicedGaussianSaved,
     sorts=True,
     magnitude=distance_to_quantiles,

@@ -58,6 +58,7 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns the order statistic of either sample and the mass of each interval; exact, because the
     ends i/n and j/m are compared as integers over their common denominator.
     """
+    n, m = int(n), int(m)  # torch's symbols become constants: the result's size is no multiple
     ends_x = np.arange(1, n + 1, dtype=np.int64) * m
     ends_y = np.arange(1, m + 1, dtype=np.int64) * n
     ends = np.sort(np.concatenate([ends_x, ends_y]))
@@ -243,7 +244,13 @@ def _root(xp: Namespace, mean: Array, unit: Array, p: float, power: bool) -> tup
 
 
 def _magnitude(
-    x: np.ndarray, y: np.ndarray, slices: np.ndarray, *, p: float = 2, power: bool = False, **_: Array
+    x: np.ndarray,
+    y: np.ndarray,
+    slices: np.ndarray,
+    *,
+    p: float = 2,
+    power: bool = False,
+    **_: Array,
 ) -> tuple[float, ...]:
     """‖x w‖ + ‖y w‖, root mean p-th powers over rows and slices (to the p-th where `power`).
 
@@ -254,7 +261,13 @@ def _magnitude(
 
 
 def _max_magnitude(
-    x: np.ndarray, y: np.ndarray, slices: np.ndarray, *, p: float = 2, power: bool = False, **_: Array
+    x: np.ndarray,
+    y: np.ndarray,
+    slices: np.ndarray,
+    *,
+    p: float = 2,
+    power: bool = False,
+    **_: Array,
 ) -> tuple[float, ...]:
     """The largest of `_magnitude` over the slices."""
     columns = [slices[:, k : k + 1] for k in range(slices.shape[1])]
@@ -272,6 +285,7 @@ _PAIR = {"x": "z", "y": "y"}
     differentiated=("x", "y"),
     row_axes={"x": -2, "y": -2, "x_weights": -1, "y_weights": -1},
     constants=("x_weights", "y_weights"),
+    shape_only=("slices",),
     saved=SlicedWassersteinSaved,
     sorts=True,
     sharded=False,

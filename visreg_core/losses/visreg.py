@@ -292,6 +292,7 @@ _DETACHED = Example(differentiable=False)
 @declare_loss(
     differentiated=("z",),
     row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
     saved=VISRegSaved,
     sorts=True,
     magnitude=_shape_magnitude,
@@ -397,6 +398,7 @@ def _visreg_magnitude(
 @declare_loss(
     differentiated=("z",),
     row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
     terms=VISRegTerms,
     saved=VISRegSaved,
     sorts=True,
