@@ -119,7 +119,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-class at_most_threads:  # noqa: N801  (used as a function)
+class at_most_threads:
     """Context that holds NumPy's path, BLAS included, to this many threads.
 
     For callers whose users set the number elsewhere, as several processes on one machine do. BLAS

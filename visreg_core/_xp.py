@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -363,15 +363,23 @@ def is_compiling(xp: Namespace) -> bool:
 
 def ndtri(xp: Namespace, p: Array) -> Array:
     """Gaussian quantile Φ⁻¹(p), elementwise, on the device of `p`."""
+    return _special(xp, "ndtri", p)
+
+
+def erf(xp: Namespace, x: Array) -> Array:
+    """The error function, elementwise, on the device of `x`."""
+    return _special(xp, "erf", x)
+
+
+_SPECIAL = {"torch": "torch.special", "jax": "jax.scipy.special", "cupy": "cupyx.scipy.special"}
+
+
+def _special(xp: Namespace, function: str, x: Array) -> Array:
     which = name(xp)
-    if which == "torch":
-        return xp.special.ndtri(p)
-    if which == "jax":
-        return _module("jax.scipy.special").ndtri(p)
-    if which == "cupy":
-        return _module("cupyx.scipy.special").ndtri(p)
-    special = _module("scipy.special")
-    return from_numpy(xp, special.ndtri(to_numpy(p)), dtype=p.dtype, **on_device(p))
+    of_library = getattr(_module(_SPECIAL.get(which, "scipy.special")), function)
+    if which in _SPECIAL or which == "numpy":
+        return of_library(x)
+    return from_numpy(xp, of_library(to_numpy(x)), dtype=x.dtype, **on_device(x))
 
 
 def stable_order(xp: Namespace, p: Array) -> Array:
@@ -431,6 +439,13 @@ def put_last(xp: Namespace, index: Array, values: Array) -> Array:
         xp.put_along_axis(out, index, values, axis=-1)
         return out
     return xp.take_along_axis(values, xp.argsort(index, axis=-1), axis=-1)
+
+
+def take_last(xp: Namespace, x: Array, index: Array) -> Array:
+    """out[..., i] = x[..., index[..., i]], the leading axes of both alike."""
+    if name(xp) == "torch":  # `take_along_dim` makes constants of sizes that are symbols
+        return x.gather(-1, index)
+    return xp.take_along_axis(x, index, axis=-1)
 
 
 def add_last(xp: Namespace, size: int, index: Array, values: Array) -> Array:
@@ -565,7 +580,7 @@ def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
 
 def accumulate(
     xp: Namespace,
-    body: Callable[[Array], Sequence[Array]],
+    body: Callable[[Array], tuple[list[Array], list[Array]]],
     columns: Array,
     chunk: int,
 ) -> tuple[list[Array], list[Array]]:

@@ -264,9 +264,7 @@ def _places(
     """The axis of each argument that is spread, from its end, and along which axis of the mesh."""
     places: dict[str, tuple[int, AxisName]] = {"slices": (-1, axes.slices)}
     for name in declaration.row_axes:
-        axis = declaration.row_axis(name, given)
-        assert axis is not None
-        places[name] = axis, axes.rows
+        places[name] = declaration.row_axis(name, given), axes.rows
     return places
 
 

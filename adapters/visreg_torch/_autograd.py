@@ -27,10 +27,11 @@ def evaluate(
         inputs = _batch.global_batch(declaration, inputs, sharding, wanted)
     call, named = split(declaration, inputs, distributed.name_of(sharding))
     tensors = list(named.values())
-    wanted = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])
+    # Lists, not generators, which take twice the time.
+    wanted = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])  # noqa: C419
     if wanted:
         _check_constants(declaration, named, len(call.names))
-        wanted = any([t.requires_grad for t in tensors[: len(call.names)]])
+        wanted = any([t.requires_grad for t in tensors[: len(call.names)]])  # noqa: C419
     if _passes.is_fused(call, tensors):
         call = call._replace(fused=True)
     if _operators.is_needed(tensors):

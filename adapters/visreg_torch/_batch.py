@@ -60,7 +60,7 @@ def global_batch(
     axes = {
         name: declaration.row_axis(name, arguments)
         for name in declaration.row_axes
-        if isinstance(arguments[name], Tensor)
+        if arguments[name] is not None
     }
     if sharding.static_shapes:
         lengths = [arguments[k].shape[a] for k, a in axes.items() if arguments[k].ndim >= -a]
@@ -85,7 +85,7 @@ def _exchange_headers(
 ) -> list[dict[str, Any]]:
     """Every process's header, in order of rank."""
     text = _agreement.header(what, arguments, axes, wanted)
-    arrays = {name: arguments[name] for name in axes}
+    arrays = {name: arguments[name] for name in axes if isinstance(arguments[name], Tensor)}
     on_host = "cpu" in dist.get_backend_config(group)
     device = "cpu" if on_host else next((x.device for x in arrays.values()), "cuda")
     own = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
@@ -176,9 +176,7 @@ def agreed_rows(
     what: str, arguments: Mapping[str, Any], sharding: Sharding, least: int = 0
 ) -> list[int]:
     """Each process's number of rows; ValueError on all where anything else differs."""
-    axes = {
-        name: axis for name, axis in _OF_ROWS.items() if isinstance(arguments.get(name), Tensor)
-    }
+    axes = {name: axis for name, axis in _OF_ROWS.items() if name in arguments}
     if sharding.static_shapes:
         own = next(arguments[name].shape[axis] for name, axis in axes.items())
         return [own] * n_processes(sharding.group)

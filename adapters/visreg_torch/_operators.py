@@ -33,7 +33,7 @@ _KINDS = {
     "Array | None": "Tensor?",
 }
 
-_LIBRARY = torch.library.Library("visreg", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("visreg", "FRAGMENT")  # type: ignore[no-untyped-call]
 _ARGUMENTS: dict[str, dict[str, str]] = {}  # the types of each operator's arguments
 
 
@@ -43,7 +43,7 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
-        or any([is_traceable_wrapper_subclass(t) for t in tensors])
+        or any(is_traceable_wrapper_subclass(t) for t in tensors)
     )
 
 
@@ -160,7 +160,7 @@ def define(declaration: Declaration) -> None:
         ]
 
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        of, tensors = described(inputs)
+        of, _ = described(inputs)
         ctx.values = [None if isinstance(v, (Tensor, list)) else v for v in inputs[:-1]]
         ctx.counts = [
             len(v) if isinstance(v, list) else -1 if isinstance(v, Tensor) else 0

@@ -33,13 +33,15 @@ def runs_on_numpy(call: LossCall, tensors: Sequence[Tensor]) -> bool:
     It shares whole chunks of slices over threads, and sorts small integers. Its floats have 32 or
     64 bits.
     """
+    if any([not t.is_cpu for t in tensors]):  # noqa: C419  (half of a generator's time)
+        return False
     wanted = call.inputs.get("projection_dtype")
-    return (wanted is None or wanted in _NUMPY_FLOATS) and all(t.is_cpu for t in tensors)
+    return wanted is None or wanted in _NUMPY_FLOATS
 
 
 def is_fused(call: LossCall, tensors: Sequence[Tensor]) -> bool:
     """Whether kernels compute this call from end to end, and not the core."""
-    if call.group is not None or all(t.is_cpu for t in tensors) and runs_on_numpy(call, tensors):
+    if call.group is not None or runs_on_numpy(call, tensors):
         return False
     return fused.takes(call.declaration.name, tensors[0].device, tensors[0].dtype, **call.inputs)
 
@@ -197,7 +199,10 @@ def backward(
             *[_cotangent(c, factor, on_numpy) for c in cotangents],
         )
         gradients = found if isinstance(found, tuple) else (found,)
-        return [_as_tensor(g).to(t.dtype) for g, t in zip(gradients, tensors, strict=False)]
+        # Detached, so that nobody else holds the tensor and autograd may keep it as it is.
+        return [
+            _as_tensor(g).detach().to(t.dtype) for g, t in zip(gradients, tensors, strict=False)
+        ]
 
 
 def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:

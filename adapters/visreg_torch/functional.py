@@ -32,7 +32,7 @@ from visreg_torch._walks import random_walk_affinity, random_walk_pairs
 
 globals().update({loss.name: differentiable(loss.public) for loss in own_losses()})
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     *(loss.name for loss in own_losses()),
     "joint_objective",
     "random_slices",

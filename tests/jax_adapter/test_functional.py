@@ -133,7 +133,14 @@ def test_fewer_rows_than_dimensions(case, rng):
 
 
 def test_names_and_signatures_are_the_core_s():
-    core_only = {"__version__", "declare_loss", "Example", "Execution", "value_and_grad", "value_and_vjp"}
+    core_only = {
+        "__version__",
+        "declare_loss",
+        "Example",
+        "Execution",
+        "value_and_grad",
+        "value_and_vjp",
+    }
     further = {"differentiable", "functional", "sharded"}
     assert set(visreg_jax.__all__) == set(visreg_core.__all__) - core_only | further
     assert list(visreg_jax.__all__) == sorted(visreg_jax.__all__)

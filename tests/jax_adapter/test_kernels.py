@@ -19,7 +19,9 @@ def test_sums_of_multiples_in_one_pass(n, masked, rng):
         angle = jnp.asarray(rng.normal(size=(3, n)))
         keep = jnp.asarray(rng.uniform(size=n) < 0.7)[None, :] if masked else None
         kept = np.ones(n) if keep is None else np.asarray(keep)[0]
-        got = jax.jit(lambda angle, keep: multiples(jnp, angle, 5, sharded=False).sums(keep))(angle, keep)
+        got = jax.jit(lambda angle, keep: multiples(jnp, angle, 5, sharded=False).sums(keep))(
+            angle, keep
+        )
         for part, function in zip(got, (np.cos, np.sin), strict=True):
             want = [(kept * function(j * np.asarray(angle))).sum(-1) for j in range(1, 6)]
             np.testing.assert_allclose(part, np.transpose(want), rtol=1e-12, atol=1e-12)

@@ -116,9 +116,7 @@ def test_shapes_are_foretold(case, masked, shape, rng):
 
     assert _passes.runs_on_numpy(call, arrays)
     on_numpy = real()
-    foretold = _passes.forward_of_shapes(
-        call, [a.to("meta") for a in arrays], need_gradient=True
-    )
+    foretold = _passes.forward_of_shapes(call, [a.to("meta") for a in arrays], need_gradient=True)
     assert told(foretold) == on_numpy
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_passes, "runs_on_numpy", lambda *_: False)

@@ -130,7 +130,7 @@ def test_as_text():
     assert str(explain(functional.scale_loss, z)) == (
         "scale_loss: nothing is sent, all rows are here"
     )
-    with pytest.raises(TypeError, match="expected one of the losses"):
+    with pytest.raises(TypeError, match="expected a declared loss"):
         explain("spectral", z)
     with pytest.raises(TypeError, match="expected a loss of the rows of a batch; found sliced"):
         explain("sliced_wasserstein", z, z, slices, size=2)

@@ -1,7 +1,10 @@
 """Values and gradients of the adapter, against torch's autograd through the core's plain value."""
 
+import ast
 import inspect
 import itertools
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,8 @@ from tests.torch_adapter.calls import (
 )
 from visreg_torch import _passes
 from visreg_torch._call import LossCall
+
+ADAPTERS = Path(visreg_torch.__file__).parents[1]
 
 
 @pytest.mark.parametrize(("case", "masked"), MASKED_OR_NOT)
@@ -126,3 +131,10 @@ def test_arguments_are_the_core_s(name):
     assert list(core) == [n for n in ours if n not in further]
     for n, parameter in core.items():
         assert (ours[n].kind, ours[n].default) == (parameter.kind, parameter.default)
+
+
+def test_the_stub_is_what_the_declarations_say():
+    """``make stubs`` writes it; compared as parsed, since layout is the formatter's."""
+    script = runpy.run_path(str(ADAPTERS / "write_stubs.py"))
+    written = ast.dump(ast.parse(script["STUB"].read_text()))
+    assert ast.dump(ast.parse(script["stub"]())) == written

@@ -150,11 +150,11 @@ def barlow_twins_loss(
         # Σ_ij C_ij² = ⟨ââᵀ, b̂b̂ᵀ⟩/n², and no D × D array is made. A shard gathers all rows, which
         # are fewer numbers, and makes its own rows of the Gram matrices.
         gathered = [shards.gather(x, axis=-2) for x in standard]
-        grams = [x @ xp.matrix_transpose(e) for x, e in zip(standard, gathered, strict=True)]
-        products = [xp.sum(grams[i] * grams[j], axis=(-2, -1)) for i, j in pairs]
+        own = [x @ xp.matrix_transpose(e) for x, e in zip(standard, gathered, strict=True)]
+        products = [xp.sum(own[i] * own[j], axis=(-2, -1)) for i, j in pairs]
         off = shards.sum(xp.stack(products)) / (n * n)
         off = off - xp.sum(diagonal * diagonal, axis=(-2, -1))
-        every = nothing if shards.size == 1 else gathered
+        grams, every = own, nothing if shards.size == 1 else gathered
     else:
         others = xp.stack(
             [

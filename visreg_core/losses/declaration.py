@@ -133,9 +133,9 @@ class Declaration:
         """Names of the differentiated arguments that a call has."""
         return [name for name in self.differentiated if inputs[name] is not None]
 
-    def row_axis(self, name: str, inputs: Inputs) -> int | None:
-        """The axis of an argument along which its rows lie; None without one."""
-        axis = self.row_axes.get(name)
+    def row_axis(self, name: str, inputs: Inputs) -> int:
+        """The axis along which the rows of an argument lie that has them."""
+        axis = self.row_axes[name]
         return inputs[axis] if isinstance(axis, str) else axis
 
     def execution(self, inputs: Inputs) -> Execution:

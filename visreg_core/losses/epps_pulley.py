@@ -20,8 +20,10 @@ _SCRATCH = 8
 
 
 class EppsPulleySaved(NamedTuple):
-    """gradient : of the sum over slices or leading axes, of the embeddings' shape; n : kept rows,
-    () or None.
+    """What a statistic of slices saves.
+
+    gradient : of the sum over slices or leading axes, of the embeddings' shape; n : kept rows, ()
+    or None.
     """
 
     gradient: Array | None
@@ -99,7 +101,8 @@ def term(
     keep = None if mask is None else mask[None, :]
     angle = k.first * _rows.kept(xp, keep, x)
     m, sharded = k.knots.shape[-1], execution.shards.size > 1
-    of_angle = execution.kernels.get("multiples", multiples)(xp, angle, m, sharded=sharded)
+    make: Any = execution.kernels.get("multiples", multiples)
+    of_angle = make(xp, angle, m, sharded=sharded)
     sums = xp.concat(of_angle.sums(keep), axis=-1)
     moments = execution.shards.sum(sums) / n
     real, imaginary = moments[:, :m], moments[:, m:]
@@ -112,8 +115,9 @@ def term(
 
 
 def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool) -> Any:
-    """`Multiples`. A kernel may answer by whether its sums are reduced over shards, which lie
-    between sums and polynomial.
+    """`Multiples`.
+
+    A kernel may want to know whether the sums are reduced over shards before the polynomial.
     """
     return Multiples(xp, angle, m)
 

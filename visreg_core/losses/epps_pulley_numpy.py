@@ -106,9 +106,11 @@ class InTiles:
         self.angle, self.m = angle, m
 
     def sums(self, keep: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """As `Multiples.sums`."""
         return self._tiled(lambda angle: Multiples(angle, self.m).sums(keep))
 
     def polynomial(self, of_cos: np.ndarray, of_sin: np.ndarray) -> np.ndarray:
+        """As `Multiples.polynomial`."""
         return self._tiled(
             lambda angle, *of: (Multiples(angle, self.m).polynomial(*of),), of_cos, of_sin
         )[0]

@@ -25,8 +25,10 @@ REDUCTIONS = ("mean", "sum")
 
 
 class SlicedGaussianSaved(NamedTuple):
-    """gradient : of the mean over slices of Σ_n (sort(z w)_n − q_n)², (..., N, D); n : kept rows,
-    () or None.
+    """What the distance saves.
+
+    gradient : of the mean over slices of Σ_n (sort(z w)_n − q_n)², (..., N, D); n : kept rows, ()
+    or None.
     """
 
     gradient: Array | None

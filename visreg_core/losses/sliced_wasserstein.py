@@ -18,8 +18,10 @@ from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_
 
 
 class SlicedWassersteinSaved(NamedTuple):
-    """slopes : derivative of each distance by its mean of W_p^p, (B,); of_x, of_y : gradients of
-    the sum of W_p^p over slices, of the samples' shapes.
+    """What the distance saves.
+
+    slopes : derivative of each distance by its mean of W_p^p, (B,); of_x, of_y : gradients of the
+    sum of W_p^p over slices, of the samples' shapes with one batch axis.
     """
 
     slopes: Array
@@ -28,8 +30,9 @@ class SlicedWassersteinSaved(NamedTuple):
 
 
 class MaxSlicedWassersteinSaved(NamedTuple):
-    """slopes : (B,), as in `SlicedWassersteinSaved`; farthest : index of the farthest slice,
-    (B, 1).
+    """What the distance saves.
+
+    slopes : (B,), as in `SlicedWassersteinSaved`; farthest : index of the farthest slice, (B, 1).
     """
 
     slopes: Array

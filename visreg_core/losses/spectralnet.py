@@ -17,7 +17,9 @@ from visreg_core.slices import orthonormal_columns
 
 
 class SpectralNetSaved(NamedTuple):
-    """gradient : Σ_j (W_ij + W_ji)(y_i − y_j), (..., N, D); scale : 1 / (B N²) of the kept rows, () or
+    """What the loss saves.
+
+    gradient : Σ_j (W_ij + W_ji)(y_i − y_j), (..., N, D); scale : 1 / (B N²) of the kept rows, () or
     None.
     """
 

@@ -55,8 +55,10 @@ class BranchSaved(NamedTuple):
 
 
 class VICRegSaved(NamedTuple):
-    """The fields of `BranchSaved`, each with one entry a branch; n_rows : kept rows of a view, ()
-    or None; difference : a_i − b_j(i) of SAG-VICReg, (..., N, D), else None.
+    """The fields of `BranchSaved`, each with one entry a branch, and two more.
+
+    n_rows : kept rows of a view, () or None; difference : a_i − b_j(i) of SAG-VICReg, (..., N, D),
+    else None.
     """
 
     first: tuple[Array, ...]
@@ -191,7 +193,7 @@ def _is_heavy(xp: Namespace, heavy: Array, u: Array) -> Array:
 def _columns(xp: Namespace, u: Array, heavy: Array) -> Array:
     """The heavy columns of u, (..., N, H)."""
     index = xp.broadcast_to(heavy, (*u.shape[:-1], heavy.shape[-1]))
-    return xp.take_along_axis(u, index, axis=-1)
+    return _xp.take_last(xp, u, index)
 
 
 def branch_gradient(
@@ -229,6 +231,7 @@ def branch_gradient(
             every = centred if alone else saved.every
             gradient = (saved.product * (of_centred if alone else of_centred * saved.scale)) @ every
             gradient += _columns(xp, centred, saved.heavy) @ (saved.cross * of_centred)
+            assert saved.diagonal is not None
             of_diagonal = -saved.diagonal * of_centred
             factor = of_diagonal if factor is None else factor + of_diagonal
     if gradient is None:

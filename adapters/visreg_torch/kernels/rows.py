@@ -74,11 +74,12 @@ def combine(
 
     In g's own memory where it is `donated`.
     """
-    out = rows.shifted() if g is None else g.mul_(a) if donated else g * a
-    if g is None:
+    if g is None or a is None:
+        out: torch.Tensor = rows.shifted()
         out *= f
         out += r
         return out if rows.keep is None else out.masked_fill_(~rows.keep, 0)
+    out = g.mul_(a) if donated else g * a
     size = rows.z.shape[-2]
     block = max(1, _BLOCK_BYTES * size // (out.itemsize * max(1, out.numel())))
     for start in range(0, size, block):
