@@ -50,6 +50,16 @@ def epps_pulley(
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...
+def gaussian_sliced_energy_distance(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    row_mask: Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def gaussian_sliced_wasserstein(
     z: Tensor,
     slices: Tensor,

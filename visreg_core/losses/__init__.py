@@ -9,6 +9,7 @@ from visreg_core.losses.declaration import (
 )
 from visreg_core.losses.epps_pulley import epps_pulley, sigreg_loss
 from visreg_core.losses.execution import Execution
+from visreg_core.losses.gaussian_sliced_energy_distance import gaussian_sliced_energy_distance
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_sliced_wasserstein
 from visreg_core.losses.invariance import invariance_loss, joint_objective
 from visreg_core.losses.random_walk import (
@@ -49,6 +50,7 @@ __all__ = [
     "covariance_loss",
     "declare_loss",
     "epps_pulley",
+    "gaussian_sliced_energy_distance",
     "gaussian_sliced_wasserstein",
     "invariance_loss",
     "joint_objective",
