@@ -207,7 +207,9 @@ def gaussian_sliced_energy_distance(z, slices):
         # Between the two knots around p the integrand has a kink: the rule is off by step² φ(p)/6
         # at the most, and by the same for x = p on average; E|p - X| in closed form is exact.
         to_normal = _mean(x * (2 * NormalDist().cdf(x) - 1) + 2 * NormalDist().pdf(x) for x in p)
-        roughly = _mean(math.fsum(w * abs(x - g) for g, w in zip(grid, density)) for x in p)
+        roughly = _mean(
+            math.fsum(w * abs(x - g) for g, w in zip(grid, density, strict=True)) for x in p
+        )
         assert abs(to_normal - roughly) < step**2
         between = _mean(abs(x - y) for x in p for y in p)
         value = 2 * to_normal - 2 / math.sqrt(math.pi) - between

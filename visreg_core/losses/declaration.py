@@ -321,7 +321,8 @@ def declared() -> Iterator[Declaration]:
 
 def own_losses() -> list[Declaration]:
     """The losses of this package."""
-    return [d for d in declared() if d.forward.__module__.startswith("visreg_core.losses.")]
+    own = [d for d in declared() if d.forward.__module__.startswith("visreg_core.losses.")]
+    return [d for d in own if d.forward.__module__ != __name__]  # not the example above
 
 
 # --- derivatives without automatic differentiation -----------------------------------------------

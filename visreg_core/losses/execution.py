@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from visreg_core._typing import Array
+from visreg_core import _xp
+from visreg_core._typing import Array, Namespace
 
 SORTING = ("auto", "gather", "exchange")
 
@@ -79,6 +80,18 @@ class Execution(NamedTuple):
     kernels: Mapping[str, Callable[..., Any]] = {}
     need_gradient: bool = False
     donated: bool = False
+
+    def namespace(self, *arrays: Array | None) -> Namespace:
+        """The array-API namespace of arrays, of which None are passed over.
+
+        TypeError where two libraries meet, ValueError where two devices do.
+        """
+        return _xp.namespace(*arrays)
+
+    def widened(self, z: Array) -> Array:
+        """`z` in the dtype to compute in: float64 for float64, float32 for anything narrower."""
+        xp = _xp.namespace(z)
+        return _xp.cast(xp, z, _xp.compute_dtype(xp, z))
 
 
 PLAIN = Execution()
