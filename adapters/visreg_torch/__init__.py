@@ -17,6 +17,8 @@ from visreg_torch.explanation import Explanation, explain
 from visreg_torch.functional import *  # noqa: F403  (its __all__ lists the losses, once)
 from visreg_torch.modules import (
     BarlowTwinsLoss,
+    JointObjective,
+    JointTerms,
     SAGVICRegLoss,
     SIGRegLoss,
     SlicedWassersteinLoss,
@@ -29,6 +31,8 @@ __all__ = [
     "BarlowTwinsLoss",
     "BarlowTwinsTerms",
     "Explanation",
+    "JointObjective",
+    "JointTerms",
     "SAGVICRegLoss",
     "SAGVICRegTerms",
     "SIGRegLoss",
