@@ -85,6 +85,11 @@ class _Evaluate(Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         call, n = ctx.call, ctx.n_tensors
         given = cotangents[: len(call.declaration.fields)]
+        if any(c is not None and torch._C._functorch.is_legacy_batchedtensor(c) for c in given):
+            raise RuntimeError(
+                f"expected one cotangent of visreg_torch.{call.declaration.name} at a time; found "
+                "a batch of them (is_grads_batched, vectorize): use torch.func.jacrev or vmap"
+            )
         left = list(ctx.saved_tensors)
         for i, (dtype, shape) in ctx.shapes.items():  # in order, so that each lands in its place
             left.insert(i, left[0].new_empty((), dtype=dtype).expand(shape))

@@ -74,6 +74,8 @@ def call(of: LossCall, tensors: Sequence[Tensor], wanted: bool) -> Sequence[Tens
         elif kind == "float":
             inputs[name] = float(inputs[name])
     where = f"{'kernels' if of.fused else 'core'} {of.group or ''}"
+    # What is recorded now may be differentiated later.
+    wanted = wanted or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
     operator = getattr(torch.ops.visreg, operator_name)
     return _apply(operator, *inputs.values(), where, wanted)[: len(declaration.fields)]
 

@@ -396,3 +396,44 @@ def test_unknown_groups_are_refused():
 def test_unknown_scopes_are_refused():
     with pytest.raises(ValueError, match=r"scope to be one of \['local', 'global'\]; found 'all'"):
         visreg_torch.scale_loss(torch.zeros(4, 3), scope="all")
+
+
+# --- older entry points ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@each(named("visreg_loss", "vicreg_loss"))
+def test_a_traced_loss_computes_what_it_is_given(case, rng):
+    """Not the first batch's loss for ever, and its gradient, though the example asked for none."""
+    first, second = (tensors(case, rng) for _ in range(2))
+    positional, keyword = case.split({name: a.detach() for name, a in first.items()})
+    traced = torch.jit.trace(lambda *a: weighted(ours(case)(*a, **keyword)), positional)
+    positional, _ = case.split(second)
+    leaves = [a for a in second.values() if a.requires_grad]
+    found, expected = traced(*positional), weighted(ours(case)(*positional, **keyword))
+    torch.testing.assert_close(found, expected)
+    assert_all_close(
+        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), rtol=0, atol=0
+    )
+
+
+def test_an_exported_model_has_its_loss():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.loss = torch.nn.Linear(4, 4), visreg_torch.VISRegLoss(8)
+
+        def forward(self, x):
+            return self.loss(self.linear(x), 3).total
+
+    model = Model()
+    exported = torch.export.export(model, (torch.randn(8, 4),)).module()
+    x = torch.randn(8, 4)
+    torch.testing.assert_close(exported(x), model(x))
+
+
+def test_batches_of_cotangents_are_refused_in_one_line():
+    z, slices = torch.randn(8, 4, requires_grad=True), visreg_torch.random_slices(4, 6)
+    terms = torch.stack(tuple(visreg_torch.visreg_loss(z, slices)))
+    with pytest.raises(RuntimeError, match=r"one cotangent of .*visreg_loss .* torch.func.jacrev"):
+        torch.autograd.grad(terms, z, torch.eye(4), is_grads_batched=True)
