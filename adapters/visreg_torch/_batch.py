@@ -67,7 +67,8 @@ def global_batch(
         own = max(lengths, default=2)
         size, masked = n_processes(sharding.group), arguments.get("row_mask") is not None
         return _padded(arguments, axes, [own] * size, rank=0, masked=masked)
-    headers = _exchange_headers(declaration.name, arguments, axes, sharding.group, wanted)
+    told = {**arguments, "sorting": sharding.sorting} if declaration.sorts else arguments
+    headers = _exchange_headers(declaration.name, told, axes, sharding.group, wanted)
     ranks = dist.get_process_group_ranks(sharding.group)
     _agreement.check(headers, ranks, least=declaration.min_rows)
     rows = [header["rows"] for header in headers]
@@ -121,7 +122,12 @@ def _with_rows(x: Tensor, axis: int, length: int) -> Tensor:
     """`x` with zeros (False) added up to `length` along `axis`."""
     shape = list(x.shape)
     shape[axis] = length - shape[axis]
-    return torch.cat([x, x.new_zeros(shape)], axis) if shape[axis] else x
+    if not shape[axis]:
+        return x
+    # Autocast knows no mixture of its dtype and another 16-bit one, and would raise on the
+    # processes that pad alone.
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.cat([x, x.new_zeros(shape)], axis)
 
 
 def _renumbered(pairs: Tensor, rows: list[int], most: int) -> Tensor:

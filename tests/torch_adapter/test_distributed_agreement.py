@@ -21,7 +21,7 @@ def message_of(call):
 
 def odd_one(rank, odd):
     """Messages of every rank where the one of number `odd` passes something else."""
-    from visreg_torch import functional, gather_rows
+    from visreg_torch import Sharding, functional, gather_rows
 
     is_odd = rank == odd
     slices = torch.eye(4)[:, :2]
@@ -31,6 +31,10 @@ def odd_one(rank, odd):
 
     def visreg(z, slices=slices, **options):
         return functional.visreg_loss(z, slices, scope="global", **options)
+
+    def autocast(z):
+        with torch.autocast("cpu", torch.bfloat16):
+            return visreg(z)
 
     def pairs(a, n_neighbors=2, **options):
         return functional.random_walk_pairs(a, z(5, 4), n_neighbors, scope="global", **options)
@@ -43,6 +47,11 @@ def odd_one(rank, odd):
         "n_slices": lambda: visreg(z(2, 5, 4), slices[:, : 1 if is_odd else 2]),
         "slices": lambda: visreg(z(2, 5, 4), -slices if is_odd else slices),
         "options": lambda: visreg(z(2, 5, 4), weights=(1, 1, 2 if is_odd else 1)),
+        "weight": lambda: visreg(z(2, 5, 4), weights=(1, 1, torch.tensor(2.0 if is_odd else 1.0))),
+        "way to sort": lambda: visreg(
+            z(2, 5, 4), group=Sharding(sorting="gather" if is_odd else "exchange")
+        ),
+        "padded under autocast": lambda: autocast(z(2, 3 if is_odd else 5, 4, dtype=torch.half)),
         "loss": lambda: (
             functional.scale_loss(z(5, 4), scope="global")
             if is_odd
@@ -82,6 +91,9 @@ def odd_one(rank, odd):
 
 
 EXPECTED = {
+    "weight": "weights=(1, 1, 2), ",
+    "way to sort": "sorting='gather' on rank 1; ",
+    "padded under autocast": "no error",
     "dimensions": "ValueError: expected visreg_loss with one shape of z but for its rows on all "
     "ranks; found z float32 (2, N, 3) on rank 1; z float32 (2, N, 4) on ranks 0, 2",
     "views": "found z float32 (3, N, 4) on rank 1; z float32 (2, N, 4) on ranks 0, 2",
