@@ -27,7 +27,7 @@ train-demo: $(VENV)/.installed-train
 	$(VENV)/bin/visreg compare runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
 
 test: $(VENV)/.installed-test
-	$(RUN) pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadfile --durations 10 $(ARGS)
 
 check: $(VENV)/.installed-lint
 	$(RUN) ruff check .

@@ -25,7 +25,7 @@ class Threads:
 
     def __init__(self, size):
         self.size = size
-        self.barrier = threading.Barrier(size, timeout=60)
+        self.barrier = threading.Barrier(size, timeout=600)
         self.posted = [None] * size
         self.calls = 0
 
