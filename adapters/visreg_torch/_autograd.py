@@ -36,9 +36,11 @@ def evaluate(
         call = call._replace(fused=True)
     if _operators.is_needed(tensors):
         fields: Sequence[Tensor] = _operators.call(call, tensors, wanted)
-    elif wanted or torch._C._are_functorch_transforms_active():
+    elif torch._C._are_functorch_transforms_active():
         # Inside a transform of torch.func a tensor need not say that it requires a gradient.
-        fields = _apply(_Evaluate, call, *tensors)[: len(declaration.fields)]
+        fields = _apply(_Transformed, call, *tensors)[: len(declaration.fields)]
+    elif wanted:
+        fields = _apply(_Eager, call, *tensors)
     else:
         fields = _passes.forward(call, tensors, need_gradient=False)[0]
     return fields[0] if declaration.terms is None else declaration.terms(*fields)
@@ -62,52 +64,82 @@ def _apply(function: type[Function], *args: Any) -> Any:
     return function.apply(*args)  # type: ignore[no-untyped-call]
 
 
-class _Evaluate(Function):
-    """Fields of a call, and after them, not differentiable, the tensors that it saves."""
+class _Eager(Function):
+    """A call outside of transforms: torch binds the arguments of their kind much more slowly."""
+
+    @staticmethod
+    def forward(ctx: Any, call: LossCall, *tensors: Tensor) -> tuple[Tensor, ...]:
+        fields, saved = _passes.forward(call, tensors, need_gradient=True)
+        _save(ctx, call, tensors, saved)
+        return tuple(fields)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _back(ctx, cotangents)
+
+
+class _Transformed(Function):
+    """A call inside a transform: fields, and after them, not differentiable, what is saved."""
 
     @staticmethod
     def forward(call: LossCall, *tensors: Tensor) -> tuple[Tensor, ...]:
         fields, saved = _passes.forward(call, tensors, need_gradient=True)
-        return (*fields, *saved)
+        return (*fields, *_passes.without_none(saved, fields[0]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         call, *tensors = inputs
         saved = output[len(call.declaration.fields) :]
-        absent = call.shape_only()
-        ctx.call, ctx.n_tensors = call, len(tensors)
-        ctx.shapes = {i: (t.dtype, t.shape) for i, t in enumerate(tensors) if i in absent}
         ctx.mark_non_differentiable(*saved)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(t for i, t in enumerate(tensors) if i not in absent), *saved)
+        _save(ctx, call, tensors, saved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        call, n = ctx.call, ctx.n_tensors
-        given = cotangents[: len(call.declaration.fields)]
-        if any(c is not None and torch._C._functorch.is_legacy_batchedtensor(c) for c in given):
-            raise RuntimeError(
-                f"expected one cotangent of visreg_torch.{call.declaration.name} at a time; found "
-                "a batch of them (is_grads_batched, vectorize): use torch.func.jacrev or vmap"
-            )
-        left = list(ctx.saved_tensors)
-        for i, (dtype, shape) in ctx.shapes.items():  # in order, so that each lands in its place
-            left.insert(i, left[0].new_empty((), dtype=dtype).expand(shape))
-        tensors, saved = left[:n], left[n:]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            present = [c is not None for c in given]
-            arrays = [c for c in given if c is not None]
-            gradients = _apply(_Gradient, call, n, present, *arrays, *tensors, *saved)
-        else:
-            donated = not torch._C._autograd._get_current_graph_task_keep_graph()
-            gradients = _passes.backward(call, tensors, saved, given, donated=donated)
-        return (None, *gradients, *[None] * (n - len(gradients)))
+        return _back(ctx, cotangents[: len(ctx.call.declaration.fields)])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: LossCall, *tensors: Tensor) -> Any:
         return one_by_one(
-            lambda *sample: _apply(_Evaluate, call, *sample), info.batch_size, in_dims[1:], tensors
+            lambda *sample: _apply(_Transformed, call, *sample),
+            info.batch_size,
+            in_dims[1:],
+            tensors,
         )
+
+
+def _save(
+    ctx: Any, call: LossCall, tensors: Sequence[Tensor], saved: Sequence[Tensor | None]
+) -> None:
+    """Keep tensors and what was saved; of arrays whose shape is enough only the shape."""
+    absent = call.shape_only()
+    ctx.call, ctx.n_tensors = call, len(tensors)
+    ctx.shapes = [(i, tensors[i].dtype, tensors[i].shape) for i in absent]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*[t for i, t in enumerate(tensors) if i not in absent], *saved)
+
+
+def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients of the tensors of a call, given a cotangent of each field."""
+    call, n = ctx.call, ctx.n_tensors
+    for c in given:
+        if c is not None and torch._C._functorch.is_legacy_batchedtensor(c):
+            raise RuntimeError(
+                f"expected one cotangent of visreg_torch.{call.declaration.name} at a time; found "
+                "a batch of them (is_grads_batched, vectorize): use torch.func.jacrev or vmap"
+            )
+    left = list(ctx.saved_tensors)
+    for i, dtype, shape in ctx.shapes:  # in order, so that each lands in its place
+        left.insert(i, left[0].new_empty((), dtype=dtype).expand(shape))
+    tensors, saved = left[:n], left[n:]
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        present = [c is not None for c in given]
+        arrays = [c for c in given if c is not None]
+        saved = _passes.without_none(saved, tensors[0])
+        gradients = _apply(_Gradient, call, n, present, *arrays, *tensors, *saved)
+    else:
+        donated = not torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = _passes.backward(call, tensors, saved, given, donated=donated)
+    return (None, *gradients, *[None] * (n - len(gradients)))
 
 
 class _Gradient(Function):

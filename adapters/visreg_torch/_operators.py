@@ -142,7 +142,7 @@ def define(declaration: Declaration) -> None:
     def forward(*values: Any) -> list[Tensor]:
         of, tensors = described(values)
         fields, saved = _passes.forward(of, tensors, need_gradient=values[-1])
-        return [_own(x) for x in (*fields, *saved)]
+        return [x.contiguous() for x in (*fields, *_passes.without_none(saved, fields[0]))]
 
     def forward_shapes(*values: Any) -> list[Tensor]:
         of, tensors = described(values)
@@ -203,8 +203,3 @@ def define(declaration: Declaration) -> None:
         torch.library.impl(full, "CompositeExplicitAutograd", real, lib=_LIBRARY)
         torch.library.register_fake(full, shapes, lib=_LIBRARY)
         torch.library.register_autograd(full, derivative, setup_context=setup, lib=_LIBRARY)
-
-
-def _own(x: Tensor) -> Tensor:
-    """Contiguous, as its shape was foretold."""
-    return x.contiguous()

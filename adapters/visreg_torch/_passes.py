@@ -145,14 +145,14 @@ def _as_tensor(x: Any) -> Tensor:
 
 def forward(
     call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The loss's fields, and what is saved: nothing without `need_gradient`."""
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The loss's fields, and what is saved (see `flat`): nothing without `need_gradient`."""
     on_numpy = runs_on_numpy(call, tensors)
     with apart(tensors, on_numpy):
         how = execution(call, tensors[0].device, on_numpy, need_gradient=need_gradient)
         result, saved = passes_of(call).forward(how, **_inputs(call, tensors, on_numpy))
         fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
-        return fields, flat(saved, fields[0]) if need_gradient else []
+        return fields, flat(saved) if need_gradient else []
 
 
 def forward_of_shapes(
@@ -168,13 +168,13 @@ def forward_of_shapes(
         kernels = {} if call.fused else SHAPES
         result, saved = passes_of(call).forward(how._replace(kernels=kernels), **inputs)
         fields = list(result) if isinstance(result, tuple) else [result]
-        return [*fields, *flat(saved, fields[0])] if need_gradient else fields
+        return [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
 
 
 def backward(
     call: LossCall,
     tensors: Sequence[Tensor],
-    saved: Sequence[Tensor],
+    saved: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
     *,
     donated: bool = False,
@@ -191,11 +191,7 @@ def backward(
         found = passes.backward(
             how._replace(donated=donated),
             _inputs(call, tensors, on_numpy),
-            structured(
-                passes.saved,
-                [s.detach() for s in saved] if on_numpy else saved,
-                _as_array if on_numpy else None,
-            ),
+            structured(passes.saved, saved, on_numpy),
             *[_cotangent(c, factor, on_numpy) for c in cotangents],
         )
         gradients = found if isinstance(found, tuple) else (found,)
@@ -216,28 +212,29 @@ def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:
 # --- what is saved, as a list ---------------------------------------------------------------------
 
 
-def flat(saved: Any, like: Tensor) -> list[Tensor]:
-    """The tensors of a ``Saved`` in order; in place of None one without elements."""
-    out: list[Tensor] = []
+def flat(saved: Any) -> list[Tensor | None]:
+    """The entries of a ``Saved`` in order, those of its tuples one by one."""
+    out: list[Tensor | None] = []
     for field in saved:
         for x in field if isinstance(field, tuple) else (field,):
-            out.append(like.new_empty(0) if x is None else _as_tensor(x))
+            out.append(None if x is None else _as_tensor(x))
     return out
 
 
-def structured(kind: Any, tensors: Sequence[Tensor], convert: Any = None) -> Any:
-    """The ``Saved`` of class `kind` that `flat` listed.
+def without_none(saved: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """The same for whoever takes tensors only: in place of None one without elements."""
+    return [like.new_empty(0) if x is None else x for x in saved]
 
-    Fields that are annotated as tuples have as many entries each.
-    """
+
+def structured(kind: Any, saved: Sequence[Tensor | None], on_numpy: bool) -> Any:
+    """The ``Saved`` of class `kind` that `flat` listed; fields that are tuples are equally long."""
+    arrays: list[Any] = [
+        None if t is None or (t.ndim and t.shape[0] == 0) else _as_array(t) if on_numpy else t
+        for t in saved
+    ]
     tuples = ["tuple[" in str(annotation) for annotation in kind.__annotations__.values()]
-    length = (len(tensors) - len(tuples) + sum(tuples)) // max(1, sum(tuples))
-    left = iter(tensors)
-
-    def next_one() -> Any:
-        t = next(left)
-        if not t.ndim or t.shape[0] != 0:
-            return t if convert is None else convert(t)
-        return None
-
-    return kind(*[tuple([next_one() for _ in range(length)]) if t else next_one() for t in tuples])
+    if not any(tuples):
+        return kind(*arrays)
+    length = (len(arrays) - tuples.count(False)) // tuples.count(True)
+    left = iter(arrays)
+    return kind(*[tuple([next(left) for _ in range(length)]) if t else next(left) for t in tuples])

@@ -246,7 +246,7 @@ class JointObjective(nn.Module):
         """Terms of the objective."""
         masked = {} if row_mask is None else {"row_mask": row_mask}
         terms = self.regularizer(z, step, **masked)
-        regularizer = terms.total if isinstance(terms, tuple) else terms
+        regularizer: Any = getattr(terms, "total", terms)
         scope = getattr(self.regularizer, "scope", "local")
         group = getattr(self.regularizer, "group", None)
         total, invariance = _joined(self, z, regularizer, row_mask, scope, group)

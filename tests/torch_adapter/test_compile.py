@@ -112,7 +112,7 @@ def test_shapes_are_foretold(case, masked, shape, rng):
 
     def real():
         fields, saved = _passes.forward(call, arrays, need_gradient=True)
-        return told([*fields, *saved])
+        return told([*fields, *_passes.without_none(saved, fields[0])])
 
     assert _passes.runs_on_numpy(call, arrays)
     on_numpy = real()
@@ -131,7 +131,7 @@ def test_shapes_of_symbols_are_foretold(case, shape, rng):
     call, arrays = call_of(case, tensors(case, rng, n=n, d=d, k=k))
     arrays = [a.detach() for a in arrays]
     fields, saved = _passes.forward(call, arrays, need_gradient=True)
-    real = [*fields, *saved]
+    real = [*fields, *_passes.without_none(saved, fields[0])]
     mode = FakeTensorMode(shape_env=ShapeEnv())
     symbols = [
         mode.from_tensor(

@@ -326,7 +326,7 @@ def sigreg_loss(
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
         shards=execution.shards,
     )
-    value = xp.mean(values)
+    value = _rows.mean_of(xp, values)
     gradient = xp.reshape(gradients[0], z.shape) if execution.need_gradient else None
     saved = EppsPulleySaved(gradient, None if row_mask is None else n)
     return (value if scale_by_n else value / n), saved

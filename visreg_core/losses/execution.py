@@ -57,6 +57,9 @@ class Alone:
     sum = maximum = gather = own = scatter_sum = exchange = _same
 
 
+_ALONE: Any = Alone()
+
+
 class Execution(NamedTuple):
     """What the two passes of a loss run on.
 
@@ -75,7 +78,7 @@ class Execution(NamedTuple):
         In a backward pass: the saved arrays are not needed again and may be overwritten.
     """
 
-    shards: Shards = Alone()
+    shards: Shards = _ALONE
     sorting: str = "auto"
     kernels: Mapping[str, Callable[..., Any]] = {}
     need_gradient: bool = False

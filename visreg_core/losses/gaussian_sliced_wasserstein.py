@@ -102,7 +102,7 @@ def sliced_gaussian(
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
     )
-    return xp.mean(values), gradient
+    return _rows.mean_of(xp, values), gradient
 
 
 def distance_to_quantiles(

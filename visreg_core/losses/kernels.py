@@ -20,6 +20,7 @@ NUMPY: Kernels = {
     "combine": numpy_kernels.combine,
     "multiples": epps_pulley_numpy.multiples,
     "multiples_scratch": epps_pulley_numpy.scratch,
+    "quantiles": numpy_kernels.quantiles,
 }
 
 _NONE: Kernels = {}

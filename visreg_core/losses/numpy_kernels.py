@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from visreg_core import _tiles
+from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses.rows import Rows
 from visreg_core.losses.sliced import chunk_of
 
 _BLOCK_BYTES = 1 << 19
+_MAX_CACHED = 16
+_QUANTILES: dict[tuple[int, np.dtype], np.ndarray] = {}
 
 
 def over_threads(
@@ -61,6 +64,20 @@ def over_threads(
                 if not np.shares_memory(whole, part):
                     whole[b] += part[0]
     return values, gradients
+
+
+def quantiles(xp: object, size: int, z: np.ndarray, n: float, masked: bool) -> np.ndarray:
+    """In place of `quantiles_like`: one array for all calls of a size and dtype."""
+    if masked:
+        return masked_normal_quantiles(np, size, n, dtype=z.dtype)
+    key = size, z.dtype
+    found = _QUANTILES.get(key)
+    if found is None:
+        if len(_QUANTILES) >= _MAX_CACHED:
+            _QUANTILES.clear()
+        found = _QUANTILES[key] = normal_quantiles(size, dtype=z.dtype)
+        found.flags.writeable = False
+    return found
 
 
 def divide(x: np.ndarray, divisor: np.ndarray) -> np.ndarray:

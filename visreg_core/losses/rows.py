@@ -146,6 +146,11 @@ def standard_deviation(rows: Rows, centred: Array, *, eps: float = 0.0, ddof: in
     return larger * xp.sqrt((deviation / larger) ** 2 + (root / larger) ** 2)
 
 
+def mean_of(xp: Namespace, x: Array) -> Array:
+    """Mean of all entries: NumPy's own takes three times as long as its sum for a small array."""
+    return xp.sum(x) / math.prod(x.shape)
+
+
 def safe_root(xp: Namespace, x: Array) -> Array:
     """Square root of x >= 0 whose derivative at 0 is 0 for every automatic differentiation."""
     zero = x == 0  # not x > 0: NaN must stay NaN

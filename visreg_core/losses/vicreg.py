@@ -110,7 +110,7 @@ def branch_forward(
     if variance is not None:
         gamma, eps, power = variance
         deviation = _rows.standard_deviation(rows, centred, eps=eps, ddof=1)
-        of_variance = xp.mean(hinge_from_deviation(xp, deviation, gamma) ** power)
+        of_variance = _rows.mean_of(xp, hinge_from_deviation(xp, deviation, gamma) ** power)
     saved = BranchSaved(rows.first, rows.rest, rows.masked_n(), deviation, *[None] * 6)
     if covariance:
         of_covariance, saved = _covariance(xp, rows, centred, saved)

@@ -52,12 +52,12 @@ class VISRegSaved(NamedTuple):
 
 def center_from_mean(xp: Namespace, mean: Array, reduction: str = "mean") -> Array:
     """Centre loss of a batch mean (..., 1, D)."""
-    return xp.mean(mean * mean) * (1 if reduction == "mean" else mean.shape[-1])
+    return _rows.mean_of(xp, mean * mean) * (1 if reduction == "mean" else mean.shape[-1])
 
 
 def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
     """Scale loss of biased standard deviations (..., 1, D)."""
-    return xp.mean((1 - sigma) * (1 - sigma))
+    return _rows.mean_of(xp, (1 - sigma) * (1 - sigma))
 
 
 def _shape_term(
