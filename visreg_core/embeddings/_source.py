@@ -34,6 +34,10 @@ class EmbeddingsError(ValueError):
         super().__init__(f"{one_line(file)}: found {found}; expected {expected}")
 
 
+class EmbeddingsWarning(UserWarning):
+    """What was left out of a file, or assumed of it, in one line; nothing to mend."""
+
+
 def one_line(text: object, limit: int = 400) -> str:
     """`text` with line breaks and control characters escaped, cut to `limit` characters."""
     escaped = "".join(
@@ -83,6 +87,8 @@ class Embeddings:
         ``(N, D)``.
     dtype : numpy.dtype
         float16, bfloat16, float32 or float64, in native byte order.
+    notes : tuple of str
+        What was left out of the file, a line each; `load` warns of it, too.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Embeddings:
     dtype: np.dtype
     pieces: Pieces
     selection: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def blocks(self, block_rows: int | None = None) -> Iterator[np.ndarray]:
         """Consecutive ``(block_rows, D)`` arrays; only the last may be shorter.
@@ -175,14 +182,20 @@ def _select(blocks: Iterable[np.ndarray], selection: np.ndarray) -> Iterator[np.
         start += len(block)
 
 
-def embeddings(file: str, shape: Sequence[int], dtype: np.dtype, pieces: Pieces) -> Embeddings:
+def embeddings(
+    file: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    pieces: Pieces,
+    notes: tuple[str, ...] = (),
+) -> Embeddings:
     """An Embeddings of this announced shape and dtype, or an EmbeddingsError."""
     check_shape(file, shape)
     native = dtype.newbyteorder("=")
     check_dtype(file, _xp.dtype_name(native))
     if shape[1] * native.itemsize > ROW_BYTES:
         raise EmbeddingsError(file, f"shape {tuple(shape)}", f"rows of at most {ROW_BYTES} bytes")
-    return Embeddings(file, (int(shape[0]), int(shape[1])), native, pieces)
+    return Embeddings(file, (int(shape[0]), int(shape[1])), native, pieces, notes=notes)
 
 
 def check_shape(file: str, shape: Sequence[int]) -> None:
