@@ -53,6 +53,10 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
 
 
+# What a parser raises where it looks for something that is not there: no words for a reader.
+_STUMBLED = (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError)
+
+
 @contextmanager
 def parsing(file: str, expected: str) -> Iterator[None]:
     """Turn whatever a parser raises on hostile bytes into one EmbeddingsError.
@@ -69,6 +73,8 @@ def parsing(file: str, expected: str) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().split("\n")[0]
         found = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        if isinstance(error, _STUMBLED):
+            found = f"a malformed description ({found})"
         raise EmbeddingsError(file, one_line(found, 200), expected) from error
 
 
@@ -224,6 +230,9 @@ def check_chunk(file: str, chunk_bytes: int, stored_bytes: int) -> None:
 
 def pick(file: str, names: Sequence[str], name: str | None) -> str:
     """The array to read: the one asked for, or the only one there is."""
+    if name is not None and names.count(name) > 1:
+        found = f"{names.count(name)} arrays named {one_line(name, 60)!r}"
+        raise EmbeddingsError(file, found, "one array of that name")
     if name is not None:
         if name not in names:
             raise EmbeddingsError(
