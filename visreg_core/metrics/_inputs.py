@@ -29,7 +29,7 @@ def plain(argument: str, x: Array) -> Array:
             raise TypeError(
                 f"expected {argument} of plain numbers; found {type(x).__qualname__} with units"
             )
-        return np.asarray(x, dtype=x.dtype.newbyteorder("="))
+        return np.asarray(x, dtype=None if x.dtype.isnative else x.dtype.newbyteorder("="))
     if not hasattr(x, "resolve_neg"):
         return x
     # Of the one library whose arrays come in more than one layout.
@@ -119,7 +119,8 @@ def labels(argument: str, values: Any) -> np.ndarray:
         given = _on_host(argument, values)
     else:  # NumPy would find one dtype for all: "1" for 1 beside "a", 2^53 for 2^53 + 1 beside 0.5
         given = np.asarray(values, dtype=object)
-    if given.dtype.kind == "O":
+    if given.dtype.kind in "OT":  # T: strings of any width, some of which may be missing
+        given = given.astype(object)
         given = _of_one_sort(argument, given)
     elif given.dtype.kind not in "biufUS":
         raise TypeError(f"expected {argument} of integers or strings; found dtype {given.dtype}")
