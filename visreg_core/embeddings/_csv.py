@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from visreg_core.embeddings._index import RowNumbers, counted, is_number, leading_index, left_out
+from visreg_core._table_index import RowNumbers, counted, is_number, leading_index, left_out
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,

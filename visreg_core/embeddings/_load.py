@@ -118,5 +118,5 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     with parsing(label, f"a whole and well-formed {suffix} file"):
         opened = _READERS[suffix](path, name, label)
     for note in opened.notes:
-        warnings.warn(f"{one_line(label)}: {note}", EmbeddingsWarning, stacklevel=2)
+        warnings.warn(one_line(f"{label}: {note}"), EmbeddingsWarning, stacklevel=2)
     return opened

@@ -201,7 +201,8 @@ def embeddings(
     check_dtype(file, _xp.dtype_name(native))
     if shape[1] * native.itemsize > ROW_BYTES:
         raise EmbeddingsError(file, f"shape {tuple(shape)}", f"rows of at most {ROW_BYTES} bytes")
-    return Embeddings(file, (int(shape[0]), int(shape[1])), native, pieces, notes=notes)
+    shape = int(shape[0]), int(shape[1])
+    return Embeddings(file, shape, native, pieces, notes=tuple(map(one_line, notes)))
 
 
 def check_shape(file: str, shape: Sequence[int]) -> None:
