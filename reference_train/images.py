@@ -23,8 +23,7 @@ def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
     Turned upright as EXIF says. Of 16 bits the upper eight are kept; 32 bits and floating numbers
     are a ValueError, because no file says which of their values is white.
     """
-    if orientation(image) > 1:
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating numbers"
         raise ValueError(f"expected pixels of 8 or 16 bits; found {kind} (mode {image.mode})")
@@ -43,12 +42,14 @@ def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
     return torch.from_numpy(pixels).reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 (upright) where there is none that can be read."""
+def upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; as it is where there is no EXIF, or damaged one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is damaged in EXIF
         try:
-            found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # damaged EXIF makes its parser say anything
-            return 1
-    return found if found in range(1, 9) else 1
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            return ImageOps.exif_transpose(image) if turned else image
+        except (
+            Exception
+        ):  # damaged EXIF makes its parser say anything; a damaged image says it later
+            return image

@@ -34,6 +34,7 @@ LAYOUTS = {
 STRAYS = [
     ".DS_Store", "._0.0", "Thumbs.db", "desktop.ini", "0.0.tmp", "0.0.1", "9.9", "00.0", "c.0",
     "notes.txt", "c/.DS_Store", "c/0/._0", "c/0/0.partial", "c/9/9", "0/.DS_Store",
+    "0.9", "9.0", "c/0/9", "0/9", "c.0.9",
 ]  # fmt: skip
 
 

@@ -145,6 +145,7 @@ def test_a_column_of_ids_among_fractions_is_refused(tmp_path, z, place):
         (",a,b\n0,1.5,2.5\n1,1.5\n", "row 1 of 2 fields"),
         (",a,b\n0,1.5,2.5\n1,x,2.5\n", "expected 2 numbers in each row beside its index"),
         (',a\n0,1.5\n"1,1.5\n2,2.5"\n', "row 1 of 1 fields"),
+        (',a\n0,1.5\n1,"2.5\n2,3.5"\n', "row 1 of 2 fields"),
         ("5,0,1\n0.5,1.5,2.5,3.5\n", "row 1 of 4 fields"),
     ],
 )

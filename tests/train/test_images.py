@@ -258,10 +258,27 @@ def test_orientation_in_other_formats(kind):
     assert torch.equal(found, torch.rot90(upright, 1, (1, 2)))
 
 
-def test_damaged_exif_is_none(tmp_path):
-    content = encoded(Image.new("RGB", (8, 8), (7, 7, 7)), "jpeg", exif=b"Exif\0\0nonsense" * 3)
-    for name, settings in ways_in(tmp_path, content, "jpg").items():
-        assert first(settings).unique().item() == 7, name
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"nonsense",
+        b"II*\0\x08\0\0\0",  # no entries where they should begin
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",  # orientation 9
+    ],
+)
+def test_damaged_exif_is_none(tmp_path, damaged):
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    content = encoded(picture, "png", exif=damaged)
+    for name, settings in ways_in(tmp_path, content, "png").items():
+        assert np.array_equal(first(settings)[0], np.asarray(picture)), name
+
+
+def test_exif_that_ends_too_early_is_followed(tmp_path):
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    entry = b"\x12\x01\x03\0\x01\0\0\0\x03\0\0\0"  # orientation 3, and no end of the entries
+    content = encoded(picture, exif=b"II*\0\x08\0\0\0\x01\0" + entry)
+    for name, settings in ways_in(tmp_path, content, "png").items():
+        assert np.array_equal(first(settings)[0], turned(3, np.asarray(picture))), name
 
 
 DEEP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
