@@ -49,7 +49,5 @@ def upright(image: Image.Image) -> Image.Image:
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             return ImageOps.exif_transpose(image) if turned else image
-        except (
-            Exception
-        ):  # damaged EXIF makes its parser say anything; a damaged image says it later
+        except Exception:  # the parser says anything of damaged EXIF; a damaged image fails later
             return image
