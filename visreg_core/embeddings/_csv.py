@@ -175,7 +175,7 @@ def _parse(block: list[str], index: int, width: int, done: int, label: str) -> n
                 delimiter=",",
                 comments=None,
                 quotechar='"',
-                usecols=range(index, width),
+                usecols=range(index, width) if index else None,
                 ndmin=2,
                 dtype=np.float64,
             )
