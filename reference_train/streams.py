@@ -48,7 +48,8 @@ class Shards:
         suffixes = self.image_key.split(";")
         for url in urls[part::parts]:
             with gopen(url) as stream:
-                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                shard = [{"url": url, "stream": stream}]
+                for sample in group_by_keys(tar_file_expander(shard, select_files=_no_double)):
                     found = next((s for s in suffixes if s in sample), None)
                     if found is None:
                         keys = ", ".join(k for k in sample if not k.startswith("__"))
@@ -57,6 +58,11 @@ class Shards:
                         )
                     label = int(sample.get(self.label_key, b"-1"))
                     yield sample[found], label, sample["__key__"]
+
+
+def _no_double(member: str) -> bool:
+    """Not AppleDouble's: macOS adds ``._NAME`` with what it knows about the file NAME."""
+    return not member.rsplit("/", 1)[-1].startswith("._")
 
 
 class Rows:

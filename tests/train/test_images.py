@@ -324,6 +324,26 @@ def test_other_modes_by_every_way_in(tmp_path, mode):
         assert np.array_equal(first(settings).permute(1, 2, 0), expected), name
 
 
+@pytest.mark.parametrize("prefix", ["", "a/", "./a/b/"])
+def test_shards_that_macos_has_packed(tmp_path, prefix):
+    png = encoded(Image.new("RGB", (8, 8), (9, 9, 9)))
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for i in range(3):
+            for name, content in (
+                (f"._{i}.png", b"Mac OS X"),
+                (f"{i}.png", png),
+                (f"{i}.cls", b"5"),
+            ):
+                info = tarfile.TarInfo(prefix + name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    settings = Data(source="webdataset", path=str(tmp_path / "0.tar"), image_key="png",
+                    label_key="cls", size=8, batch_size=3, samples=3)  # fmt: skip
+    source = sources.open_splits(settings).train
+    batch = next(iter(data.batches(source, settings, seed=0, rank=0, world=1, start=0)))
+    assert batch.images.unique().item() == 9 and batch.labels.tolist() == [5, 5, 5]
+
+
 # --- columns of images ---------------------------------------------------------------------------
 
 
