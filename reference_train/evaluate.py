@@ -87,6 +87,8 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     if not untrained:
         learner.load_state_dict(state["learner"])
     splits = open_splits(config.data, config.run.seed)
+    for note in splits.notes:
+        print(note, file=sys.stderr)  # noqa: T201
     if splits.test is None:
         raise TrainError("the evaluation needs labelled images of both splits: data.source, ...")
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")

@@ -91,6 +91,14 @@ def write_arrow(folder):
     lists = pa.table({"z": [list(row) for row in z.astype(np.float16)]})
     lists = lists.cast(pa.schema([("z", pa.list_(pa.float16()))]))
     feather.write_feather(lists, folder / "lists.arrow", compression="uncompressed")
+    # Views of the rows from the last to the first, whose values lie in the opposite order.
+    offsets = pa.array(range((SHAPE[0] - 1) * SHAPE[1], -1, -SHAPE[1]), pa.int32())
+    sizes = pa.array([SHAPE[1]] * SHAPE[0], pa.int32())
+    views = pa.ListViewArray.from_arrays(offsets, sizes, pa.array(z[::-1].ravel()))
+    with pa.OSFile(str(folder / "views.arrow"), "wb") as sink:
+        table = pa.table({"z": views})
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
 
 
 def _flat(z):

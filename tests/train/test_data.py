@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reference_train import data, sources
+from reference_train import data, images, sources
 from reference_train.config import Data
 from reference_train.errors import LocalError, TrainError
 from reference_train.streams import mixed
@@ -95,9 +95,9 @@ def test_digits_are_scikit_learns():
 
 def test_square_keeps_the_middle_at_the_aspect():
     wide = Image.fromarray(np.repeat(np.arange(60, dtype=np.uint8)[None], 20, axis=0))
-    cut = sources.square(wide, 20, 1)
+    cut = images.square(wide, 20, 1)
     np.testing.assert_array_equal(cut[0, 0], np.arange(20, 40))
-    halved = sources.square(wide, 10, 3)
+    halved = images.square(wide, 10, 3)
     assert halved.shape == (3, 10, 10)
     np.testing.assert_allclose(halved[0, 5], np.arange(20, 40, 2) + 0.5, atol=1)
 
@@ -105,7 +105,7 @@ def test_square_keeps_the_middle_at_the_aspect():
 def test_sixteen_bits_keep_their_upper_eight():
     deep = Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8))
     np.testing.assert_array_equal(
-        sources.square(deep, 8, 3)[1].flatten(), np.arange(64) * 1000 // 256
+        images.square(deep, 8, 3)[1].flatten(), np.arange(64) * 1000 // 256
     )
 
 

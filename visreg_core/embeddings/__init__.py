@@ -6,6 +6,6 @@ and no declared size is believed before it has been held against the size of the
 """
 
 from visreg_core.embeddings._load import FORMATS, load
-from visreg_core.embeddings._source import Embeddings, EmbeddingsError
+from visreg_core.embeddings._source import Embeddings, EmbeddingsError, EmbeddingsWarning
 
-__all__ = ["FORMATS", "Embeddings", "EmbeddingsError", "load"]
+__all__ = ["FORMATS", "Embeddings", "EmbeddingsError", "EmbeddingsWarning", "load"]

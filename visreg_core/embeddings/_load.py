@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from visreg_core.embeddings import _numpy_files, _stores, _tables, _tensors
-from visreg_core.embeddings._source import Embeddings, EmbeddingsError, parsing
+from visreg_core.embeddings import _csv, _numpy_files, _stores, _tables, _tensors, _zarr
+from visreg_core.embeddings._source import (
+    Embeddings,
+    EmbeddingsError,
+    EmbeddingsWarning,
+    one_line,
+    parsing,
+)
 
 _READERS: dict[str, Callable[[Path, str | None, str], Embeddings]] = {
     ".npy": _numpy_files.read_npy,
@@ -22,8 +29,8 @@ _READERS: dict[str, Callable[[Path, str | None, str], Embeddings]] = {
     ".feather": _tables.read_arrow,
     ".h5": _stores.read_hdf5,
     ".hdf5": _stores.read_hdf5,
-    ".zarr": _stores.read_zarr,
-    ".csv": _tables.read_csv,
+    ".zarr": _zarr.read_zarr,
+    ".csv": _csv.read_csv,
 }
 
 FORMATS: tuple[str, ...] = tuple(_READERS)
@@ -42,7 +49,11 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
         store, a column of lists of a ``.parquet`` or ``.arrow`` table. A table without a column
         of lists may have one floating column for each dimension. A ``.csv`` file has one row for
         each line, with or without a line of column names (pandas' ``0,1,2,…`` is one), and is
-        read as float64.
+        read as float64. The index of a table is no dimension and is left out: columns that pandas'
+        metadata in Parquet and Arrow call one; and, in any table, columns without a name or named
+        ``index``, ``Unnamed: 0`` or ``__index_level_0__``; in a ``.csv`` file only where they come
+        first, as do the columns before pandas' ``0,1,2,…``, R's row names, and integers that count
+        the rows.
 
     Returns
     -------
@@ -60,11 +71,18 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     MissingExtraError
         An ImportError that names the extra which brings the format's library.
 
+    Warns
+    -----
+    EmbeddingsWarning
+        One line: the file and what was left out of it; `Embeddings.notes` keeps it.
+
     Notes
     -----
     Nothing is unpickled: object arrays are refused, and ``.pt`` files may hold tensors in
     containers only. bfloat16 comes as ml_dtypes' NumPy dtype; ``numpy.save`` writes it as two-byte
-    void, which is read back as bfloat16. A ``.zarr`` array must have all its chunks.
+    void, which is read back as bfloat16. A ``.zarr`` array must have all its chunks,
+    and its shards all theirs: one that was never written would read as zeros. In a ``.csv`` file a
+    column of integers that vary, beside columns of fractions, is refused: it is an id or a label.
 
     Examples
     --------
@@ -98,4 +116,7 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
         # A named pipe would be waited for without end, a device read without end.
         raise EmbeddingsError(label, "no regular file", f"a {suffix} file")
     with parsing(label, f"a whole and well-formed {suffix} file"):
-        return _READERS[suffix](path, name, label)
+        opened = _READERS[suffix](path, name, label)
+    for note in opened.notes:
+        warnings.warn(one_line(f"{label}: {note}"), EmbeddingsWarning, stacklevel=2)
+    return opened

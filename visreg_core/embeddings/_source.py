@@ -34,6 +34,10 @@ class EmbeddingsError(ValueError):
         super().__init__(f"{one_line(file)}: found {found}; expected {expected}")
 
 
+class EmbeddingsWarning(UserWarning):
+    """What was left out of a file, or assumed of it, in one line; nothing to mend."""
+
+
 def one_line(text: object, limit: int = 400) -> str:
     """`text` with line breaks and control characters escaped, cut to `limit` characters."""
     escaped = "".join(
@@ -47,6 +51,10 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     every = list(names)
     shown = ", ".join(one_line(n, 60) for n in every[:limit])
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
+
+
+# What a parser raises where it looks for something that is not there: no words for a reader.
+_STUMBLED = (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError)
 
 
 @contextmanager
@@ -65,6 +73,8 @@ def parsing(file: str, expected: str) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().split("\n")[0]
         found = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        if isinstance(error, _STUMBLED):
+            found = f"a malformed description ({found})"
         raise EmbeddingsError(file, one_line(found, 200), expected) from error
 
 
@@ -83,6 +93,8 @@ class Embeddings:
         ``(N, D)``.
     dtype : numpy.dtype
         float16, bfloat16, float32 or float64, in native byte order.
+    notes : tuple of str
+        What was left out of the file, a line each; `load` warns of it, too.
     """
 
     name: str
@@ -90,6 +102,7 @@ class Embeddings:
     dtype: np.dtype
     pieces: Pieces
     selection: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def blocks(self, block_rows: int | None = None) -> Iterator[np.ndarray]:
         """Consecutive ``(block_rows, D)`` arrays; only the last may be shorter.
@@ -175,14 +188,21 @@ def _select(blocks: Iterable[np.ndarray], selection: np.ndarray) -> Iterator[np.
         start += len(block)
 
 
-def embeddings(file: str, shape: Sequence[int], dtype: np.dtype, pieces: Pieces) -> Embeddings:
+def embeddings(
+    file: str,
+    shape: Sequence[int],
+    dtype: np.dtype,
+    pieces: Pieces,
+    notes: tuple[str, ...] = (),
+) -> Embeddings:
     """An Embeddings of this announced shape and dtype, or an EmbeddingsError."""
     check_shape(file, shape)
     native = dtype.newbyteorder("=")
     check_dtype(file, _xp.dtype_name(native))
     if shape[1] * native.itemsize > ROW_BYTES:
         raise EmbeddingsError(file, f"shape {tuple(shape)}", f"rows of at most {ROW_BYTES} bytes")
-    return Embeddings(file, (int(shape[0]), int(shape[1])), native, pieces)
+    shape = int(shape[0]), int(shape[1])
+    return Embeddings(file, shape, native, pieces, notes=tuple(map(one_line, notes)))
 
 
 def check_shape(file: str, shape: Sequence[int]) -> None:
@@ -211,6 +231,9 @@ def check_chunk(file: str, chunk_bytes: int, stored_bytes: int) -> None:
 
 def pick(file: str, names: Sequence[str], name: str | None) -> str:
     """The array to read: the one asked for, or the only one there is."""
+    if name is not None and names.count(name) > 1:
+        found = f"{names.count(name)} arrays named {one_line(name, 60)!r}"
+        raise EmbeddingsError(file, found, "one array of that name")
     if name is not None:
         if name not in names:
             raise EmbeddingsError(
