@@ -35,7 +35,7 @@ from reference_train.model import Learner
 from reference_train.pictures import compare_patches
 from reference_train.probe import GRID, few_shot, linear_probe
 from reference_train.record import write_atomically
-from reference_train.sources import Splits, open_splits
+from reference_train.splits import Splits, open_splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,
     hierarchical_labels,

@@ -43,20 +43,6 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample | Unreadable: ...
 
 
-class Splits(NamedTuple):
-    """What a run reads. `bank` and `test` have all classes, `train` those of ``data.classes``."""
-
-    train: Any  # Source, or a stream
-    bank: Source | None  # labelled training images, which probes are fitted on
-    test: Source | None  # labelled images of ``data.test_split``, which they are tested on
-    notes: tuple[str, ...] = ()  # what was left out, a line each
-
-    @property
-    def n_classes(self) -> int:
-        """Labels of the bank are below it; 0 where there are none."""
-        return 0 if self.bank is None else int(self.bank.labels.max()) + 1
-
-
 class Arrays:
     """Images that are in memory."""
 
@@ -137,41 +123,6 @@ class Subset:
         return self.source[int(self.index[index])]
 
 
-def open_splits(data: Data, seed: int = 0) -> Splits:
-    """The training source and what it is evaluated on."""
-    if data.source == "webdataset" or (data.source == "hf" and data.streaming):
-        from reference_train.streams import open_stream  # its libraries are for streams alone
-
-        return Splits(open_stream(data, seed), None, None)
-    bank, test = {
-        "digits": _digits,
-        "folder": _folders,
-        "hf": _tables,
-        "synthetic": _synthetic,
-    }[data.source](data)
-    if data.test_split is None:
-        test = None
-    notes = tuple(s.left_out for s in (bank, test) if isinstance(s, Files) and s.left_out)
-    if data.long_tail is not None:
-        bank = Subset(bank, long_tail(bank.labels, data, seed))
-    train = bank
-    if data.classes is not None:
-        train = Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
-        if len(train) == 0:
-            raise TrainError(f"data.classes: no image of the classes {data.classes}")
-    if test is not None and not (test.labels >= 0).all():
-        notes += _no_labels(data.test_split, test.labels, "nothing is tested")
-        test = None
-    if not (bank.labels >= 0).all():
-        notes += _no_labels(data.train_split, bank.labels, "no probe and no evaluation")
-        return Splits(train, None, None, notes)
-    return Splits(train, bank, test, notes)
-
-
-def _no_labels(split: str, labels: np.ndarray, so: str) -> tuple[str, ...]:
-    return (f"{split}: {int((labels < 0).sum())} of {len(labels)} images have no label: {so}",)
-
-
 def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
     """Indices of a part whose class sizes fall from ``long_tail_max`` to ``long_tail_min``.
 
@@ -200,7 +151,7 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
 # --- the sources ----------------------------------------------------------------------------------
 
 
-def _digits(data: Data) -> tuple[Arrays, Arrays]:
+def digits(data: Data) -> tuple[Arrays, Arrays]:
     """scikit-learn's 1797 handwritten digits, 8 x 8; every fifth image is for the test."""
     from sklearn.datasets import load_digits
 
@@ -212,7 +163,7 @@ def _digits(data: Data) -> tuple[Arrays, Arrays]:
     return Arrays(images[~test], digits.target[~test]), Arrays(images[test], digits.target[test])
 
 
-def _synthetic(data: Data) -> tuple[Arrays, Arrays]:
+def synthetic(data: Data) -> tuple[Arrays, Arrays]:
     """Noise with ten labels: shapes and throughput without a data set."""
     rng = np.random.default_rng(0)
     shape = (data.channels, data.size, data.size)
@@ -223,7 +174,7 @@ def _synthetic(data: Data) -> tuple[Arrays, Arrays]:
     return noise(data.samples or 256), noise(64)
 
 
-def _folders(data: Data) -> tuple[Files, Files | None]:
+def folders(data: Data) -> tuple[Files, Files | None]:
     """PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or a list of files with labels."""
     root = Path(data.path)
     if not root.is_dir():
@@ -262,7 +213,7 @@ def _listed(root: Path, file: Path, data: Data) -> Files:
         raise TrainError(f"{file}: expected 'PATH LABEL' on each line") from None
 
 
-def _tables(data: Data) -> tuple[Table, Table | None]:
+def tables(data: Data) -> tuple[Table, Table | None]:
     """A data set of Hugging Face: a folder of `save_to_disk`, or a name that its hub knows."""
     test = None if data.test_split is None else Table(load_table(data, data.test_split), data)
     return Table(load_table(data, data.train_split), data), test

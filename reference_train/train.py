@@ -43,7 +43,7 @@ from reference_train.record import (
     of_step,
     write_atomically,
 )
-from reference_train.sources import Splits, open_splits
+from reference_train.splits import Splits, open_splits
 
 
 def train(config: Config) -> dict[str, dict[str, float]]:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from reference_train import data, images, sources
+from reference_train import data, images
 from reference_train.config import Data
 from reference_train.errors import LocalError, TrainError
 from reference_train.folders import images_below
+from reference_train.splits import open_splits
 
 # torchvision 0.2x, datasets/folder.py
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -118,7 +119,7 @@ def test_what_is_left_out_is_counted(folder):
         "3 files beside the class folders ('Thumbs.db', 'readme.txt', 'stray.png'), "
         "2 files of other suffixes ('Thumbs.db', '0.gif')"
     )
-    splits = sources.open_splits(of_folder(folder))
+    splits = open_splits(of_folder(folder))
     assert splits.bank.labels.tolist() == [0] * 3 + [1] * 3  # one stray image changes no label
     assert splits.notes == (found.left_out,)
 
@@ -129,7 +130,7 @@ def test_a_class_without_images_is_refused_as_by_torchvision(folder):
     with pytest.raises(FileNotFoundError):
         image_folder(folder / "clean")
     with pytest.raises(TrainError) as caught:
-        sources.open_splits(of_folder(folder))
+        open_splits(of_folder(folder))
     said = str(caught.value)
     assert "train: no image in 'cow', 1 of 3 class folders" in said
     assert said.endswith(
@@ -139,7 +140,7 @@ def test_a_class_without_images_is_refused_as_by_torchvision(folder):
 
 def test_images_without_class_folders_have_no_labels(tmp_path):
     touch(tmp_path / "train", "1.png", "0.jpg", ".DS_Store", ".cache/3.png", "list.txt")
-    splits = sources.open_splits(of_folder(tmp_path, test_split=None))
+    splits = open_splits(of_folder(tmp_path, test_split=None))
     assert [path.name for path in splits.train.paths] == ["0.jpg", "1.png"]
     assert splits.bank is None
     assert splits.notes == (
@@ -152,7 +153,7 @@ def test_images_without_class_folders_have_no_labels(tmp_path):
 def test_labels_that_are_partly_missing_are_said(folder):
     lines = "train/ant/0.png 0\ntrain/bee/0.png -1\ntrain/bee/1.png 1\n"
     (folder / "list.txt").write_text(lines)
-    splits = sources.open_splits(of_folder(folder, file_list=str(folder / "list.txt")))
+    splits = open_splits(of_folder(folder, file_list=str(folder / "list.txt")))
     assert splits.bank is None
     assert splits.notes == ("train: 1 of 3 images have no label: no probe and no evaluation",)
 
@@ -216,7 +217,7 @@ def ways_in(tmp_path, content, suffix):
 
 
 def first(settings):
-    source = sources.open_splits(settings).train
+    source = open_splits(settings).train
     return next(iter(data.batches(source, settings, seed=0, rank=0, world=1, start=0))).images[0]
 
 
@@ -339,7 +340,7 @@ def test_shards_that_macos_has_packed(tmp_path, prefix):
                 archive.addfile(info, io.BytesIO(content))
     settings = Data(source="webdataset", path=str(tmp_path / "0.tar"), image_key="png",
                     label_key="cls", size=8, batch_size=3, samples=3)  # fmt: skip
-    source = sources.open_splits(settings).train
+    source = open_splits(settings).train
     batch = next(iter(data.batches(source, settings, seed=0, rank=0, world=1, start=0)))
     assert batch.images.unique().item() == 9 and batch.labels.tolist() == [5, 5, 5]
 
@@ -352,7 +353,7 @@ def test_columns_that_convert_or_are_no_images(tmp_path, streaming):
     def opened(column, feature):
         table = datasets.Dataset.from_dict({"image": column, "label": [0, 1]})
         table.cast_column("image", feature).save_to_disk(tmp_path / "d")
-        return sources.open_splits(
+        return open_splits(
             Data(
                 source="hf", path=str(tmp_path / "d"), test_split=None, streaming=streaming, size=8
             )
