@@ -436,7 +436,7 @@ def test_registry_cannot_be_changed_by_accident():
         _registry.all_checks()[0].function = "other"
 
 
-@pytest.mark.parametrize("seed", [2, 5])
+@pytest.mark.parametrize("seed", [14, 2])  # the first raised one
 def test_places_that_change_in_float32_raise_no_alarm(seed):
     """Two projections that differ by roundings may change places: in many sets some pair does."""
     rng = np.random.default_rng(seed)
