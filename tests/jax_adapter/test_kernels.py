@@ -9,6 +9,7 @@ import pytest
 
 import visreg_jax
 from visreg_core import _xp
+from visreg_core._xp.of_jax import order_of_pairs, order_of_words
 from visreg_jax._kernels import multiples
 
 
@@ -41,7 +42,7 @@ def test_order_of_single_words_and_of_pairs(rng):
     p[3, ::2] = -np.abs(p[3, ::2])
     p[1, 0] = -np.nan
     want = np.argsort(p, axis=-1, kind="stable")
-    for order in (_xp._jax_order, _xp._jax_packed_order):
+    for order in (order_of_pairs, order_of_words):
         for run in (order, jax.jit(order)):
             np.testing.assert_array_equal(run(jnp.asarray(p)), want)
     stacked = jax.jit(jax.vmap(lambda p: _xp.stable_order(jnp, p)))(jnp.asarray(p)[:, None])

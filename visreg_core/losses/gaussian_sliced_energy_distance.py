@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Inputs, declare_loss, times
@@ -39,7 +38,7 @@ def energy_term(
     if row_mask is not None:  # masked samples sort behind the others
         keep = row_mask[None, :]
         ranked = xp.where(keep, p, xp.inf * xp.ones_like(p))
-    c = targets_by_rank(xp, _xp.stop_gradient(ranked), (2 * i - n - 1) / n)
+    c = _xp.targets_by_rank(xp, _xp.stop_gradient(ranked), (2 * i - n - 1) / n)
     normal_cdf = _xp.erf(xp, p * math.sqrt(0.5))  # 2 Φ(p) − 1
     density = math.sqrt(2 / math.pi) * xp.exp(-0.5 * p * p)  # 2 φ(p)
     each = p * (normal_cdf - c) + density

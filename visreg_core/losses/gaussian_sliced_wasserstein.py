@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import sorted_values, targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import rows as _rows
@@ -59,7 +58,7 @@ def gaussian_term(
         kept = xp.where(row_mask, p, xp.zeros_like(p))
         p = xp.where(row_mask, p, xp.inf * xp.ones_like(p))
     if not need_grad:
-        ordered = sorted_values(xp, p)
+        ordered = _xp.sorted_values(xp, p)
         if row_mask is not None:
             rank = xp.arange(p.shape[-1], **_xp.on_device(p))
             inside = rank < xp.sum(xp.astype(row_mask, rank.dtype))
@@ -68,7 +67,7 @@ def gaussian_term(
             ordered = ordered + 0 * xp.sum(kept, axis=-1, keepdims=True)
         difference = ordered - q[None, :]
         return (xp.sum(difference * difference, axis=-1),)
-    targets = targets_by_rank(xp, p, q)
+    targets = _xp.targets_by_rank(xp, p, q)
     if row_mask is not None:
         p = xp.where(row_mask, p, targets)
     difference = p - targets

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import sorted_rows, sorted_values
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -82,9 +81,9 @@ def two_sample_term(
 
     def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         if not need_grad:
-            difference = sorted_values(xp, px) - sorted_values(xp, py)
+            difference = _xp.sorted_values(xp, px) - _xp.sorted_values(xp, py)
             return (xp.sum(_power(xp, difference, p, False)[0], axis=-1) / n,)
-        (xs, order_x), (ys, order_y) = sorted_rows(xp, px), sorted_rows(xp, py)
+        (xs, order_x), (ys, order_y) = _xp.sorted_rows(xp, px), _xp.sorted_rows(xp, py)
         value, slope = _power(xp, xs - ys, p, True)
         slope = slope / n
         total = xp.sum(value, axis=-1) / n
@@ -101,9 +100,9 @@ def two_sample_term(
 
     def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         if need_grad:
-            (xs, order_x), (ys, order_y) = sorted_rows(xp, px), sorted_rows(xp, py)
+            (xs, order_x), (ys, order_y) = _xp.sorted_rows(xp, px), _xp.sorted_rows(xp, py)
         else:
-            xs, ys = sorted_values(xp, px), sorted_values(xp, py)
+            xs, ys = _xp.sorted_values(xp, px), _xp.sorted_values(xp, py)
         difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
         value, *slope = _power(xp, difference, p, need_grad)
         total = xp.sum(mass * value, axis=-1)
@@ -123,8 +122,8 @@ def _weighted_term(
     n, m = x_weights.shape[0], y_weights.shape[0]
 
     def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        xs, order_x = sorted_rows(xp, px)
-        ys, order_y = sorted_rows(xp, py)
+        xs, order_x = _xp.sorted_rows(xp, px)
+        ys, order_y = _xp.sorted_rows(xp, py)
         ends_x = _cumulative(xp, x_weights, order_x)
         ends_y = _cumulative(xp, y_weights, order_y)
         ends = xp.concat([ends_x, ends_y], axis=-1)
