@@ -173,9 +173,7 @@ def orthogonal_columns(
 
 
 def _orthonormal_panels(xp: Namespace, y: Array, count: int) -> Array:
-    """Q of the QR factorisation of y (D, …) whose R has a positive diagonal: `count` columns or
-    more, each the same whatever their number.
-    """
+    """Q of the QR factorisation of y (D, …), R's diagonal positive, of `count` columns or more."""
     q = orthonormal_columns(xp, y[:, : min(_GROUP, y.shape[0])])
     for begin in range(_GROUP, count, _GROUP):
         panel = y[:, begin : min(begin + _GROUP, y.shape[0])]

@@ -14,7 +14,7 @@ from visreg_core._typing import Array
 from visreg_core.slices import DOMAIN_ROWS
 
 # Parts of the domain of row sampling, beyond those that reading a sample of a file draws from.
-_SUBSET, _RESAMPLE = 1 << 20, (1 << 20) + 1
+_SUBSET, _RESAMPLE, _ORDER = 1 << 20, (1 << 20) + 1, (1 << 20) + 2
 
 
 class Estimate(NamedTuple):
@@ -72,6 +72,15 @@ def resample(n: int, *, seed: int, repeat: int) -> np.ndarray:
     high, low = _words(n, seed, repeat, _RESAMPLE)
     uniform = (high.astype(np.float64) + low.astype(np.float64) / 2**32) / 2**32
     return np.sort((uniform * n).astype(np.intp).clip(max=n - 1))
+
+
+def drawn_order(n: int, *, seed: int = 0, draw: int = 0) -> np.ndarray:
+    """A random order of n rows, which `draw` numbers.
+
+    What goes by the order of rows where nothing else decides goes by chance in it.
+    """
+    high, low = _words(n, seed, draw, _ORDER)
+    return np.lexsort((low, high))
 
 
 def taken(x: Array, rows: np.ndarray) -> Array:

@@ -16,6 +16,7 @@ from visreg_core import _checks, _xp
 from visreg_core._optional import require
 from visreg_core._typing import Array
 from visreg_core.metrics._inputs import matrix, unit_rows
+from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.dendrogram import cut_tree
 from visreg_core.metrics.linkage import linkage
 from visreg_core.metrics.similarity import nearest
@@ -357,11 +358,15 @@ def hierarchical_knn_accuracy(
     candidates = x.shape[0] - (test is None)
     if k > candidates:
         raise ValueError(f"expected k <= {candidates} neighbours; found k = {k}")
-    index, similarity = nearest(queries, x, k, metric=metric, leave_one_out=test is None)
+    order = drawn_order(x.shape[0])
+    x, columns = taken(x, order), [c[order] for c in columns]
+    if test is None:
+        queries, truth = x, columns
+    index, distance = nearest(queries, x, k, metric=metric, leave_one_out=test is None)
     if temperature is None:
         weights = np.ones(index.shape)
     else:
-        weights = np.exp((similarity - similarity[:, :1]) / temperature)
+        weights = np.exp((distance[:, :1] - distance) / temperature)
     accuracies = []
     for column, true in zip(columns, truth, strict=True):
         votes = np.zeros((index.shape[0], int(column.max()) + 1))
