@@ -23,14 +23,16 @@ from visreg_core._selection import bound_of_smallest
 from visreg_core._typing import Array, Device, Namespace
 
 # Distances made at a time by one thread, of narrow rows so many that they fit its cache; and rows
-# at least, for narrower products are slow.
+# at least, for products of few are slow.
 _BLOCK = 1 << 22
 _BLOCK_NARROW = 1 << 20
+_NARROW = 128
 _BLOCK_DEVICE = 1 << 24
 _MIN_ROWS = 64
 
-# Below so many dimensions products take less time than choosing among them, in float64, too.
-_NARROW = 128
+# Rows of so few numbers are multiplied in float64 from the first, in no more time than it takes to
+# look closer at clusters.
+_SMALL = 1 << 16
 
 # Candidates of a row, beyond a few times its neighbours, from which on their cluster is multiplied
 # once more.
@@ -102,13 +104,18 @@ class Search:
         )
         # The own row is found like any other, at distance 0, and left out at the end.
         self.wanted = min(k + own, len(self.rows))
-        self.middle, self.unit = _middle(self.rows, self.lone_rows)
-        centred = (self.rows - self.middle) / self.unit
-        self.offset = np.einsum("nd,nd->n", centred, centred) / 2
-        self.offset[self.lone_rows] += 0.5 / self.unit**2
-        wide = rows.shape[1] < _NARROW or place is not None
-        self.dtype = np.float64 if wide else np.float32
-        self.operand = np.concatenate([-centred, self.offset[:, None]], axis=1).astype(self.dtype)
+        self.middle = _middle(self.rows, self.lone_rows)
+        wide = rows.size < _SMALL or place is not None
+        self.dtype = np.dtype(np.float64 if wide else np.float32)
+        self.operand = np.empty((len(self.rows), rows.shape[1] + 1), self.dtype)
+        centred = self.operand[:, :-1]
+        np.subtract(self.middle, self.rows, out=centred, casting="same_kind")
+        largest = max(float(centred.max()), -float(centred.min()))
+        self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
+        centred /= self.unit
+        offset = np.einsum("nd,nd->n", centred, centred) / 2
+        offset[self.lone_rows] += 0.5 / self.unit**2
+        self.operand[:, -1] = offset
         self.on_device: tuple[Namespace, Device, Array] | None = None
         if place is not None:
             xp, device = place
@@ -121,7 +128,7 @@ class Search:
         if self.on_device is not None:
             block = _BLOCK_DEVICE
         else:
-            block = _BLOCK_NARROW if self.dtype == np.float64 else _BLOCK
+            block = _BLOCK_NARROW if self.rows.shape[1] < _NARROW else _BLOCK
         return max(_MIN_ROWS, block // len(self.rows))
 
     def block(self, start: int, stop: int) -> Near:
@@ -146,10 +153,14 @@ class Search:
 
     def _taken(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Queries as they are multiplied, and their squared distances from the middle."""
-        taken = (self.queries[chosen] - self.middle) / self.unit
-        squares = np.einsum("nd,nd->n", taken, taken)
-        ones = np.ones((len(taken), 1))
-        return np.concatenate([taken, ones], axis=1).astype(self.dtype), squares
+        whole = chosen.size and chosen[-1] - chosen[0] == chosen.size - 1  # no need for a copy
+        queries = self.queries[chosen[0] : chosen[-1] + 1] if whole else self.queries[chosen]
+        taken = np.empty((len(chosen), self.operand.shape[1]), self.dtype)
+        centred = taken[:, :-1]
+        np.subtract(queries, self.middle, out=centred, casting="same_kind")
+        centred /= self.unit
+        taken[:, -1] = 1
+        return taken, np.einsum("nd,nd->n", centred, centred).astype(np.float64)
 
     def _screened_on_device(
         self, taken: np.ndarray, squares: np.ndarray, queries: np.ndarray
@@ -378,21 +389,25 @@ class _Error:
 
     With unit roundoff ε a product of D + 1 terms errs by at most c (‖u‖‖v‖ + ‖v‖²/2), where
     c = (D + 16) ε covers the rounding of what is multiplied, too. At distance r from u,
-    ‖v‖ ≤ ‖u‖ + r, and so that is at most 3c (‖u‖² + r²), with r² = 2t + ‖u‖² but for the same
-    error. A constant that is added to t counts in r². `tiny` covers what underflows.
+    ‖v‖ ≤ ‖u‖ + r, so that this is at most c (3‖u‖²/2 + 2‖u‖r + r²/2) ≤ 3c (‖u‖² + r²), with
+    r² = 2t + ‖u‖² but for the same error. A constant that is added to t counts in r². `tiny`
+    covers what underflows.
     """
 
     def __init__(self, squares: np.ndarray, dim: int, dtype: np.dtype) -> None:
         info = np.finfo(dtype)
         self.dtype = dtype
-        self.c = min(3 * (dim + 16) * float(info.eps) / 2, 0.125)
+        self.c = min((dim + 16) * float(info.eps) / 2, 0.04)
         self.squares = squares
         self.tiny = (dim + 16) * float(info.tiny)
 
     def of(self, t: np.ndarray) -> np.ndarray:
         """Of products up to t."""
-        reach = (t + (0.5 + 2 * self.c) * self.squares) / (0.5 - 2 * self.c)
-        return self.c * (self.squares + np.maximum(reach, 0)) + self.tiny
+        slack = 6 * self.c
+        squares = (t + (0.5 + slack) * self.squares) / (0.5 - slack)
+        reach = np.sqrt(np.maximum(squares, 0))
+        own = np.sqrt(self.squares)
+        return self.c * (1.5 * own**2 + 2 * own * reach + reach**2 / 2) + self.tiny
 
     def limit(self, t: np.ndarray) -> np.ndarray:
         """Up to which products are candidates, when so many as are wanted are up to t."""
@@ -401,15 +416,22 @@ class _Error:
         return np.nextafter(limit, self.dtype.type(np.inf))
 
 
-def _middle(rows: np.ndarray, lone: np.ndarray) -> tuple[np.ndarray, float]:
-    """The row nearest to the mean, and a power of two about as large as what is left without it.
-
-    A row, so that whole numbers stay whole.
-    """
+def _middle(rows: np.ndarray, lone: np.ndarray) -> np.ndarray:
+    """The row nearest to the mean: a row, so that whole numbers stay whole."""
     some = rows[~lone] if lone.any() and not lone.all() else rows
-    middle = some[np.argmin(np.sum((some - some.mean(axis=0)) ** 2, axis=1))]
-    largest = float(np.abs(rows - middle).max())
-    return middle, 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
+    mean = some.mean(axis=0)
+    return some[np.argmin(np.einsum("nd,nd->n", some, some) / 2 - some @ mean)]
+
+
+def directions(x: np.ndarray) -> np.ndarray:
+    """Rows of `x` in float64, of length 1; zero rows stay zero."""
+    unit = x.astype(np.float64)
+    if x.dtype == np.float64:  # of narrower floats no square overflows or vanishes
+        largest = np.abs(x).max(axis=1, keepdims=True)
+        unit /= np.where(largest > 0, largest, 1.0)
+    norm = np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
+    unit /= np.where(norm > 0, norm, 1.0)
+    return unit
 
 
 def _up_to_the_last(some: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from visreg_core import _checks, _neighbours, _tiles, _xp
 from visreg_core._neighbours import Near, Search
 from visreg_core._typing import Array, Device, Namespace
-from visreg_core.metrics._inputs import centred, matrix, paired, power_of_two, same_ids, unit_rows
+from visreg_core.metrics._inputs import centred, matrix, paired, power_of_two, same_ids
 
 _CKA = ("biased", "unbiased")
 _METRICS = ("cosine", "euclidean")
@@ -236,13 +236,16 @@ def nearest(
 
 
 def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Search:
-    q, p = (_xp.to_numpy(a).astype(np.float64) for a in (queries, x))
     cosine = metric == "cosine"
+    p = _xp.to_numpy(x)
+    q = p if own else _xp.to_numpy(queries)
     if cosine:
-        q, p = unit_rows(np, q), unit_rows(np, p)
+        p = _neighbours.directions(p)
+        q = p if own else _neighbours.directions(q)
     else:
         unit = power_of_two(q, p)
-        q, p = q / unit, p / unit
+        p = p.astype(np.float64) / unit
+        q = p if own else q.astype(np.float64) / unit
     return Search(q, p, k, own=own, directions=cosine, place=_elsewhere(x))
 
 

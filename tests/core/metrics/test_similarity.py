@@ -209,18 +209,18 @@ def tight(rng, n, d, spread=1e-3, clusters=10):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("dim", [64, 150])  # screened in float64, and in float32
+@pytest.mark.parametrize("dim", [64, 250])  # screened in float64, and in float32
 @pytest.mark.lean_on_jax(dim=[64], metric=["cosine"])
 def test_neighbours_inside_tight_clusters(where, rng, metric, dim):
     """By differences in extended precision; and an isometry changes nothing."""
-    x = tight(rng, 300, dim).astype(where.dtype)
+    x = tight(rng, 280, dim).astype(where.dtype)
     z = where.asarray(x)
     found, distance = similarity.nearest(z, z, 10, metric=metric, leave_one_out=True)
     expected = naive_neighbours(x, 10, metric)
     np.testing.assert_array_equal(found, expected)
     if metric == "cosine":
         exact = np.take_along_axis(naive_distances(x, metric), expected, axis=1)
-        np.testing.assert_allclose(distance, exact.astype(float), rtol=1e-6)
+        np.testing.assert_allclose(distance, exact.astype(float), rtol=1e-4)
     mirrored = where.asarray(x[:, ::-1].copy())
     assert metrics.mutual_knn(z, mirrored, metric=metric) == 1
 
