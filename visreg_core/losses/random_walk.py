@@ -239,7 +239,8 @@ def _nearest_by_products(
     with _wide.float64_inside(xp):
         wide = _wide.widest(xp, a)
         rows, columns = (_unit_rows(xp, _xp.cast(xp, x, wide)) for x in (a, b))
-        middle = xp.mean(columns, axis=0, keepdims=True)
+        finite = xp.where(xp.isnan(columns), xp.zeros_like(columns), columns)
+        middle = xp.mean(finite, axis=0, keepdims=True)
         rows, columns = (_with_offset(xp, x, middle) for x in (rows, columns))
         ones = xp.ones_like(rows[:, :1])
         rows = _in_whole_groups(xp, xp.concat([rows, ones], axis=1), m)

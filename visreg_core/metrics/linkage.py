@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Device, Namespace
 from visreg_core.metrics._inputs import matrix, power_of_two, unit_rows
+from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics._rounds import merge_rounds
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
@@ -79,6 +81,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         unit = power_of_two(points)
         points = points / unit
     n = points.shape[0]
+    rounding = _Rounding(points, metric)
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
@@ -96,9 +99,52 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
             cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
             children = np.concatenate([children, cluster[joins]])
             heights = np.concatenate([heights, above])
+    order = np.argsort(heights, kind="stable")  # children come before parents at equal height
+    children, heights = children[order], rounding.levelled(heights[order])
     with np.errstate(over="ignore"):  # squares beyond float64 are infinite
         heights = heights * unit ** (2 if metric == "sqeuclidean" else 1)
-    return _sorted_merges(children, heights)
+    return _renumbered(children, heights, order)
+
+
+def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: int) -> np.ndarray:
+    """`linkage` of the rows in a random order, which `draw` numbers; leaf i is row i all the same.
+
+    So what ties goes by chance, and says nothing of what the order of the rows goes by.
+    """
+    order = drawn_order(x.shape[0], seed=seed, draw=draw)
+    z = linkage(taken(x, order), method, metric)
+    leaf = z[:, :2] < len(order)
+    z[:, :2][leaf] = order[z[:, :2][leaf].astype(np.intp)]
+    z[:, :2].sort(axis=1)
+    return z
+
+
+class _Rounding:
+    """Which heights are equal but for the rounding of the distances that they are made of.
+
+    Distances of D terms err by about D ε of themselves; and by the rounding of the rows' own
+    coordinates, as unit vectors or from the mean of all, times the square root of half of them.
+    """
+
+    def __init__(self, points: np.ndarray, metric: str) -> None:
+        self.terms = points.shape[1] + 16
+        self.squared = metric != "euclidean"
+        centred = points - points.mean(axis=0)
+        spread = math.sqrt(float(np.einsum("nd,nd->n", centred, centred).max()))
+        self.radius = 1.0 if metric == "cosine" else spread
+
+    def of(self, distance: np.ndarray) -> np.ndarray:
+        """Bound of the rounding error of distances, or heights."""
+        eps = float(np.finfo(np.float64).eps)
+        if not self.squared:
+            return eps * (self.terms * distance + 4 * self.radius)
+        return eps * (self.terms * distance + 4 * self.radius * np.sqrt(distance))
+
+    def levelled(self, heights: np.ndarray) -> np.ndarray:
+        """Ascending heights, all that equal a lower one set to it; 0 stays what identical rows have."""
+        apart = np.diff(heights) > self.of(heights[1:])
+        new = np.concatenate([[True], apart | ((heights[:-1] == 0) & (heights[1:] > 0))])
+        return heights[new][np.cumsum(new) - 1]
 
 
 def _by_rounds(
@@ -177,15 +223,14 @@ def _join_identical(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(children, dtype=np.intp).reshape(-1, 2), cluster
 
 
-def _sorted_merges(children: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """SciPy's matrix from merges in order of creation: by height, renumbered, with sizes."""
+def _renumbered(children: np.ndarray, heights: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """SciPy's matrix from merges by height, of which `order` is where they were by creation."""
     n = heights.size + 1
-    order = np.argsort(heights, kind="stable")  # children come before parents at equal height
     number = np.empty(2 * n - 1, dtype=np.intp)
     number[:n] = np.arange(n)
     number[n + order] = n + np.arange(n - 1)
-    joined = np.sort(number[children[order]], axis=1)
+    joined = np.sort(number[children], axis=1)
     size = [1] * n
     for a, b in joined.tolist():
         size.append(size[a] + size[b])
-    return np.column_stack([joined, heights[order], size[n:]]).astype(np.float64)
+    return np.column_stack([joined, heights, size[n:]]).astype(np.float64)
