@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 
 import numpy as np
@@ -11,6 +10,7 @@ from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Device, Namespace
 from visreg_core.metrics._inputs import matrix, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
+from visreg_core.metrics._rounding import Rounding
 from visreg_core.metrics._rounds import merge_rounds
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
@@ -23,7 +23,8 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     Parameters
     ----------
     x : array (N, D)
-        Embeddings, any namespace, N ≥ 2, finite.
+        Embeddings, any namespace, N ≥ 2, finite. Condensed distances are SciPy's business:
+        ``scipy.cluster.hierarchy.linkage`` takes them.
     method : str
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
@@ -51,11 +52,19 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     to equidistant for float32 take all their distances, on the host.) The others go through SciPy
     on the host, with its N(N − 1)/2 distances.
 
+    Products only screen: neighbours, ties and heights are those of differences in float64, down to
+    clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
+    more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine distances, by
+    ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest distance from the
+    mean, 1 for cosine.
+
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
     by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
     depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
-    every merge joins a nearest pair of clusters. Ward's heights are SciPy's,
+    every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
+    of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
+    by class should shuffle them. Ward's heights are SciPy's,
     √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
@@ -73,6 +82,11 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     _checks.choice("metric", metric, METRICS)
     if method == "ward" and metric != "euclidean":
         raise ValueError(f"expected metric='euclidean' for Ward's method; found {metric!r}")
+    if _xp.is_array(x) and len(x.shape) == 1:
+        raise ValueError(
+            f"expected x of shape (N, D); found shape {tuple(x.shape)}: condensed distances are "
+            "for scipy.cluster.hierarchy.linkage"
+        )
     xp, x = matrix("x", x)
     points = _xp.to_numpy(x).astype(np.float64)
     if metric == "cosine":
@@ -81,7 +95,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         unit = power_of_two(points)
         points = points / unit
     n = points.shape[0]
-    rounding = _Rounding(points, metric)
+    rounding = Rounding(points, metric)
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
@@ -117,34 +131,6 @@ def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: in
     z[:, :2][leaf] = order[z[:, :2][leaf].astype(np.intp)]
     z[:, :2].sort(axis=1)
     return z
-
-
-class _Rounding:
-    """Which heights are equal but for the rounding of the distances that they are made of.
-
-    Distances of D terms err by about D ε of themselves; and by the rounding of the rows' own
-    coordinates, as unit vectors or from the mean of all, times the square root of half of them.
-    """
-
-    def __init__(self, points: np.ndarray, metric: str) -> None:
-        self.terms = points.shape[1] + 16
-        self.squared = metric != "euclidean"
-        centred = points - points.mean(axis=0)
-        spread = math.sqrt(float(np.einsum("nd,nd->n", centred, centred).max()))
-        self.radius = 1.0 if metric == "cosine" else spread
-
-    def of(self, distance: np.ndarray) -> np.ndarray:
-        """Bound of the rounding error of distances, or heights."""
-        eps = float(np.finfo(np.float64).eps)
-        if not self.squared:
-            return eps * (self.terms * distance + 4 * self.radius)
-        return eps * (self.terms * distance + 4 * self.radius * np.sqrt(distance))
-
-    def levelled(self, heights: np.ndarray) -> np.ndarray:
-        """Ascending heights, all that equal a lower one set to it; 0 stays what identical rows have."""
-        apart = np.diff(heights) > self.of(heights[1:])
-        new = np.concatenate([[True], apart | ((heights[:-1] == 0) & (heights[1:] > 0))])
-        return heights[new][np.cumsum(new) - 1]
 
 
 def _by_rounds(
