@@ -129,6 +129,7 @@ def random_slices(
     True
     """
     check_range(dim, n_slices, start, sampler)
+    dim = int(dim)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
     _checks.dtype("dtype", dtype, xp)
@@ -141,7 +142,7 @@ def random_slices(
     if sampler == "gaussian":
         first = start - start % _GROUP
         w = gaussian_columns(first, _whole_groups(start + n_slices - first))
-        w = w / xp.sqrt(_column_sums(xp, w * w))
+        w = w / xp.sqrt(_column_sums(xp, w * w, dim))
         w = w[:, start - first : start - first + n_slices]
     else:
         w = orthogonal_columns(xp, dim, start, n_slices, gaussian_columns)
@@ -167,16 +168,17 @@ def orthogonal_columns(
     blocks = []
     for first in range(start - start % dim, start + n_slices, dim):
         last = min(first + dim, start + n_slices)
-        q = _orthonormal_panels(xp, normals(first, _whole_groups(last - first)), last - first)
+        y = normals(first, _whole_groups(last - first))
+        q = _orthonormal_panels(xp, y, dim, last - first)
         blocks.append(q[:, max(start - first, 0) : last - first])
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
 
 
-def _orthonormal_panels(xp: Namespace, y: Array, count: int) -> Array:
+def _orthonormal_panels(xp: Namespace, y: Array, dim: int, count: int) -> Array:
     """Q of the QR factorisation of y (D, …), R's diagonal positive, of `count` columns or more."""
-    q = orthonormal_columns(xp, y[:, : min(_GROUP, y.shape[0])])
+    q = orthonormal_columns(xp, y[:, : min(_GROUP, dim)])
     for begin in range(_GROUP, count, _GROUP):
-        panel = y[:, begin : min(begin + _GROUP, y.shape[0])]
+        panel = y[:, begin : min(begin + _GROUP, dim)]
         for _ in range(2):
             panel = panel - q @ (xp.matrix_transpose(q) @ panel)
             panel = orthonormal_columns(xp, panel)
@@ -188,10 +190,10 @@ def _whole_groups(count: int) -> int:
     return -(-count // _GROUP) * _GROUP
 
 
-def _column_sums(xp: Namespace, x: Array) -> Array:
-    """Sums over axis 0, kept, in an order that depends on its length alone."""
-    size = 1 << (x.shape[0].bit_length() - 1)
-    beyond = x.shape[0] - size
+def _column_sums(xp: Namespace, x: Array, dim: int) -> Array:
+    """Sums over axis 0, kept, in an order that depends on its length `dim` alone."""
+    size = 1 << (dim.bit_length() - 1)
+    beyond = dim - size
     if beyond:
         x = xp.concat([x[:beyond, :] + x[size:, :], x[beyond:size, :]], axis=0)
     while size > 1:
