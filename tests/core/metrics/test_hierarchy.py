@@ -196,6 +196,17 @@ def test_scores_have_one_law_however_ties_are_ordered(rng):
     assert scipy.stats.ks_2samp(in_order, shuffled).pvalue > 0.01
 
 
+def test_votes_among_copies_do_not_go_by_index(rng):
+    """Points of twelve items of one class and eight of another, whichever of them come first."""
+    x = np.repeat(rng.standard_normal((40, 3)), 20, axis=0)
+    labels = np.tile(np.repeat([0, 1], [12, 8]), 40)
+    first, last = (
+        metrics.hierarchical_knn_accuracy(x, some, k=5, metric="euclidean")[0]
+        for some in (labels, labels.reshape(40, 20)[:, ::-1].reshape(-1))
+    )
+    assert abs(first - last) < 0.1  # by index 0.6 and 0.4
+
+
 # --- nearest neighbours ---------------------------------------------------------------------------
 
 

@@ -291,6 +291,17 @@ def test_distances_equal_but_for_rounding_are_constant(rng, metric, n):
     assert np.all(np.isnan(compared.spearman))
 
 
+def test_ties_of_two_sets_are_drawn_apart(rng):
+    """A lattice has many dendrograms: what they have in common is what it tells of its items."""
+    lattice = np.arange(40.0)[:, None]
+    for distance in ("height", "depth"):
+        similarity = metrics.lca_similarity(lattice, lattice, "average", "sqeuclidean", distance)
+        assert 0.1 < similarity.kendall < 0.99
+    copies = rng.standard_normal((12, 3))[rng.integers(12, size=40)]
+    for distance in ("height", "depth"):
+        assert metrics.lca_similarity(copies, copies, distance=distance).kendall == 1
+
+
 @pytest.mark.parametrize("metric", ["cosine", "sqeuclidean", "euclidean"])
 def test_distances_that_differ_by_little_are_not_constant(rng, metric):
     """Nearly equidistant rows, against differences in extended precision."""
