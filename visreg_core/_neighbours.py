@@ -22,11 +22,8 @@ from visreg_core import _tiles, _xp
 from visreg_core._selection import bound_of_smallest
 from visreg_core._typing import Array, Device, Namespace
 
-# Distances made at a time by one thread, of narrow rows so many that they fit its cache; and rows
-# at least, for products of few are slow.
+# Distances made at a time by one thread; and rows at least, for products of few are slow.
 _BLOCK = 1 << 22
-_BLOCK_NARROW = 1 << 20
-_NARROW = 128
 _BLOCK_DEVICE = 1 << 24
 _MIN_ROWS = 64
 
@@ -125,10 +122,7 @@ class Search:
     @property
     def block_rows(self) -> int:
         """Queries to ask for at a time."""
-        if self.on_device is not None:
-            block = _BLOCK_DEVICE
-        else:
-            block = _BLOCK_NARROW if self.rows.shape[1] < _NARROW else _BLOCK
+        block = _BLOCK if self.on_device is None else _BLOCK_DEVICE
         return max(_MIN_ROWS, block // len(self.rows))
 
     def block(self, start: int, stop: int) -> Near:

@@ -129,7 +129,7 @@ def test_blocks_of_gram_matrices_add_up(rng, monkeypatch):
     x, y = two_sets(rng, 23, 60, 70)
     expected = metrics.linear_cka(x, y), metrics.mutual_knn(x, y, 5)
     monkeypatch.setattr(similarity, "_BLOCK", 4 * 23)
-    for name in ("_BLOCK", "_BLOCK_NARROW", "_MIN_ROWS"):
+    for name in ("_BLOCK", "_MIN_ROWS"):
         monkeypatch.setattr(_neighbours, name, 4)
     assert metrics.linear_cka(x, y) == pytest.approx(expected[0], rel=1e-13)
     assert metrics.mutual_knn(x, y, 5) == expected[1]
