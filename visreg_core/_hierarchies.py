@@ -23,7 +23,6 @@ from visreg_core.metrics import (
     hierarchical_knn_accuracy,
     hierarchical_linear_accuracy,
     hierarchical_rand_index,
-    linkage,
     rand_index,
     tanglegram,
 )
@@ -31,7 +30,7 @@ from visreg_core.metrics._distances import cophenetic_pearson
 from visreg_core.metrics._resampling import subset
 from visreg_core.metrics._tree import tree
 from visreg_core.metrics.hierarchy import level_columns
-from visreg_core.metrics.linkage import METHODS, METRICS
+from visreg_core.metrics.linkage import METHODS, METRICS, drawn_linkage
 
 CLUSTERINGS = ("dendrogram", "spectral")
 TREE: tuple[str, ...] = ("cophenetic_correlation",)
@@ -133,12 +132,15 @@ class Rows:
         self.points = drawn.to_numpy().astype(wide, copy=False)
         self.selection = drawn.selection
         self.options = options
+        self._seed = seed
         self.linkage = self._linkage(self.points)
         self._halves: list[tuple[np.ndarray, np.ndarray]] = []
-        self._seed = seed
 
     def _linkage(self, points: np.ndarray) -> np.ndarray:
-        return linkage(points, self.options.method, self.options.metric)
+        # Rows in a random order, which decides what ties: files are often sorted by class.
+        return drawn_linkage(
+            points, self.options.method, self.options.metric, seed=self._seed, draw=0
+        )
 
     @property
     def halves(self) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -21,20 +21,12 @@ def smallest(xp: Namespace, x: Array, k: int) -> Array:
 
 
 def _on_numpy(x: np.ndarray, k: int) -> np.ndarray:
-    """Sorts no more than the numbers up to a bound of the k-th smallest.
-
-    Of disjoint groups of numbers, k have a least one up to the k-th smallest of the groups' least:
-    so at least k numbers are up to that, and few more as long as there are many more groups.
-    """
+    """Sorts no more than the numbers up to a bound of the k-th smallest."""
     rows, n = x.shape
     x = np.where(np.isnan(x), np.inf, x) if np.isnan(np.min(x)) else x
-    width = min(_GROUP, n // (4 * k))
-    if width < 2:
+    if n // (4 * k) < 2:
         return np.argsort(x, axis=-1, kind="stable")[:, :k]
-    groups = n // width
-    least = np.min(x[:, : width * groups].reshape(rows, width, groups), axis=1)
-    bound = np.partition(least, k - 1, axis=-1)[:, k - 1 : k]
-    chosen = np.flatnonzero(x <= bound)
+    chosen = np.flatnonzero(x <= bound_of_smallest(x, k)[:, None])
     row, column = np.divmod(chosen, n)
     first = np.searchsorted(row, np.arange(rows))
     place = np.arange(len(row)) - first[row]
@@ -43,3 +35,17 @@ def _on_numpy(x: np.ndarray, k: int) -> np.ndarray:
     values[row, place], index[row, place] = x.reshape(-1)[chosen], column
     order = np.argsort(values, axis=-1, kind="stable")[:, :k]
     return np.take_along_axis(index, order, axis=-1)
+
+
+def bound_of_smallest(x: np.ndarray, k: int) -> np.ndarray:
+    """No less than the k-th smallest of each row of x (R, N), and hardly more: (R,).
+
+    Of disjoint groups of numbers, k have a least one up to the k-th smallest of the groups' least:
+    so at least k numbers are up to that, and few more as long as there are many more groups.
+    """
+    rows, n = x.shape
+    width = min(_GROUP, n // (4 * k))
+    if width > 1:
+        groups = n // width
+        x = np.min(x[:, : width * groups].reshape(rows, width, groups), axis=1)
+    return np.partition(x, k - 1, axis=-1)[:, k - 1]

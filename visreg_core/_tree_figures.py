@@ -13,6 +13,7 @@ import numpy as np
 from visreg_core._hierarchies import Hierarchy, TreePair
 from visreg_core._optional import require
 from visreg_core.figures import svg_document
+from visreg_core.metrics.tanglegram import drawn_trees
 
 _COLORS = (
     "#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#2a9d9a", "#c2578f", "#6b7f2a",
@@ -245,7 +246,8 @@ def tanglegram(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Seq
 
     def draw(figure: Any) -> None:
         left, middle, right = figure.subplots(1, 3, width_ratios=[4, 3, 4])
-        a, b = layout(first, pair.layout.left), layout(second, pair.layout.right)
+        one, two = drawn_trees(first, second)
+        a, b = layout(one, pair.layout.left), layout(two, pair.layout.right)
         group = branches(a)
         of_item = np.empty(a.n, dtype=np.intp)
         of_item[pair.layout.left] = group

@@ -36,6 +36,11 @@ SAMPLERS = ("gaussian", "orthogonal")
 
 _WORD = 1 << 32
 
+# Columns are drawn and factored in groups of so many, counted from slice 0, or from a block's first
+# one: vectorised loops end in loops of another kind, and matrix products depend on shapes, so that
+# a column would else differ in its last bits with its place among those asked for.
+_GROUP = 32
+
 
 def uniforms(
     xp: Namespace,
@@ -67,9 +72,9 @@ def random_slices(
 ) -> Array:
     """Unit directions on the sphere in `dim` dimensions: slices ``start … start + n_slices - 1``.
 
-    Column k depends on (seed, step, k) alone: any process can draw any range by itself, the union
-    over processes is what one process would draw, and a resumed run draws what the uninterrupted
-    one would have drawn.
+    Column k depends on (seed, step, k) alone, to the last bit on one library and machine: any
+    process can draw any range by itself, the union over processes is what one process would draw,
+    and a resumed run draws what the uninterrupted one would have drawn.
 
     Parameters
     ----------
@@ -108,9 +113,11 @@ def random_slices(
     Notes
     -----
     Source: VISReg Algorithm 1 (normalised Gaussian columns). "orthogonal" is the QR factorisation
-    of a Gaussian block with the signs that make R's diagonal positive (Mezzadri 2007). A range
-    that ends inside a block factors only the columns up to its end, so that ranges agree to
-    rounding there; "gaussian" ranges agree bit by bit.
+    of a Gaussian block with the signs that make R's diagonal positive (Mezzadri 2007), by panels of
+    32 columns that are freed of those before them by Gram and Schmidt's method twice (Giraud et al.
+    2005, "Rounding error analysis of the classical Gram-Schmidt orthogonalization process"), so
+    that no column depends on those after its panel. Whole groups of 32 columns are drawn, however
+    few of them are asked for.
 
     Examples
     --------
@@ -122,6 +129,7 @@ def random_slices(
     True
     """
     check_range(dim, n_slices, start, sampler)
+    dim = int(dim)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
     _checks.dtype("dtype", dtype, xp)
@@ -132,8 +140,10 @@ def random_slices(
         return _gaussian(xp, dim, first, count, seed, step, dtype=work, where=where)
 
     if sampler == "gaussian":
-        w = gaussian_columns(start, n_slices)
-        w = w / xp.linalg.vector_norm(w, axis=0, keepdims=True)
+        first = start - start % _GROUP
+        w = gaussian_columns(first, _whole_groups(start + n_slices - first))
+        w = w / xp.sqrt(_column_sums(xp, w * w, dim))
+        w = w[:, start - first : start - first + n_slices]
     else:
         w = orthogonal_columns(xp, dim, start, n_slices, gaussian_columns)
     return _xp.cast(xp, w, dtype)
@@ -158,9 +168,38 @@ def orthogonal_columns(
     blocks = []
     for first in range(start - start % dim, start + n_slices, dim):
         last = min(first + dim, start + n_slices)
-        q = orthonormal_columns(xp, normals(first, last - first))
-        blocks.append(q[:, max(start - first, 0) :])
+        y = normals(first, _whole_groups(last - first))
+        q = _orthonormal_panels(xp, y, dim, last - first)
+        blocks.append(q[:, max(start - first, 0) : last - first])
     return blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=1)
+
+
+def _orthonormal_panels(xp: Namespace, y: Array, dim: int, count: int) -> Array:
+    """Q of the QR factorisation of y (D, …), R's diagonal positive, of `count` columns or more."""
+    q = orthonormal_columns(xp, y[:, : min(_GROUP, dim)])
+    for begin in range(_GROUP, count, _GROUP):
+        panel = y[:, begin : min(begin + _GROUP, dim)]
+        for _ in range(2):
+            panel = panel - q @ (xp.matrix_transpose(q) @ panel)
+            panel = orthonormal_columns(xp, panel)
+        q = xp.concat([q, panel], axis=1)
+    return q
+
+
+def _whole_groups(count: int) -> int:
+    return -(-count // _GROUP) * _GROUP
+
+
+def _column_sums(xp: Namespace, x: Array, dim: int) -> Array:
+    """Sums over axis 0, kept, in an order that depends on its length `dim` alone."""
+    size = 1 << (dim.bit_length() - 1)
+    beyond = dim - size
+    if beyond:
+        x = xp.concat([x[:beyond, :] + x[size:, :], x[beyond:size, :]], axis=0)
+    while size > 1:
+        size //= 2
+        x = x[:size, :] + x[size:, :]
+    return x
 
 
 def orthonormal_columns(xp: Namespace, y: Array) -> Array:

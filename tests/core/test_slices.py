@@ -175,9 +175,66 @@ def test_union_over_ranks_is_the_single_set(cuts, dim, seed, step, sampler):
     assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-14)
 
 
-def test_gaussian_ranges_are_the_same_bits():
-    whole = random_slices(64, 300, seed=1)
-    assert np.array_equal(random_slices(64, 17, seed=1, start=111), whole[:, 111:128])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("dim", [3, 64, 75])
+@pytest.mark.lean_on_jax(dim=[75], dtype=["float32"])
+def test_ranges_are_the_same_bits(where, sampler, dim):
+    """However wide they are, and wherever they begin and end."""
+
+    def draw(start, count):
+        return where.to_numpy(
+            drawn(where.backend, dim, count, seed=1, start=start, sampler=sampler,
+                  dtype=where.dtype)
+        )  # fmt: skip
+
+    whole = draw(0, 139)
+    for start, count in ((0, 1), (5, 1), (3, 2), (17, 40), (33, 31), (64, 64), (74, 3), (138, 1)):
+        assert np.array_equal(draw(start, count), whole[:, start : start + count])
+
+
+def test_every_column_alone_is_that_of_many():
+    whole = random_slices(64, 40)
+    for k in range(40):
+        assert np.array_equal(random_slices(64, 1, start=k), whole[:, k : k + 1])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [40, 2003])
+def test_ranges_of_the_torch_adapter(sampler, dtype, n):
+    import torch
+
+    from visreg_torch.functional import random_slices as drawn_by_torch
+
+    options = {"sampler": sampler, "dtype": getattr(torch, dtype)}
+    whole = drawn_by_torch(70, n, **options)
+    for start, count in ((0, 1), (n - 1, 1), (9, 20)):
+        part = drawn_by_torch(70, count, start=start, **options)
+        assert torch.equal(part, whole[:, start : start + count])
+
+
+@pytest.mark.backends("numpy", "torch")
+def test_ranges_of_large_draws(where):
+    """Which libraries spread over threads."""
+    if where.dtype not in ("float32", "float64"):
+        pytest.skip("rounded from float32")
+    whole = where.to_numpy(drawn(where.backend, 301, 1003, dtype=where.dtype))
+    for start, count in ((500, 1), (700, 303)):
+        part = where.to_numpy(drawn(where.backend, 301, count, start=start, dtype=where.dtype))
+        assert np.array_equal(part, whole[:, start : start + count])
+
+
+def test_panels_are_the_qr_factorisation():
+    """By LAPACK of the whole block, in float64, for a block of several panels, the last ragged."""
+    dim = 75
+    normals = random_slices(dim, dim, seed=4)  # of unit columns, which R alone sees
+    q, r = np.linalg.qr(normals)
+    expected = q * np.sign(np.diagonal(r))
+    got = random_slices(dim, dim, seed=4, sampler="orthogonal")
+    assert_allclose(got, expected, rtol=0, atol=1e-11)
+    for dtype in (np.float32, np.float64):
+        w = random_slices(400, 400, sampler="orthogonal", dtype=dtype).astype(np.float64)
+        assert_allclose(w.T @ w, np.eye(400), atol=20 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

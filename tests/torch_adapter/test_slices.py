@@ -51,7 +51,8 @@ def test_numpy_draws_their_normals(sampler, monkeypatch):
     counts, normals = [], _slices_numpy.normals
     monkeypatch.setattr(_slices_numpy, "normals", counted)
     random_slices(6, 20, seed=torch.tensor(3), start=4, sampler=sampler, dtype=torch.bfloat16)
-    assert counts == ([20] if sampler == "gaussian" else [6, 6, 6, 6])
+    # By whole groups of 32, of the slices or of each block.
+    assert counts == ([32] if sampler == "gaussian" else [32, 32, 32, 32])
 
 
 def test_what_is_said():

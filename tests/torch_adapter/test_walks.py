@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import visreg_core
-from visreg_core import _tiles
-from visreg_core.losses import random_walk
+from visreg_core import _neighbours, _tiles
 from visreg_torch import random_walk_affinity, random_walk_pairs
 
 pytestmark = pytest.mark.backends("torch")
@@ -45,10 +44,10 @@ def test_strides_and_negative_bits():
 def test_as_many_threads_as_torch(monkeypatch):
     def counted(*args):
         threads.append(_tiles.available_threads())
-        return smallest(*args)
+        return bound(*args)
 
-    threads, before, smallest = [], torch.get_num_threads(), random_walk.smallest
-    monkeypatch.setattr(random_walk, "smallest", counted)
+    threads, before, bound = [], torch.get_num_threads(), _neighbours.bound_of_smallest
+    monkeypatch.setattr(_neighbours, "bound_of_smallest", counted)
     try:
         torch.set_num_threads(1)
         random_walk_pairs(*views(), 3)

@@ -20,7 +20,7 @@ def dtype_name(x_or_dtype: Any) -> str:
         dtype = np.dtype(dtype)
     dtype = getattr(dtype, "dtype", dtype)
     if isinstance(dtype, np.dtype):  # which would put its name together each time
-        return _NUMPY_NAMES.get(dtype) or dtype.name
+        return _NUMPY_NAMES.get(dtype) or str(dtype)
     # str(torch.float32) is 'torch.float32', str(np.dtype("float32")) is 'float32'
     return str(dtype).rsplit(".", 1)[-1]
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from visreg_core import _checks, _tiles, _xp
+import numpy as np
+
+from visreg_core import _checks, _neighbours, _wide, _xp
+from visreg_core._neighbours import Search
 from visreg_core._selection import smallest
-from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses.rows import safe_reciprocal, safe_root
 from visreg_core.slices import DOMAIN_WALKS, uniforms
 
 SCALES = ("local", "global")
 _SMALLEST_SCALE = 1e-7
+
+# Distances made at a time; fewer on torch, for its CPU's caches, than where shapes are compiled.
+_DISTANCES = 1 << 26
+_DISTANCES_HOST = 1 << 21
+_GROUP = 64  # rows
 
 
 def random_walk_affinity(
@@ -58,6 +66,12 @@ def random_walk_affinity(
     -----
     Source: SAG-VICReg Appendix I. The authors' number of neighbours is not known; 10 is this
     project's default. A row never has zero mass: its nearest neighbour has weight 1.
+
+    Distances are half the squared differences of unit rows. NumPy's are decided by differences in
+    float64, down to angles of about 1e-15. Elsewhere, where nothing may depend on values, products
+    in float64 of what rows are apart from their mean give them, with an error of about
+    (D + 8) 2⁻⁵³ times the squared distance r from it: neighbours are exact to float32 within
+    clusters as wide as 1e-3 r, and told apart to about 1e-6 r. Equal rows of b tie.
 
     Examples
     --------
@@ -200,27 +214,89 @@ def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
     """Those of b (N, D) nearest to each row of a (M, D) by the cosine, ties by index."""
     xp = _xp.namespace(a, b)
     n = b.shape[0]
-    rows, columns = (_unit_rows(xp, _xp.stop_gradient(x)) for x in (a, b))
-    columns = xp.matrix_transpose(columns)
-
-    def of_rows(rows: Array) -> tuple[Array, Array]:
-        distances = 1 - rows @ columns
-        index = smallest(xp, distances, n_neighbors)
-        kept = xp.take_along_axis(distances, index, axis=-1)
-        return index, kept - kept[:, :1]
-
+    dtype = _xp.compute_dtype(xp, a)
     if not a.shape[0]:  # a process may have none
-        nothing = xp.zeros((0, n_neighbors), dtype=rows.dtype, **_xp.on_device(rows))
+        nothing = xp.zeros((0, n_neighbors), dtype=dtype, **_xp.on_device(a))
         return Nearest(xp.astype(nothing, xp.int64), nothing, n)
-    # What selecting works with has N columns, of which so many make one of the rows.
-    scratch = max(1, 3 * n // a.shape[1])
-    index, distance = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
-    return Nearest(index, distance, n)
+    a, b = _xp.stop_gradient(a), _xp.stop_gradient(b)
+    if _xp.name(xp) == "numpy" and np.all(np.isfinite(a)) and np.all(np.isfinite(b)):
+        rows, columns = _neighbours.directions(a), _neighbours.directions(b)
+        exact = dtype == np.float64
+        search = Search(rows, columns, n_neighbors, directions=True, exact=exact)
+        index, kept = _neighbours.nearest(search)
+        kept = kept.astype(dtype)
+    else:
+        index, kept = _nearest_by_products(xp, a, b, n_neighbors, dtype)
+    return Nearest(index, kept - kept[:, :1], n)
+
+
+def _nearest_by_products(
+    xp: Namespace, a: Array, b: Array, n_neighbors: int, dtype: DType
+) -> tuple[Array, Array]:
+    """Without a look at values, as tracing wants it: by products in float64.
+
+    Half the squared distances of what the rows are apart from their mean: at a distance r of the
+    mean they are known up to about (D + 8) 2⁻⁵³ r², and then rounded to `dtype`. There are whole
+    groups of rows, in whose products all columns are summed alike, so that equal rows tie.
+    """
+    m, n = a.shape[0], b.shape[0]
+    step = min(_whole_groups(m), max(1, _distances_at_a_time(xp) // (n * _GROUP)) * _GROUP)
+    found = []
+    with _wide.float64_inside(xp):
+        wide = _wide.widest(xp, a)
+        rows, columns = (_unit_rows(xp, _xp.cast(xp, x, wide)) for x in (a, b))
+        finite = xp.where(xp.isnan(columns), xp.zeros_like(columns), columns)
+        middle = xp.mean(finite, axis=0, keepdims=True)
+        rows, columns = (_with_offset(xp, x, middle) for x in (rows, columns))
+        ones = xp.ones_like(rows[:, :1])
+        rows = _in_whole_groups(xp, xp.concat([rows, ones], axis=1), m)
+        across = xp.concat(
+            [-columns[:, :-1], xp.ones_like(columns[:, :1]), columns[:, -1:]], axis=1
+        )
+        across = xp.matrix_transpose(_in_whole_groups(xp, across, n))
+        for start in range(0, rows.shape[0], step):
+            distances = rows[start : min(start + step, rows.shape[0]), :] @ across
+            distances = _xp.cast(xp, distances, dtype)[: max(m - start, 0), :n]
+            distances = xp.maximum(distances, xp.zeros_like(distances))
+            index = smallest(xp, distances, n_neighbors)
+            found.append((index, xp.take_along_axis(distances, index, axis=-1)))
+    index, kept = (xp.concat(part, axis=0) for part in zip(*found, strict=True))
+    return index, kept
+
+
+def _distances_at_a_time(xp: Namespace) -> int:
+    return _DISTANCES_HOST if _xp.name(xp) == "torch" else _DISTANCES
+
+
+def _with_offset(xp: Namespace, x: Array, middle: Array) -> Array:
+    """Unit rows (N, D) taken from `middle`, and half their squares (N, D + 1).
+
+    A zero row has the spread 1 of the random unit vector that it is the mean of.
+    """
+    spread = xp.astype(xp.all(x == 0, axis=-1, keepdims=True), x.dtype)
+    x = x - middle
+    return xp.concat([x, (xp.sum(x * x, axis=-1, keepdims=True) + spread) / 2], axis=1)
+
+
+def _whole_groups(n: int) -> int:
+    return -(-n // _GROUP) * _GROUP
+
+
+def _in_whole_groups(xp: Namespace, x: Array, n: int) -> Array:
+    """`x` (N, D) with rows of zeros up to a whole number of groups."""
+    more = _whole_groups(n) - n
+    return (
+        xp.concat(
+            [x, xp.zeros_like(x[:1, :]) + xp.zeros((more, 1), dtype=x.dtype, **_xp.on_device(x))],
+            axis=0,
+        )
+        if more
+        else x
+    )
 
 
 def _unit_rows(xp: Namespace, x: Array) -> Array:
-    """Rows of length 1 in the compute dtype; zero rows stay 0."""
-    x = _xp.cast(xp, x, _xp.compute_dtype(xp, x))
+    """Rows of length 1; zero rows stay 0."""
     largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
     x = x * safe_reciprocal(xp, largest)  # so that no square overflows or vanishes
     return x * safe_reciprocal(xp, safe_root(xp, xp.sum(x * x, axis=-1, keepdims=True)))

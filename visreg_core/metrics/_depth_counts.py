@@ -24,16 +24,17 @@ def depth_counts(
     """Arguments of `correlate` for the depth distance of two trees.
 
     The depth distance of two leaves, the mean number of edges up to their lowest common ancestor,
-    is half the length of the path between them: (depth_p + depth_q)/2 − depth_lca. It differs
-    within a merge, so that all pairs are counted: O(N²) time, and memory for the values that occur
-    together. Paths of the trees have at most 2(N − 1) edges, a few dozen where trees branch.
+    is half the length of the path between them: (depth_p + depth_q)/2 − depth_lca, where merges of
+    one height, one below the other, are one node. It differs within a merge, so that all pairs are
+    counted: O(N²) time, and memory for the values that occur together. Paths of the trees have at
+    most 2(N − 1) edges, a few dozen where trees branch.
     """
     order = first.order
-    depth_first, depth_second = first.leaf_depth[order], second.leaf_depth[order]
+    depth_first, depth_second = first.leaf_steps[order], second.leaf_steps[order]
     place = second.position[order]
-    gaps_first, gaps_second = first.depth[first.gap], second.depth[second.gap]
+    gaps_first, gaps_second = first.steps[first.gap], second.steps[second.gap]
     n = order.size
-    levels = 2 * int(second.leaf_depth.max()) + 1
+    levels = 2 * int(second.leaf_steps.max()) + 1
     table = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
     keys: list[np.ndarray] = []
     waiting = 0

@@ -8,8 +8,12 @@ import numpy as np
 
 from visreg_core import _xp
 from visreg_core._typing import Array
-from visreg_core.metrics._inputs import centred, unit_rows
+from visreg_core.metrics._inputs import centred, power_of_two, unit_rows
+from visreg_core.metrics._rounding import Rounding
 from visreg_core.metrics._tree import Tree
+
+# Sums of products have lost their digits where less than this share is left of them.
+_KEPT = 1e-8
 
 # Distances of a block of rows.
 _BLOCK = 1 << 20
@@ -23,10 +27,11 @@ def cophenetic_pearson(t: Tree, x: Array, metric: str) -> float:
     heights = t.height / t.height[-1]
     heights = heights - np.sum(t.pairs * heights) / t.pairs.sum()
     variance = float(np.sum(t.pairs * heights**2))
-    if metric == "euclidean":
-        covariance, spread = _euclidean_sums(t, heights, points)
-    else:
-        covariance, spread = _inner_product_sums(t, heights, points, metric)
+    known = metric != "euclidean"
+    if known:
+        covariance, spread, known = _inner_product_sums(t, heights, points, metric)
+    if not known:  # distances nearly equal, which sums of products lose
+        covariance, spread = _pairwise_sums(t, heights, points, metric)
     if spread <= 0:
         return math.nan
     r = covariance / math.sqrt(variance) / math.sqrt(spread)
@@ -35,8 +40,10 @@ def cophenetic_pearson(t: Tree, x: Array, metric: str) -> float:
 
 def _inner_product_sums(
     t: Tree, heights: np.ndarray, points: np.ndarray, metric: str
-) -> tuple[float, float]:
+) -> tuple[float, float, bool]:
     """Σ h d and Σ (d − d̄)² over pairs, h summing to 0, for cosine and half the squared distance.
+
+    And whether the second has kept enough digits.
 
     Both are d_ij = e_i + e_j − ⟨c_i, c_j⟩ with centred rows c and e = (‖c‖² + s)/2, where s is 1
     for a zero vector under cosine and else 0 (see `linkage`); two zero vectors are at 0, not 1.
@@ -80,18 +87,35 @@ def _inner_product_sums(
     squares = (everything - float(diagonal @ diagonal)) / 2
     squares += of_zeros * ((2 * e_mean) ** 2 - between**2)
     total = float(block.sum())
-    return covariance, squares - total**2 / t.pairs.sum()
+    spread = squares - total**2 / t.pairs.sum()
+    return covariance, spread, spread > _KEPT * everything
 
 
-def _euclidean_sums(t: Tree, heights: np.ndarray, points: np.ndarray) -> tuple[float, float]:
-    """Σ h d and Σ (d − d̄)² over pairs of rows, h summing to 0, from blocks of distances."""
+def _pairwise_sums(
+    t: Tree, heights: np.ndarray, points: np.ndarray, metric: str
+) -> tuple[float, float]:
+    """Σ h d and Σ (d − d̄)² over pairs of rows, h summing to 0, from blocks of distances.
+
+    The second is 0 where all distances are equal but for rounding.
+    """
     from scipy.spatial.distance import cdist
 
     points = points[t.order]
-    points = points / (np.abs(points).max() or 1.0)
+    points = unit_rows(np, points) if metric == "cosine" else points / power_of_two(points)
+    zero = np.all(points == 0, axis=1)
     gaps = heights[t.gap]
     n = points.shape[0]
-    shift = float(np.sqrt(2 * np.sum(np.var(points, axis=0))))  # about the mean distance
+
+    def distances(rows: slice) -> np.ndarray:
+        if metric == "euclidean":
+            return cdist(points[rows], points[rows.start + 1 :])
+        out = cdist(points[rows], points[rows.start + 1 :], "sqeuclidean") / 2
+        if metric == "cosine":
+            out[zero[rows, None] != zero[None, rows.start + 1 :]] = 1.0
+        return out
+
+    shift = float(distances(slice(0, 1)).mean())
+    least, largest = math.inf, 0.0
     step = max(1, _BLOCK // n)
     covariance = total = squares = 0.0
     for start in range(0, n - 1, step):
@@ -101,8 +125,12 @@ def _euclidean_sums(t: Tree, heights: np.ndarray, points: np.ndarray) -> tuple[f
         right = columns[None, :] >= np.arange(start, stop)[:, None]
         between = np.where(right, gaps[start:], -np.inf)
         height = np.maximum.accumulate(between, axis=1)[right]
-        distance = cdist(points[start:stop], points[start + 1 :])[right] - shift
+        distance = distances(slice(start, stop))[right]
+        least, largest = min(least, float(distance.min())), max(largest, float(distance.max()))
+        distance -= shift
         covariance += float(height @ distance)
         total += float(distance.sum())
         squares += float(distance @ distance)
+    if largest - least <= Rounding(points, metric).of(np.asarray(largest)):
+        return covariance, 0.0
     return covariance, squares - total**2 / t.pairs.sum()

@@ -14,7 +14,7 @@ from visreg_core._typing import Array
 from visreg_core.slices import DOMAIN_ROWS
 
 # Parts of the domain of row sampling, beyond those that reading a sample of a file draws from.
-_SUBSET, _RESAMPLE = 1 << 20, (1 << 20) + 1
+_SUBSET, _RESAMPLE, _ORDER = 1 << 20, (1 << 20) + 1, (1 << 20) + 2
 
 
 class Estimate(NamedTuple):
@@ -34,7 +34,7 @@ def over_subsets(
     seed: int,
     confidence: float,
 ) -> list[Estimate]:
-    """Mean of `function` over random subsets of the rows, with Student's interval.
+    """Mean of `function` over random subsets of the rows, with an interval.
 
     The subsets are independent given the data, drawn without replacement each.
     """
@@ -48,17 +48,33 @@ def over_subsets(
     for repeat in range(n_repeats):
         rows = subset(n, n_samples, seed=seed, repeat=repeat)
         values.append(function(taken(x, rows), taken(y, rows)))
-    return [student(np.asarray(v), confidence) for v in zip(*values, strict=True)]
+    return [estimate(np.asarray(v), confidence) for v in zip(*values, strict=True)]
 
 
-def student(values: np.ndarray, confidence: float) -> Estimate:
-    """Mean of independent values with Student's interval for their expectation."""
+def estimate(values: np.ndarray, confidence: float) -> Estimate:
+    """Mean of independent values, with an interval for their expectation.
+
+    Student's, with the skewness of few values taken out of t by a cubic that is inverted again:
+    Student's own covers 0.86 instead of 0.9 for eight similarities of subsets.
+
+    Source: Hall 1992, "On the removal of skewness by transformation".
+    """
     from scipy.special import stdtrit
 
-    mean = float(values.mean())
-    deviation = float(values.std(ddof=1)) / math.sqrt(values.size)
-    reach = float(stdtrit(values.size - 1, (1 + confidence) / 2)) * deviation
-    return Estimate(mean, mean - reach, mean + reach)
+    n, mean = values.size, float(values.mean())
+    deviation = float(values.std(ddof=1))
+    if not deviation > 0:  # or NaN
+        return Estimate(mean, mean - deviation, mean + deviation)
+    t = float(stdtrit(n - 1, (1 + confidence) / 2))
+    # Of the sample's skewness, by its unbiased moments, a sixth of what that of the mean is.
+    third = n / ((n - 1) * max(n - 2, 1)) * float(np.sum((values - mean) ** 3))
+    a = third / deviation**3 / (6 * math.sqrt(n)) if n > 2 else 0.0
+
+    def without_skewness(t: float) -> float:
+        return t if abs(a) < 1e-9 else (float(np.cbrt(1 + 6 * a * (t - a))) - 1) / (2 * a)
+
+    error = deviation / math.sqrt(n)
+    return Estimate(mean, mean - without_skewness(t) * error, mean - without_skewness(-t) * error)
 
 
 def subset(n: int, size: int, *, seed: int, repeat: int) -> np.ndarray:
@@ -72,6 +88,20 @@ def resample(n: int, *, seed: int, repeat: int) -> np.ndarray:
     high, low = _words(n, seed, repeat, _RESAMPLE)
     uniform = (high.astype(np.float64) + low.astype(np.float64) / 2**32) / 2**32
     return np.sort((uniform * n).astype(np.intp).clip(max=n - 1))
+
+
+def drawn_order(n: int, *, seed: int = 0, draw: int = 0) -> np.ndarray:
+    """A random order of n rows, which `draw` numbers.
+
+    What goes by the order of rows where nothing else decides goes by chance in it.
+    """
+    return np.argsort(drawn_words(n, draw, seed=seed), kind="stable")
+
+
+def drawn_words(n: int, draw: int, *, seed: int = 0) -> np.ndarray:
+    """64 random bits for each of n things, of which nothing else is known."""
+    high, low = _words(n, seed, draw, _ORDER)
+    return (high.astype(np.uint64) << np.uint64(32)) | low
 
 
 def taken(x: Array, rows: np.ndarray) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ class Tree(NamedTuple):
     position: np.ndarray  # (N,) place of each leaf in leaf order
     leaf_depth: np.ndarray  # (N,) edges from the root down to each leaf
     gap: np.ndarray  # (N − 1,) merge of each gap in leaf order
+    # Edges as `depth` and `leaf_depth`, but that merges of one height, one below the other, are one
+    # node: nothing says which of them was first.
+    steps: np.ndarray
+    leaf_steps: np.ndarray
 
     @property
     def size(self) -> np.ndarray:
@@ -105,13 +110,16 @@ def tree(z: np.ndarray) -> Tree:
     size = [1] * n
     for a, b in zip(first, second, strict=True):
         size.append(size[a] + size[b])
-    start, depth = [0] * (2 * n - 1), [0] * (2 * n - 1)
+    start, depth, steps = ([0] * (2 * n - 1) for _ in range(3))
+    height = [-1.0] * n + z[:, 2].tolist()
     for k in range(n - 2, -1, -1):
         a, b = first[k], second[k]
         start[a] = start[n + k]
         start[b] = start[a] + size[a]
         depth[a] = depth[b] = depth[n + k] + 1
-    starts, depths = np.asarray(start), np.asarray(depth)
+        for child in (a, b):
+            steps[child] = steps[n + k] + (height[child] != height[n + k])
+    starts, depths, nodes = np.asarray(start), np.asarray(depth), np.asarray(steps)
     mid = starts[right]
     gap = np.empty(n - 1, dtype=np.intp)
     gap[mid - 1] = np.arange(n - 1)
@@ -124,7 +132,55 @@ def tree(z: np.ndarray) -> Tree:
         position=starts[:n],
         leaf_depth=depths[:n],
         gap=gap,
+        steps=nodes[n:],
+        leaf_steps=nodes[:n],
     )
+
+
+def first_of_height(height: np.ndarray) -> np.ndarray:
+    """For each merge the first one of its height."""
+    return np.searchsorted(height, height)
+
+
+def redrawn(z: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """A checked linkage matrix whose merges of one height, one below the other, go by chance.
+
+    What such merges join in the end is joined by twos, in the order of the random `words` (N − 1,)
+    of leaves and merges, as a balanced tree: at that height there is no other order.
+    """
+    n = z.shape[0] + 1
+    first, second = z[:, 0].astype(np.intp).tolist(), z[:, 1].astype(np.intp).tolist()
+    height, word = z[:, 2].tolist(), words.tolist()
+    parent = [-1] * (2 * n - 1)
+    for k in range(n - 1):
+        parent[first[k]] = parent[second[k]] = k
+    # The branches that meet in a node, at its topmost merge.
+    top = list(range(n - 1))
+    branches: list[list[int]] = [[] for _ in range(n - 1)]
+    for k in range(n - 2, -1, -1):
+        above = parent[n + k]
+        if above >= 0 and height[above] == height[k]:
+            top[k] = top[above]
+        for child in (first[k], second[k]):
+            if child < n or height[child - n] != height[k]:
+                branches[top[k]].append(child)
+    if all(len(b) <= 2 for b in branches):
+        return z
+    out = np.empty_like(z)
+    made, name, size = 0, list(range(n)) + [0] * (n - 1), [1] * n
+    for k in range(n - 1):  # a node's branches are lower than it: made before its first merge
+        if top[k] != k:
+            continue
+        ends = sorted(branches[k], key=lambda b: word[b])
+        queue = deque(name[b] for b in ends)
+        while len(queue) > 1:
+            a, b = sorted((queue.popleft(), queue.popleft()))
+            size.append(size[a] + size[b])
+            out[made] = a, b, height[k], size[-1]
+            queue.append(n + made)
+            made += 1
+        name[n + k] = queue[0]
+    return out
 
 
 def ancestors(t: Tree) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

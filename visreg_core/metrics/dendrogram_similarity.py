@@ -10,7 +10,7 @@ from visreg_core import _checks
 from visreg_core._typing import Array
 from visreg_core.metrics._depth_counts import tree_moments
 from visreg_core.metrics._pair_counts import pair_counts
-from visreg_core.metrics._tree import Tree, tree, two_linkages
+from visreg_core.metrics._tree import Tree, first_of_height, tree, two_linkages
 from visreg_core.metrics.tree_similarity import DISTANCES, Correlations
 
 _CONVENTIONS = ("goodman-kruskal", "spearman")
@@ -106,8 +106,9 @@ def fowlkes_mallows(first: Array, second: Array) -> FowlkesMallows:
     Parameters
     ----------
     first, second : array (N − 1, 4)
-        Linkage matrices whose leaf i is the same item. The cut into k clusters undoes the last
-        k − 1 rows, also among equal heights.
+        Linkage matrices whose leaf i is the same item. Merges of one height are not told apart: the
+        cut is the finest one into at most k clusters. A collapsed tree is one cluster at every k,
+        whose index is what is expected of it.
 
     Returns
     -------
@@ -134,13 +135,20 @@ def fowlkes_mallows(first: Array, second: Array) -> FowlkesMallows:
     a, b = _two_trees(first, second)
     n = a.position.size
     merge = np.arange(n - 1)
+    # With the first merge of a height come all.
+    at_a, at_b = first_of_height(a.height), first_of_height(b.height)
     together = np.zeros(n - 1)
     for i, j, count in pair_counts(a, b, merge, merge):
-        together += np.bincount(np.maximum(i, j), count, minlength=n - 1)
+        together += np.bincount(np.maximum(at_a[i], at_b[j]), count, minlength=n - 1)
     # Entry m: after merges 0 … m there are N − 1 − m clusters. Reversed: k = 2 … N − 1.
     k = np.arange(2, n)
-    t, p, q = (2 * np.cumsum(c)[: n - 2][::-1] for c in (together, a.pairs, b.pairs))
-    triples_p, triples_q = (_triples(tr)[: n - 2][::-1] for tr in (a, b))
+    t, p, q = (
+        2 * np.cumsum(c)[: n - 2][::-1]
+        for c in (together, _gathered(at_a, a.pairs), _gathered(at_b, b.pairs))
+    )
+    triples_p, triples_q = (
+        np.cumsum(_gathered(at, _triples(tr)))[: n - 2][::-1] for at, tr in ((at_a, a), (at_b, b))
+    )
     root = np.sqrt(p) * np.sqrt(q)
     expected = root / (n * (n - 1))
     if n < 4:
@@ -161,8 +169,13 @@ def _two_trees(first: Array, second: Array) -> tuple[Tree, Tree]:
     return tree(a), tree(b)
 
 
+def _gathered(at: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums of `values` (N − 1,) of merges by the merge that they come with."""
+    return np.bincount(at, values, minlength=at.size)
+
+
 def _triples(t: Tree) -> np.ndarray:
-    """Ordered triples of items in one cluster, Σ m(m − 1)(m − 2), after every merge."""
+    """Ordered triples of items that each merge brings into one cluster: Σ m(m − 1)(m − 2)."""
     left, right = (t.mid - t.start).astype(np.float64), (t.end - t.mid).astype(np.float64)
     # (l + r)₃ − l₃ − r₃ in falling factorials
-    return np.cumsum(3 * left * right * (left + right - 2))
+    return 3 * left * right * (left + right - 2)

@@ -16,9 +16,10 @@ from visreg_core import _checks, _xp
 from visreg_core._optional import require
 from visreg_core._typing import Array
 from visreg_core.metrics._inputs import labels as host_labels
-from visreg_core.metrics._inputs import matrix, unit_rows
+from visreg_core.metrics._inputs import matrix
+from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.dendrogram import cut_tree
-from visreg_core.metrics.linkage import linkage
+from visreg_core.metrics.linkage import drawn_linkage
 from visreg_core.metrics.similarity import nearest
 
 _CLUSTERINGS = ("dendrogram", "spectral")
@@ -131,7 +132,9 @@ def hierarchical_rand_index(
 ) -> RandIndices:
     """Rand index of a clustering of the embeddings with the labels, level by level.
 
-    On each level as many clusters as the level has classes (SAG-VICReg App. H).
+    On each level as many clusters as the level has classes (SAG-VICReg App. H). Rows are taken in a
+    random order, so that ties go by chance: collapsed embeddings score as chance does, however the
+    items are sorted.
 
     Parameters
     ----------
@@ -149,7 +152,7 @@ def hierarchical_rand_index(
     method, metric
         Of `linkage`; the spectral graph uses `metric`, too: "cosine" or "euclidean".
     seed : int
-        Of the spectral clustering.
+        Of the order of rows, and of the spectral clustering.
 
     Returns
     -------
@@ -258,14 +261,14 @@ def _clusterings(
 ) -> list[np.ndarray]:
     """Cluster of each item (N,), for each number of clusters."""
     _checks.choice("clustering", clustering, _CLUSTERINGS)
-    xp, x = matrix("x", x)
+    _, x = matrix("x", x)
     n = x.shape[0]
     for k in counts:
         _checks.positive_int("n_clusters", k)
         if k > n:
             raise ValueError(f"expected at most N = {n} clusters; found {k}")
     if clustering == "dendrogram":
-        tree = linkage(x, method, metric)
+        tree = drawn_linkage(x, method, metric, seed=seed, draw=0)
         return [cut_tree(tree, n_clusters=k) for k in counts]
 
     _checks.choice("metric", metric, _METRICS)
@@ -274,16 +277,20 @@ def _clusterings(
         raise ValueError(f"expected n_neighbors <= N = {n}; found {n_neighbors}")
     purpose = "spectral clustering"
     cluster = require("sklearn.cluster", extra="report", purpose=purpose)
-    neighbors = require("sklearn.neighbors", extra="report", purpose=purpose)
-    points = _xp.to_numpy(unit_rows(xp, x) if metric == "cosine" else x)
-    graph = neighbors.kneighbors_graph(points, n_neighbors, include_self=True)
+    sparse = require("scipy.sparse", extra="report", purpose=purpose)
+    order = drawn_order(n, seed=seed)
+    place = np.argsort(order)
+    points = taken(x, order)
+    index, _ = nearest(points, points, n_neighbors, metric=metric)
+    begin = np.arange(n + 1) * n_neighbors
+    graph = sparse.csr_matrix((np.ones(index.size), index.reshape(-1), begin), shape=(n, n))
     graph = (graph + graph.T) / 2
     return [
         np.zeros(n, dtype=np.int64)
         if k == 1
         else cluster.SpectralClustering(
             n_clusters=k, affinity="precomputed", random_state=seed
-        ).fit_predict(graph)
+        ).fit_predict(graph)[place]
         for k in counts
     ]
 
@@ -313,7 +320,8 @@ def hierarchical_knn_accuracy(
         Items to classify by their neighbours in `x`. Without them each item of `x` is classified
         by the others (leave one out).
     k : int
-        Neighbours that vote. Ties of votes go to the class that sorts first.
+        Neighbours that vote, those of `mutual_knn`; equal distances go by a random order of `x`.
+        Ties of votes go to the class that sorts first.
     metric : str
         "cosine" or "euclidean".
     temperature : float, optional
@@ -345,11 +353,15 @@ def hierarchical_knn_accuracy(
     candidates = x.shape[0] - (test is None)
     if k > candidates:
         raise ValueError(f"expected k <= {candidates} neighbours; found k = {k}")
-    index, similarity = nearest(queries, x, k, metric=metric, leave_one_out=test is None)
+    order = drawn_order(x.shape[0])
+    x, columns = taken(x, order), [c[order] for c in columns]
+    if test is None:
+        queries, truth = x, columns
+    index, distance = nearest(queries, x, k, metric=metric, leave_one_out=test is None)
     if temperature is None:
         weights = np.ones(index.shape)
     else:
-        weights = np.exp((similarity - similarity[:, :1]) / temperature)
+        weights = np.exp((distance[:, :1] - distance) / temperature)
     accuracies = []
     for column, true in zip(columns, truth, strict=True):
         votes = np.zeros((index.shape[0], int(column.max()) + 1))

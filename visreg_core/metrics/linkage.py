@@ -8,7 +8,9 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Device, Namespace
-from visreg_core.metrics._inputs import matrix, power_of_two, unit_rows
+from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
+from visreg_core.metrics._resampling import drawn_order, taken
+from visreg_core.metrics._rounding import Rounding
 from visreg_core.metrics._rounds import merge_rounds
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
@@ -21,7 +23,8 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     Parameters
     ----------
     x : array (N, D)
-        Embeddings, any namespace, N ≥ 2, finite.
+        Embeddings, any namespace, N ≥ 2, finite. Condensed distances are SciPy's business:
+        ``scipy.cluster.hierarchy.linkage`` takes them.
     method : str
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
@@ -49,11 +52,19 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     to equidistant for float32 take all their distances, on the host.) The others go through SciPy
     on the host, with its N(N − 1)/2 distances.
 
+    Products only screen: neighbours, ties and heights are those of differences in float64, down to
+    clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
+    more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine distances, by
+    ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest distance from the
+    mean, 1 for cosine.
+
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
     by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
     depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
-    every merge joins a nearest pair of clusters. Ward's heights are SciPy's,
+    every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
+    of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
+    by class should shuffle them. Ward's heights are SciPy's,
     √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
@@ -71,6 +82,12 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     _checks.choice("metric", metric, METRICS)
     if method == "ward" and metric != "euclidean":
         raise ValueError(f"expected metric='euclidean' for Ward's method; found {metric!r}")
+    x = plain("x", x)
+    if x.ndim == 1 and _xp.dtype_name(x) in _xp.FLOATING:
+        raise ValueError(
+            f"expected x of shape (N, D); found shape {tuple(x.shape)}: condensed distances are "
+            "for scipy.cluster.hierarchy.linkage"
+        )
     xp, x = matrix("x", x)
     points = _xp.to_numpy(x).astype(np.float64)
     if metric == "cosine":
@@ -79,6 +96,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         unit = power_of_two(points)
         points = points / unit
     n = points.shape[0]
+    rounding = Rounding(points, metric)
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
@@ -96,9 +114,24 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
             cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
             children = np.concatenate([children, cluster[joins]])
             heights = np.concatenate([heights, above])
+    order = np.argsort(heights, kind="stable")  # children come before parents at equal height
+    children, heights = children[order], rounding.levelled(heights[order])
     with np.errstate(over="ignore"):  # squares beyond float64 are infinite
         heights = heights * unit ** (2 if metric == "sqeuclidean" else 1)
-    return _sorted_merges(children, heights)
+    return _renumbered(children, heights, order)
+
+
+def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: int) -> np.ndarray:
+    """`linkage` of the rows in a random order, which `draw` numbers; leaf i is row i all the same.
+
+    So what ties goes by chance, and says nothing of what the order of the rows goes by.
+    """
+    order = drawn_order(x.shape[0], seed=seed, draw=draw)
+    z = linkage(taken(x, order), method, metric)
+    leaf = z[:, :2] < len(order)
+    z[:, :2][leaf] = order[z[:, :2][leaf].astype(np.intp)]
+    z[:, :2].sort(axis=1)
+    return z
 
 
 def _by_rounds(
@@ -177,15 +210,14 @@ def _join_identical(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(children, dtype=np.intp).reshape(-1, 2), cluster
 
 
-def _sorted_merges(children: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """SciPy's matrix from merges in order of creation: by height, renumbered, with sizes."""
+def _renumbered(children: np.ndarray, heights: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """SciPy's matrix from merges by height, of which `order` is where they were by creation."""
     n = heights.size + 1
-    order = np.argsort(heights, kind="stable")  # children come before parents at equal height
     number = np.empty(2 * n - 1, dtype=np.intp)
     number[:n] = np.arange(n)
     number[n + order] = n + np.arange(n - 1)
-    joined = np.sort(number[children[order]], axis=1)
+    joined = np.sort(number[children], axis=1)
     size = [1] * n
     for a, b in joined.tolist():
         size.append(size[a] + size[b])
-    return np.column_stack([joined, heights[order], size[n:]]).astype(np.float64)
+    return np.column_stack([joined, heights, size[n:]]).astype(np.float64)

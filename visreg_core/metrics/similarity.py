@@ -8,24 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._selection import smallest
-from visreg_core._typing import Array, Namespace
-from visreg_core.metrics._inputs import (
-    centred,
-    matrix,
-    numbers,
-    paired,
-    power_of_two,
-    same_ids,
-    unit_rows,
-)
+from visreg_core import _checks, _neighbours, _tiles, _xp
+from visreg_core._neighbours import Near, Search
+from visreg_core._typing import Array, Device, Namespace
+from visreg_core.metrics._inputs import centred, matrix, numbers, paired, power_of_two, same_ids
 
 _CKA = ("biased", "unbiased")
 _METRICS = ("cosine", "euclidean")
 
-# Elements of a block of pairwise distances.
+# Elements of a block of Gram matrices.
 _BLOCK = 1 << 22
+
+# Less than this share of what could be told of neighbours is the rounding of nothing.
+_NO_SPREAD = 1e-9
 
 
 def linear_cka(
@@ -133,14 +128,14 @@ def mutual_knn(
     """Mean share of the k nearest neighbours that an item has in common in both sets.
 
     (1/N) Σ_i |N_k(x_i) ∩ N_k(y_i)| / k, the item itself left out (Huh et al. 2024). Independent
-    sets give k/(N − 1) on average.
+    sets give k/(N − 1) on average, collapsed ones exactly.
 
     Parameters
     ----------
     x, y : array (N, Dx), (N, Dy)
         Row i the same item in both; any one namespace.
     k : int
-        Neighbours, 1 ≤ k ≤ N − 1. Equal distances go by index.
+        Neighbours, 1 ≤ k ≤ N − 1.
     metric : str
         "cosine" or "euclidean". A zero vector has cosine distance 1 to everything.
     ids_x, ids_y : sequence, optional
@@ -149,11 +144,24 @@ def mutual_knn(
     Returns
     -------
     float
-        In [0, 1].
+        In [0, 1]; 0 where ties make it less.
 
     Notes
     -----
-    O(N²D) time, by blocks of rows: nothing of size N × N is kept.
+    O(N²D) time, by blocks of rows: nothing of size N × N is kept. On devices other than the host
+    products are made there.
+
+    Products only screen, with a bound of their error; differences in float64 decide. So neighbours
+    are exact however tight clusters are: for "euclidean" at any spread of the numbers given, for
+    "cosine" down to angles of about 1e-15, where unit vectors in float64 end. Distances that differ
+    by no more than the rounding of that are equal: ε (D + 4) d, and for cosine ε 8 √d more, of half
+    the squared distance d, where ε = 2⁻⁵². Identical rows are at one distance from everything.
+
+    Where several items are at the distance of the last place, no order of rows decides: each has
+    its share of the places left, as if they were drawn. With p and q the shares of an item in the
+    two sets and r their correlation over the other items, the row counts c + (k − c) r, where
+    c = k²/(N − 1) is what chance gives: |N_k(x_i) ∩ N_k(y_i)| without ties, k for an isometry with
+    any, c where all distances tie.
 
     Examples
     --------
@@ -170,13 +178,16 @@ def mutual_knn(
     same_ids(ids_x, ids_y, n)
     if k > n - 1:
         raise ValueError(f"expected k <= N - 1 = {n - 1} neighbours; found k = {k}")
-    a, b = (nearest(z, z, k, metric=metric, leave_one_out=True)[0] for z in (x, y))
-    # An index occurs once in a row, so that equal entries count the intersection.
-    step = max(1, _BLOCK // (k * k))
-    common = sum(
-        int(np.sum(a[i : i + step, :, None] == b[i : i + step, None, :])) for i in range(0, n, step)
-    )
-    return common / (n * k)
+    first, second = (_search(z, z, k, metric, own=True) for z in (x, y))
+
+    def work(blocks: Sequence[tuple[int, int]]) -> float:
+        near = ((first.block(*block), second.block(*block)) for block in blocks)
+        return math.fsum(_shared(a, b, n - 1, k) for a, b in near)
+
+    blocks = _neighbours.ranges(n, min(first.block_rows, second.block_rows))
+    on_device = first.on_device is not None
+    common = math.fsum(_tiles.spread(work, blocks, first.operand.nbytes, on_device))
+    return max(common / (n * k), 0.0)
 
 
 # --- centred kernel alignment ---------------------------------------------------------------------
@@ -233,59 +244,72 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Indices (M, k) of the k rows of x (N, D) nearest to each query (M, D), nearest first.
 
-    Also their similarities, up to a constant of the query: the cosine, or for "euclidean" minus
-    half the squared distance in some unit. Equal ones go by index. With `leave_one_out` the queries
-    are the rows of x, and none is its own neighbour. Works by blocks of queries: nothing is of
-    size M × N.
+    Also half the squared distances of the rows, for "cosine" of unit vectors: 1 − cos; for
+    "euclidean" in some unit. Equal ones go by index. With `leave_one_out` the queries are the rows
+    of x, and none is its own neighbour. Works by blocks of queries: nothing is of size M × N.
     """
-    _, queries = matrix("queries", queries, min_rows=1)
-    xp, x = matrix("x", x)
-    dtype = x.dtype if x.dtype == queries.dtype else xp.float64
-    *factors, scale = _similarity_factors(queries, x, metric)
-    queries, x = (_xp.from_numpy(xp, f, device=_xp.device(x), dtype=dtype) for f in factors)
-    m, n = queries.shape[0], x.shape[0]
-    columns = xp.matrix_transpose(x)
-    index = xp.arange(n, **_xp.on_device(x))
-    step = max(1, _BLOCK // n)
-    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for start in range(0, m, step):
-        stop = min(start + step, m)
-        similarity = queries[start:stop, :] @ columns
-        if leave_one_out:
-            own = index[None, :] == index[start:stop, None]
-            similarity = xp.where(own, -math.inf, similarity)
-        order = smallest(xp, -similarity, k)
-        found[0].append(_xp.to_numpy(order))
-        found[1].append(_xp.to_numpy(xp.take_along_axis(similarity, order, axis=1)))
-    indices, similarities = (np.concatenate(f) for f in found)
-    return indices, similarities.astype(np.float64) * scale
+    matrix("queries", queries, min_rows=1)
+    matrix("x", x)
+    return _neighbours.nearest(_search(queries, x, k, metric, own=leave_one_out))
 
 
-def _similarity_factors(
-    queries: Array, x: Array, metric: str
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Host matrices (M, D + 1), (N, D + 1) and a scale of their inner products.
-
-    These are −‖q − x‖²/2 up to the scale and constants of q; and so, as 1 − ⟨u, v⟩ = ‖u − v‖²/2,
-    cosines of unit vectors. Rows are taken from that of x nearest to the mean: where the mean is
-    far larger than the spread, products would lose their digits; whole numbers stay whole. A zero
-    vector has no cosine: it gets the spread 1 of the random unit vector that it is the mean of, and
-    so is at (0 + 1 + 1)/2 from every other.
-    """
-    q, p = (_xp.to_numpy(a).astype(np.float64) for a in (queries, x))
+def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Search:
     cosine = metric == "cosine"
+    p = _xp.to_numpy(x)
+    q = p if own else _xp.to_numpy(queries)
     if cosine:
-        q, p = unit_rows(np, q), unit_rows(np, p)
-    unit = power_of_two(q, p)
-    q, p = q / unit, p / unit
-    no_query, no_row = (cosine & ~a.any(axis=1) for a in (q, p))
-    rows = p if np.all(no_row) else p[~no_row]
-    middle = rows[np.argmin(np.sum((rows - rows.mean(axis=0)) ** 2, axis=1))]
-    q, p = q - middle, p - middle
-    again = power_of_two(q, p)
-    q, p = q / again, p / again
-    scale = (unit * again) ** 2 if cosine else 1.0  # of squared distances nobody asks for it
-    offset = (np.einsum("nd,nd->n", p, p) + no_row / scale) / 2
-    q = np.concatenate([q, np.ones((q.shape[0], 1))], axis=1)
-    q[no_query] = 0  # as near to everything
-    return q, np.concatenate([p, -offset[:, None]], axis=1), scale
+        p = _neighbours.directions(p)
+        q = p if own else _neighbours.directions(q)
+    else:
+        unit = power_of_two(q, p)
+        p = p.astype(np.float64) / unit
+        q = p if own else q.astype(np.float64) / unit
+    return Search(q, p, k, own=own, directions=cosine, place=_elsewhere(x))
+
+
+def _elsewhere(x: Array) -> tuple[Namespace, Device] | None:
+    """Where products with `x` are made, unless by NumPy."""
+    device = _xp.device(x)
+    on_host = device is None or str(getattr(device, "platform", device)).lower().startswith("cpu")
+    return None if on_host or _xp.library(x) == "array_api_strict" else (_xp.namespace(x), device)
+
+
+def _shared(first: Near, second: Near, n: int, k: int) -> float:
+    """Σ over queries of the neighbours that they have in both sets, of n candidates each.
+
+    Where more candidates than places are at the distance of the last, each has its share of the
+    places: an item is a neighbour with probability p in the one set and q in the other. The
+    correlation r of p and q over the candidates then gives c + (k − c) r, where c = k²/n is what
+    two random choices share. Without ties that is Σ p q, the number of items in both.
+    """
+    m = first.first.size
+    if first.query.size == second.query.size == m * k:  # no ties: compare all with all
+        a, b = first.lists(k)[0], second.lists(k)[0]
+        return float(np.count_nonzero(a[:, :, None] == b[:, None, :]))
+    chance = k * k / n
+    p, q = _membership(first, k), _membership(second, k)
+    size = max(int(first.row.max()), int(second.row.max())) + 1
+    keys, at_first, at_second = np.intersect1d(
+        first.query * size + first.row,
+        second.query * size + second.row,
+        assume_unique=True,
+        return_indices=True,
+    )
+    both = np.bincount(keys // size, p[at_first] * q[at_second], minlength=m)
+    in_first, in_second = (
+        np.bincount(near.query, share * share, minlength=m)
+        for near, share in ((first, p), (second, q))
+    )
+    spread = np.sqrt(np.maximum(in_first - chance, 0) * np.maximum(in_second - chance, 0))
+    r = np.where(spread > _NO_SPREAD * k, both - chance, 0.0) / np.maximum(spread, _NO_SPREAD * k)
+    tied = (in_first < k) | (in_second < k)
+    return float(np.sum(np.where(tied, chance + (k - chance) * r, both)))
+
+
+def _membership(near: Near, k: int) -> np.ndarray:
+    """The probability that each entry is among the k, if those as near as the last are drawn."""
+    last = near.distance[near.first + k - 1][near.query]
+    nearer = near.distance < last
+    places = k - np.bincount(near.query, nearer, minlength=near.first.size)
+    tied = np.bincount(near.query, ~nearer, minlength=near.first.size)
+    return np.where(nearer, 1.0, (places / tied)[near.query])

@@ -9,7 +9,8 @@ import numpy as np
 from visreg_core._typing import Array
 from visreg_core.metrics._inputs import labels
 from visreg_core.metrics._pair_counts import Walk
-from visreg_core.metrics._tree import Tree, tree, two_linkages
+from visreg_core.metrics._resampling import drawn_words
+from visreg_core.metrics._tree import Tree, redrawn, tree, two_linkages
 
 
 class Tanglegram(NamedTuple):
@@ -46,6 +47,9 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
     sides depend on nothing else, so that one tree's best layout is found exactly. Trees take turns
     until neither gains: a layout no single tree can better, not always the best of both.
 
+    Merges of one height, one below the other, go by chance when layouts are untangled, in each tree
+    by a draw of its own: collapsed embeddings are tangled.
+
     Examples
     --------
     >>> import numpy as np
@@ -56,6 +60,8 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
     (0, 0.0)
     """
     a, b = two_linkages(first, second)
+    if untangle:
+        a, b = drawn_trees(a, b)
     left, right = tree(a), tree(b)
     crossed = _crossings(left, right)
     idle = 0 if untangle else 2  # turns in a row that changed nothing
@@ -78,6 +84,12 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
         turning, still = still, turning
     orders = turning[1].order, still[1].order
     return Tanglegram(*orders, int(crossed.sum()), entanglement(*orders))
+
+
+def drawn_trees(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two checked linkage matrices as `tanglegram` untangles them: what ties goes by chance."""
+    a, b = (redrawn(z, drawn_words(2 * len(z) + 1, draw)) for draw, z in enumerate((first, second)))
+    return a, b
 
 
 def entanglement(left: Array, right: Array, *, power: float = 1.5) -> float:

@@ -14,7 +14,7 @@ from visreg_core.metrics._inputs import paired, same_ids
 from visreg_core.metrics._pair_counts import height_moments
 from visreg_core.metrics._resampling import probability, resample, taken
 from visreg_core.metrics._tree import tree
-from visreg_core.metrics.linkage import linkage
+from visreg_core.metrics.linkage import drawn_linkage
 from visreg_core.metrics.tree_similarity import Correlations
 
 
@@ -121,14 +121,17 @@ def compare_lca_similarity(
 
     gap = np.subtract(a, b)
     reach = float(ndtri((1 + confidence) / 2)) * differences.std(axis=0, ddof=1)
-    above = np.mean(differences > 0, axis=0)
+    above = np.where(np.isnan(differences).any(axis=0), np.nan, np.mean(differences > 0, axis=0))
     intervals = np.stack([gap, gap - reach, gap + reach, above], axis=1).tolist()
     return LCAComparison(a, b, *(Difference(*row) for row in intervals))
 
 
 def _similarity(rows: np.ndarray, x: Array, y: Array, *, method: str, metric: str) -> Correlations:
     """LCA similarity of the items `rows`, ascending, without pairs of copies of one item."""
-    first, second = (tree(linkage(taken(z, rows), method, metric)) for z in (x, y))
+    first, second = (
+        tree(drawn_linkage(taken(z, rows), method, metric, draw=draw))
+        for draw, z in enumerate((x, y))
+    )
     copies = np.unique(rows, return_counts=True)[1]
     identical = int(np.sum(copies * (copies - 1)) // 2)
     return Correlations(*height_moments(first, second, identical=identical)[:3])

@@ -12,8 +12,8 @@ from visreg_core.metrics._depth_counts import tree_moments
 from visreg_core.metrics._distances import cophenetic_pearson
 from visreg_core.metrics._inputs import matrix, paired, same_ids
 from visreg_core.metrics._resampling import Estimate, over_subsets
-from visreg_core.metrics._tree import tree
-from visreg_core.metrics.linkage import linkage
+from visreg_core.metrics._tree import Tree, tree
+from visreg_core.metrics.linkage import drawn_linkage
 
 DISTANCES = ("depth", "height")
 
@@ -21,8 +21,10 @@ DISTANCES = ("depth", "height")
 class Correlations(NamedTuple):
     """Correlation coefficients of two distances over all pairs.
 
-    NaN where one is constant: all rows equal, equidistant, or only two. Squared distances beyond
-    float64 are infinite, and Pearson's coefficient then NaN.
+    NaN where one is constant: all rows equal, equidistant, or only two. Distances and heights are
+    equal where they differ by no more than the rounding of their computation in float64: D + 16
+    rounding errors of a distance, and four of the coordinates times its root (see `linkage`).
+    Squared distances beyond float64 are infinite, and Pearson's coefficient then NaN.
     """
 
     pearson: float
@@ -79,7 +81,8 @@ def lca_similarity(
         As in `linkage`.
     distance : str
         "height": height of the lowest common ancestor (cophenetic distance). "depth": edges from a
-        leaf up to it, averaged over the two leaves.
+        leaf up to it, averaged over the two leaves; merges of one height, one below the other, are
+        one node, for nothing says which of them was first.
     ids_x, ids_y : sequence, optional
         Ids of the items, compared row by row.
     n_samples : int, optional
@@ -95,9 +98,9 @@ def lca_similarity(
     -------
     Correlations or SampledCorrelations
         Pearson, Spearman (midranks) and Kendall (tau-b), exact over all N(N − 1)/2 pairs. With
-        `n_samples` an `Estimate` (mean, low, high) each, with Student's interval for the mean over
-        all subsets of that size. That is another quantity than the similarity of all items: trees
-        of fewer items are less deep.
+        `n_samples` an `Estimate` (mean, low, high) each, with an interval for the mean over all
+        subsets of that size: Student's, corrected for skewness (Hall 1992). That is another
+        quantity than the similarity of all items: trees of fewer items are less deep.
 
     Raises
     ------
@@ -106,6 +109,10 @@ def lca_similarity(
 
     Notes
     -----
+    Both dendrograms are made of rows in a random order, each in one of its own, so that ties do
+    not agree because of where the rows stand: a set whose clusters tie, as on a lattice, is not
+    quite itself. Identical rows do not matter to "height", nor to "depth".
+
     For "height" the time beyond the two dendrograms is about N · (mean depth of a leaf), never N²
     where trees branch. "depth" takes O(N²) time in O(N) memory. What follows the dendrograms'
     products runs on the host.
@@ -133,8 +140,16 @@ def lca_similarity(
 def _lca_similarity(
     x: Array, y: Array, *, method: str, metric: str, distance: str
 ) -> tuple[float, ...]:
-    first, second = tree(linkage(x, method, metric)), tree(linkage(y, method, metric))
+    first, second = _two_trees(x, y, method, metric)
     return tree_moments(first, second, distance)[:3]
+
+
+def _two_trees(x: Array, y: Array, method: str, metric: str) -> tuple[Tree, Tree]:
+    """What ties in both is joined in another order in each, so that it does not agree."""
+    first, second = (
+        tree(drawn_linkage(z, method, metric, draw=draw)) for draw, z in enumerate((x, y))
+    )
+    return first, second
 
 
 def cophenetic_similarity(
@@ -191,7 +206,7 @@ def cophenetic_similarity(
 
 
 def _cophenetic_similarity(x: Array, y: Array, *, method: str, metric: str) -> tuple[float, float]:
-    first, second = tree(linkage(x, method, metric)), tree(linkage(y, method, metric))
+    first, second = _two_trees(x, y, method, metric)
     return cophenetic_pearson(first, y, metric), cophenetic_pearson(second, x, metric)
 
 
@@ -223,4 +238,4 @@ def cophenetic_correlation(x: Array, method: str = "average", metric: str = "cos
     0.898584
     """
     _, x = matrix("x", x)
-    return cophenetic_pearson(tree(linkage(x, method, metric)), x, metric)
+    return cophenetic_pearson(tree(drawn_linkage(x, method, metric, draw=0)), x, metric)

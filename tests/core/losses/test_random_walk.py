@@ -60,6 +60,56 @@ def test_ties_go_by_index(where):
     assert_allclose(w, expected, rtol=0, atol=1e-6)
 
 
+def nearest_by_differences(a, b, k):
+    """Of unit rows in extended precision; and half the squared distances."""
+    u, v = (x / np.sqrt(np.sum(x * x, axis=1))[:, None] for x in map(np.longdouble, (a, b)))
+    d = np.stack([np.sum((v - row) ** 2, axis=1) for row in u]) / 2
+    return np.argsort(d, axis=1, kind="stable")[:, :k], d
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("clusters", [1, 10])
+@pytest.mark.lean_on_jax(spread=[1e-3])
+def test_neighbours_in_tight_bundles(where, spread, clusters, rng):
+    """Of directions that are nearly one, as a collapsing model's are, or a few."""
+    centres = rng.normal(size=(clusters, 48))
+    which = rng.integers(clusters, size=150)
+    a, b = (
+        (centres[which] + spread * rng.normal(size=(150, 48))).astype(where.dtype) for _ in "ab"
+    )
+    a, b = (x if where.dtype == "float64" else x.astype(np.float32) for x in (a, b))
+    expected, d = nearest_by_differences(a, b, 5)
+    w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 5, 100))
+    kept = np.take_along_axis(w, expected, axis=1)
+    adjusted = np.take_along_axis(d, expected, axis=1).astype(np.float64)
+    adjusted -= adjusted[:, :1]
+    # The nearest has weight 1 and the last exp(−1), unless 1e-7 is larger than its distance.
+    scale = np.maximum(adjusted[:, -1:], 1e-7)
+    assert_allclose(kept, np.exp(-((adjusted / scale) ** 2)), rtol=0, atol=2e-3)
+    assert np.all(np.count_nonzero(w, axis=1) == 5)
+
+
+def test_copies_tie_wherever_they_stand(where, rng):
+    """Rows that are equal go by index, at any number of rows."""
+    for n in (40, 150):
+        b = rng.normal(size=(9, 5)).astype(where.dtype)[rng.integers(9, size=n)]
+        a = rng.normal(size=(n, 5)).astype(where.dtype)
+        expected, _ = nearest_by_differences(a, b, 7)
+        w = where.to_numpy(random_walk_affinity(where.asarray(a), where.asarray(b), 7, 100))
+        found = np.zeros((n, n), dtype=bool)
+        np.put_along_axis(found, expected, True, axis=1)
+        assert np.array_equal(w > 0, found)
+
+
+@pytest.mark.backends("numpy")
+def test_not_a_number_spoils_its_own_rows(where, rng):
+    a, b = rng.normal(size=(2, 12, 4)).astype(where.dtype)
+    a[3] = b[5] = np.nan
+    w = random_walk_affinity(a, b, 4)
+    assert np.all(np.isfinite(np.delete(np.delete(w, 3, axis=0), 5, axis=1)))
+    assert np.all(np.delete(w, 3, axis=0)[:, 5] == 0)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])  # whose squares float32 has not
 def test_cosine_distance_ignores_scale(where, scale, rng):
     a, b = rng.normal(size=(2, 12, 4))

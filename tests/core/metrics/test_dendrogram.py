@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from tests.core.metrics.test_tree_similarity import random_tree, trees
 from visreg_core import metrics
+from visreg_core.metrics._tree import redrawn
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,6 +113,31 @@ def test_tanglegram_of_equal_trees_is_level(rng):
     assert type(layout.crossings) is int
     with pytest.raises(ValueError, match="300 and 2 leaves"):
         metrics.tanglegram(z, metrics.linkage(x[:2]))
+
+
+def test_collapsed_trees_are_tangled(rng):
+    """About as much as trees of embeddings that have nothing to do with each other."""
+    one, star = metrics.linkage(np.ones((64, 3))), metrics.linkage(np.eye(64))
+    x, y = (metrics.linkage(rng.standard_normal((64, 4))) for _ in "xy")
+    chance = metrics.tanglegram(x, y).entanglement
+    for a, b in ((one, one), (star, star), (one, star), (one, x), (x, one)):
+        assert metrics.tanglegram(a, b).entanglement > 0.6 * chance
+    assert metrics.tanglegram(x, x).entanglement == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(trees, st.integers(0, 10**6))
+def test_ties_are_drawn_within_their_node(tree, seed):
+    """The same cophenetic distances, in another order of merges; no ties, no change."""
+    n, chain, levels, draw = tree
+    z = random_tree(np.random.default_rng(draw), n, chain, levels)
+    words = np.random.default_rng(seed).integers(0, 2**63, 2 * n - 1)
+    out = redrawn(z, words)
+    assert sch.is_valid_linkage(out, throw=True)
+    assert sch.is_monotonic(out)
+    np.testing.assert_array_equal(sch.cophenet(out), sch.cophenet(z))
+    if levels is None:
+        np.testing.assert_array_equal(out, z)
 
 
 def test_entanglement(backend):

@@ -323,3 +323,15 @@ def test_far_from_gaussian_is_finite(where):
             assert sliced.mean_p <= 0.01
             assert np.all(np.isfinite(sliced.z))
             assert np.all((sliced.p >= 0) & (sliced.p <= 1))
+
+
+def test_a_value_that_ties_with_draws_is_no_rarer_than_they():
+    """(1 + as many as are at least as large) / (1 + all): equal ones count."""
+    draws = np.asarray([0.0, 1.0, 1.0, 2.0])
+    module = importlib.import_module("visreg_core.metrics.gaussianity")
+    assert [module._rank_p(v, draws) for v in (-1, 0, 1, 1.5, 2, 3)] == [1, 1, 0.8, 0.4, 0.4, 0.2]
+    known = null.wasserstein_null(30).draws
+    for at in (0, 40, known.size - 1):
+        tied = np.count_nonzero(known >= known[at])
+        found = null.wasserstein_tail(known[at : at + 1], 30)
+        assert found[0] == (1 + tied) / (1 + known.size)

@@ -7,12 +7,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import scipy.cluster.hierarchy
+import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from visreg_core import metrics
+from visreg_core.metrics._resampling import drawn_order
 
 partitions = st.integers(2, 40).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 5), min_size=n, max_size=n)] * 2)
@@ -132,12 +134,77 @@ def test_spectral_clustering_is_seeded_and_scikit_learns(rng):
     x, labels = tree_data(rng)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     model = SpectralClustering(8, affinity="nearest_neighbors", n_neighbors=50, random_state=3)
-    expected = sklearn.metrics.rand_score(labels[:, 2], model.fit_predict(unit))
+    order = drawn_order(len(x), seed=3)
+    expected = sklearn.metrics.rand_score(labels[order, 2], model.fit_predict(unit[order]))
     options = {"n_neighbors": 50, "seed": 3}
     found = metrics.rand_index_sweep(x, labels, [8, 1], **options)
     assert found.rand[0] == pytest.approx(expected, rel=1e-12)
     assert found.adjusted[1] == 0
     assert found == metrics.rand_index_sweep(x, labels, [8, 1], **options)
+
+
+# --- collapse -------------------------------------------------------------------------------------
+
+
+def one_point(rng, n):
+    return np.ones((n, 16))
+
+
+def two_points(rng, n):
+    return np.eye(2)[rng.integers(2, size=n)]
+
+
+COLLAPSED = [one_point, two_points, lambda rng, n: np.eye(n), lambda rng, n: np.zeros((n, 3))]
+
+
+@pytest.mark.parametrize("make", COLLAPSED)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_collapse_does_not_score(rng, make, metric):
+    """Of items sorted by class, as data sets often are, and in any other order."""
+    labels = np.stack([np.repeat(np.arange(2), 64), np.repeat(np.arange(8), 16)], axis=1)
+    for order in (np.arange(128), rng.permutation(128)):
+        x = make(rng, 128)
+        some = labels[order]
+        cut = {"clustering": "dendrogram", "metric": metric}
+        found = metrics.hierarchical_rand_index(x, some, **cut)
+        assert max(map(abs, found.adjusted)) < 0.1
+        sweep = metrics.rand_index_sweep(x, some, [2, 8, 40], **cut)
+        assert max(map(abs, sweep.adjusted)) < 0.1
+        knn = metrics.hierarchical_knn_accuracy(x, some, metric=metric)
+        assert knn == pytest.approx((1 / 2, 1 / 8), abs=0.2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_collapse_does_not_score_with_spectral_clustering(rng):
+    labels = np.repeat(np.arange(4), 16)
+    for make in COLLAPSED[:2]:
+        found = metrics.hierarchical_rand_index(make(rng, 64), labels)
+        assert abs(found.adjusted[0]) < 0.15
+
+
+def test_scores_have_one_law_however_ties_are_ordered(rng):
+    """Items of one point are exchanged: no order of theirs is better, sorted by class or not."""
+    labels = np.repeat(np.arange(4), 25)
+    x = rng.standard_normal((10, 3))[np.repeat(np.arange(10), 10)]
+
+    def scores(order, seed):
+        options = {"clustering": "dendrogram", "metric": "euclidean", "seed": seed}
+        return metrics.rand_index_sweep(x[order], labels[order], [20], **options).adjusted[0]
+
+    in_order = [scores(np.arange(100), seed) for seed in range(60)]
+    shuffled = [scores(rng.permutation(100), seed) for seed in range(60)]
+    assert scipy.stats.ks_2samp(in_order, shuffled).pvalue > 0.01
+
+
+def test_votes_among_copies_do_not_go_by_index(rng):
+    """Points of twelve items of one class and eight of another, whichever of them come first."""
+    x = np.repeat(rng.standard_normal((40, 3)), 20, axis=0)
+    labels = np.tile(np.repeat([0, 1], [12, 8]), 40)
+    first, last = (
+        metrics.hierarchical_knn_accuracy(x, some, k=5, metric="euclidean")[0]
+        for some in (labels, labels.reshape(40, 20)[:, ::-1].reshape(-1))
+    )
+    assert abs(first - last) < 0.1  # by index 0.6 and 0.4
 
 
 # --- nearest neighbours ---------------------------------------------------------------------------
@@ -185,6 +252,29 @@ def test_knn_leaves_the_item_out_and_weighs_votes(rng, temperature):
             hits += max(votes, key=votes.get) == labels[i, level]
         found = metrics.hierarchical_knn_accuracy(x, labels, k=7, temperature=temperature)
         assert found[level] == pytest.approx(hits / 60)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_inside_tight_clusters(where, rng, metric):
+    """Clusters of 1e-3 with a class in every half of each: as scikit-learn in float64."""
+    centres = rng.standard_normal((6, 20))
+    side = rng.standard_normal((200, 1))
+    x = centres[rng.integers(6, size=200)] + 1e-3 * (
+        side * np.eye(20)[0] * 3 + rng.standard_normal((200, 20))
+    )
+    x = x.astype(where.dtype)
+    labels = (side[:, 0] > 0).astype(int)
+    wide = x.astype(np.float64)
+    if metric == "cosine":
+        wide /= np.linalg.norm(wide, axis=1)[:, None]
+    hits = []
+    for i in range(200):
+        vote = KNeighborsClassifier(7, algorithm="kd_tree").fit(
+            np.delete(wide, i, axis=0), np.delete(labels, i)
+        )
+        hits.append(vote.predict(wide[i : i + 1])[0] == labels[i])
+    found = metrics.hierarchical_knn_accuracy(where.asarray(x), labels, k=7, metric=metric)
+    assert found[0] == pytest.approx(np.mean(hits))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

@@ -398,6 +398,34 @@ def test_small_clusters_far_apart(rng, method):
     np.testing.assert_allclose(sch.cophenet(z), sch.cophenet(reference), rtol=1e-9)
 
 
+@pytest.mark.parametrize(("method", "metric"), ALL)
+def test_tight_clusters_of_float32(where, rng, method, metric):
+    """Of 1e-3 about their centres: as SciPy on the same numbers in float64, by differences."""
+    centres = rng.standard_normal((8, 30))
+    x = centres[rng.integers(8, size=120)] + 1e-3 * rng.standard_normal((120, 30))
+    x = x.astype(where.dtype)
+    wide = x.astype(np.float64)
+    if metric == "cosine":
+        wide /= np.linalg.norm(wide, axis=1)[:, None]
+        reference = sch.linkage(pdist(wide, "sqeuclidean") / 2, method)
+    else:
+        reference = sch.linkage(pdist(wide, metric), method)
+    z = linkage(where.asarray(x), method, metric)
+    np.testing.assert_array_equal(z[:, :2], reference[:, :2])
+    np.testing.assert_allclose(z[:, 2], reference[:, 2], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("method", "metric"), ALL)
+def test_heights_equal_but_for_rounding_are_equal(rng, method, metric):
+    """Equidistant rows are joined at one height, which the mean of all and unit vectors round."""
+    for n in (7, 60):
+        rotated = np.linalg.qr(rng.standard_normal((n, n)))[0]
+        for x in (1.1 * np.eye(n), rotated):
+            assert np.unique(linkage(x, method, metric)[:, 2]).size == 1
+    spread = linkage(rng.standard_normal((200, 5)), method, metric)
+    assert np.unique(spread[:, 2]).size == 199
+
+
 def test_float64_takes_over_where_float32_tells_nothing_apart(rng, monkeypatch):
     made = []
     original = clusters.Clusters.screened
@@ -524,6 +552,8 @@ def test_errors():
         linkage(x, "ward")
     with pytest.raises(ValueError, match="N >= 2"):
         linkage(x[:1])
+    with pytest.raises(ValueError, match=r"\(6,\): condensed distances are for scipy"):
+        linkage(x.reshape(-1))
     with pytest.raises(ValueError, match=r"shape \(N, D\); found shape \(1, 3, 2\)"):
         linkage(x[None])
     with pytest.raises(TypeError, match="int64"):

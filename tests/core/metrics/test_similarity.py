@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from visreg_core import metrics
+from visreg_core import _neighbours, metrics
 from visreg_core.metrics import similarity
 
 
@@ -129,26 +129,45 @@ def test_blocks_of_gram_matrices_add_up(rng, monkeypatch):
     x, y = two_sets(rng, 23, 60, 70)
     expected = metrics.linear_cka(x, y), metrics.mutual_knn(x, y, 5)
     monkeypatch.setattr(similarity, "_BLOCK", 4 * 23)
+    for name in ("_BLOCK", "_MIN_ROWS"):
+        monkeypatch.setattr(_neighbours, name, 4)
     assert metrics.linear_cka(x, y) == pytest.approx(expected[0], rel=1e-13)
     assert metrics.mutual_knn(x, y, 5) == expected[1]
 
 
-def naive_neighbours(z, k, metric):
-    """The k nearest rows by extended precision; a zero vector is at cosine distance 1 from all."""
+def naive_distances(z, metric):
+    """Half the squared ones by extended precision; a zero vector is at cosine distance 1."""
     z = np.asarray(z).astype(np.longdouble)
     zero = ~z.any(axis=1)
     if metric == "cosine":
         z = z / np.where(zero, 1, np.sqrt(np.sum(z * z, axis=1)))[:, None]
-    distance = np.sum((z[:, None] - z) ** 2, axis=2) / 2
+    distance = np.stack([np.sum((z - row) ** 2, axis=1) for row in z]) / 2
     if metric == "cosine":
         distance[zero] = distance[:, zero] = 1
     np.fill_diagonal(distance, np.inf)
-    return np.argsort(distance, axis=1, kind="stable")[:, :k]
+    return distance
+
+
+def naive_neighbours(z, k, metric):
+    """The k nearest rows, equal distances by index."""
+    return np.argsort(naive_distances(z, metric), axis=1, kind="stable")[:, :k]
 
 
 def naive_mutual_knn(x, y, k, metric):
-    nx, ny = (naive_neighbours(z, k, metric).tolist() for z in (x, y))
-    return np.mean([len(set(a) & set(b)) for a, b in zip(nx, ny, strict=True)]) / k
+    """Correlation of the probabilities to be a neighbour if ties were drawn, row by row."""
+    n = len(x)
+    total = 0.0
+    for dx, dy in zip(naive_distances(x, metric), naive_distances(y, metric), strict=True):
+        p, q = np.zeros((2, n))
+        for share, d in ((p, dx), (q, dy)):
+            last = np.sort(d)[k - 1]
+            nearer, tied = d < last * (1 - 1e-14), abs(d - last) <= last * 1e-14
+            share[nearer], share[tied] = 1, (k - nearer.sum()) / tied.sum()
+        p, q = (np.delete(share, np.argmax(np.isinf(dx))) for share in (p, q))
+        chance = k * k / (n - 1)
+        r = 0.0 if min(np.ptp(p), np.ptp(q)) == 0 else np.corrcoef(p, q)[0, 1]
+        total += chance + (k - chance) * r
+    return total / (n * k)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -176,17 +195,159 @@ def test_ties_go_by_index(backend, rng, shift):
     """Whole numbers tie exactly, wherever they are."""
     x = (rng.integers(-2, 3, (60, 3)) + shift).astype(np.float32)
     y = np.arange(60.0, dtype=np.float32)[:, None]
-    value = metrics.mutual_knn(backend.asarray(x), backend.asarray(y), 9, metric="euclidean")
+    z = backend.asarray(x)
+    found, _ = similarity.nearest(z, z, 9, metric="euclidean", leave_one_out=True)
+    np.testing.assert_array_equal(found, naive_neighbours(x, 9, "euclidean"))
+    value = metrics.mutual_knn(z, backend.asarray(y), 9, metric="euclidean")
     assert value == pytest.approx(naive_mutual_knn(x, y, 9, "euclidean"), rel=1e-12)
+
+
+def tight(rng, n, d, spread=1e-3, clusters=10):
+    """Clusters whose width is a small part of their distance from each other."""
+    centres = rng.standard_normal((clusters, d))
+    return centres[rng.integers(clusters, size=n)] + spread * rng.standard_normal((n, d))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("dim", [64, 250])  # screened in float64, and in float32
+@pytest.mark.lean_on_jax(dim=[64], metric=["cosine"])
+def test_neighbours_inside_tight_clusters(where, rng, metric, dim):
+    """By differences in extended precision; and an isometry changes nothing."""
+    x = tight(rng, 280, dim).astype(where.dtype)
+    z = where.asarray(x)
+    found, distance = similarity.nearest(z, z, 10, metric=metric, leave_one_out=True)
+    expected = naive_neighbours(x, 10, metric)
+    np.testing.assert_array_equal(found, expected)
+    if metric == "cosine":
+        exact = np.take_along_axis(naive_distances(x, metric), expected, axis=1)
+        np.testing.assert_allclose(distance, exact.astype(float), rtol=1e-4)
+    mirrored = where.asarray(x[:, ::-1].copy())
+    assert metrics.mutual_knn(z, mirrored, metric=metric) == 1
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (lambda rng: tight(rng, 700, 130, 1e-5), "float32"),
+        (lambda rng: tight(rng, 700, 130, 1e-3, clusters=2), "float32"),
+        (lambda rng: 1 + 1e-3 * rng.standard_normal((400, 200)), "float32"),
+        (lambda rng: 1 + 1e-7 * rng.standard_normal((400, 200)), "float64"),
+        (lambda rng: tight(rng, 400, 130) * 10.0 ** rng.integers(-3, 3, (400, 1)), "float32"),
+        (lambda rng: np.sign(rng.standard_normal((300, 130))), "float32"),
+        (lambda rng: np.repeat(tight(rng, 100, 130), 4, axis=0), "float32"),
+        (lambda rng: np.concatenate([rng.standard_normal((300, 130)), np.full((1, 130), 1e6)]),
+         "float32"),
+    ],
+    ids="tight two-clusters collapsed collapsed-64 scales signs copies outlier".split(),
+)  # fmt: skip
+def test_neighbours_of_wide_rows(rng, metric, make, dtype):
+    x = make(rng).astype(dtype)
+    found, _ = similarity.nearest(x, x, 10, metric=metric, leave_one_out=True)
+    whole = np.array_equal(abs(x), np.ones_like(x))  # whose ties are exact if they stay whole
+    np.testing.assert_array_equal(found, naive_neighbours(x, 10, "euclidean" if whole else metric))
+
+
+def test_queries_beside_the_rows(rng):
+    """In small blocks, more neighbours than rows that differ, and a zero vector among them."""
+    rows = np.repeat(tight(rng, 30, 5), 3, axis=0).astype(np.float32)
+    rows[40] = 0
+    queries = tight(rng, 20, 5).astype(np.float32)
+    queries[7] = 0
+    for metric in ("cosine", "euclidean"):
+        both = np.concatenate([queries, rows])
+        distance = naive_distances(both, metric)[:20, 20:]
+        expected = np.argsort(distance, axis=1, kind="stable")
+        found, _ = similarity.nearest(queries, rows, 90, metric=metric)
+        np.testing.assert_array_equal(found, expected)
+        found, _ = similarity.nearest(queries, rows, 4, metric=metric)
+        np.testing.assert_array_equal(found, expected[:, :4])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_products_on_a_device(rng, metric, monkeypatch):
+    """As where there is one: of each row the host sees the least products, or makes its own."""
+    import torch
+
+    place = similarity._xp.namespace(torch.zeros(1)), torch.device("cpu")
+    for x in (tight(rng, 200, 20), np.sign(rng.standard_normal((200, 9))), np.ones((30, 2))):
+        x = x.astype(np.float32)
+        here, _ = similarity.nearest(x, x, 10, metric=metric, leave_one_out=True)
+        value = metrics.mutual_knn(x, x[:, ::-1], metric=metric)
+        with monkeypatch.context() as patch:
+            patch.setattr(similarity, "_elsewhere", lambda x: place)
+            there, _ = similarity.nearest(x, x, 10, metric=metric, leave_one_out=True)
+            assert metrics.mutual_knn(x, x[:, ::-1], metric=metric) == pytest.approx(value)
+        np.testing.assert_array_equal(there, here)
+        np.testing.assert_array_equal(there, here)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_copies_are_equal(where, rng, metric):
+    """Wherever they stand in a product: an isometry has the same neighbours."""
+    x = rng.standard_normal((70, 6))
+    x = x[rng.integers(70, size=200)].astype(where.dtype)
+    z, mirrored = where.asarray(x), where.asarray(x[:, ::-1].copy())
+    found, _ = similarity.nearest(z, z, 7, metric=metric, leave_one_out=True)
+    np.testing.assert_array_equal(found, naive_neighbours(x, 7, metric))
+    assert metrics.mutual_knn(z, mirrored, 7, metric=metric) == 1
+
+
+def test_equal_directions_are_equal(rng):
+    """Though their rounding differs: 0.1 and 0.3 times a row are not three times each other."""
+    x = rng.standard_normal((20, 5))
+    x = np.concatenate([0.1 * x, 0.3 * x, 0.7 * x])
+    found, _ = similarity.nearest(x, x, 2, metric="cosine", leave_one_out=True)
+    own = np.arange(60)[:, None] % 20 + np.asarray([0, 20, 40])
+    expected = [[j for j in row if j != i] for i, row in enumerate(own.tolist())]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_zero_vectors_are_as_near_as_right_angles():
+    for rows in ([[1, 0], [0, 0], [0, 1], [-1, 0]], [[1, 0], [0, 1], [0, 0], [-1, 0]]):
+        x = np.asarray(rows, dtype=np.float32)
+        found, distance = similarity.nearest(x, x, 3, metric="cosine", leave_one_out=True)
+        assert found[0].tolist() == [1, 2, 3]
+        assert distance[0].tolist() == [1, 1, 2]
+
+
+def two_points(rng, n):
+    return np.repeat(np.eye(2), n // 2, axis=0)
+
+
+def a_few_points(rng, n):
+    return rng.standard_normal((9, 4))[np.sort(rng.integers(9, size=n))]
+
+
+@pytest.mark.parametrize("make", [lambda rng, n: np.ones((n, 3)), two_points, a_few_points])
+def test_ties_do_not_score(rng, make):
+    """Against other embeddings, whose items may stand in any order, on average as by chance."""
+    n, k = 80, 10
+    x, chance = make(rng, n), k / (n - 1)
+    ordered = np.arange(n)[:, None] + rng.standard_normal((n, 2))
+    for y in (ordered, make(rng, n)):
+        values = [metrics.mutual_knn(x, y[rng.permutation(n)], k) for _ in range(60)]
+        # Rounding and the mean: clipping at 0 is the one thing that might raise it.
+        assert np.mean(values) == pytest.approx(chance, abs=4 * np.std(values) / 8 + 1e-9)
+        for _ in range(3):  # items that tie, exchanged
+            order = np.lexsort((rng.random(n), np.unique(x, axis=0, return_inverse=True)[1]))
+            other = np.lexsort((rng.random(n), np.unique(x, axis=0, return_inverse=True)[1]))
+            moved = np.empty(n, dtype=int)
+            moved[order] = other
+            assert metrics.mutual_knn(x[moved], y, k) == pytest.approx(
+                metrics.mutual_knn(x, y, k), abs=1e-12
+            )
 
 
 def test_mutual_knn_extremes(where, rng):
     x = where.asarray(rng.standard_normal((30, 4)))
     zeros = where.asarray(np.zeros((30, 4)))
+    ones = where.asarray(np.ones((30, 4)))
     assert metrics.mutual_knn(x, x, 3) == 1
     assert metrics.mutual_knn(x, zeros, 29) == 1
-    # All distances equal: neighbours by index, so that every row has 0 … k.
-    assert metrics.mutual_knn(zeros, zeros, 3) == 1
+    for collapsed in (zeros, ones):
+        for other in (x, zeros, ones):
+            assert metrics.mutual_knn(collapsed, other, 3) == pytest.approx(3 / 29, rel=1e-12)
 
 
 def test_bad_input(rng):

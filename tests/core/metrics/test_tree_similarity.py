@@ -28,10 +28,16 @@ def two_sets(rng, n, noise=0.4):
 
 
 def depth_distances(z):
-    """Half the lengths of paths between leaves, from NetworkX's lowest common ancestors."""
+    """Half the lengths of paths between leaves, from NetworkX's lowest common ancestors.
+
+    An edge between two merges of one height has no length.
+    """
     graph = metrics.to_networkx(z)
     n = len(z) + 1
-    depth = nx.shortest_path_length(graph, source=2 * n - 2)
+    height = dict(graph.nodes(data="height"))
+    for a, b in graph.edges:
+        graph.edges[a, b]["length"] = int(b < n or height[a] != height[b])
+    depth = nx.shortest_path_length(graph, source=2 * n - 2, weight="length")
     lca = dict(nx.tree_all_pairs_lowest_common_ancestor(graph))
     out = []
     for i, j in itertools.combinations(range(n), 2):
@@ -271,6 +277,48 @@ def test_constant_distances_have_no_correlation():
     assert math.isnan(similarity.d2_to_p1)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "sqeuclidean", "euclidean"])
+@pytest.mark.parametrize("n", [7, 64, 200])
+def test_distances_equal_but_for_rounding_are_constant(rng, metric, n):
+    other = rng.standard_normal((n, 4))
+    for x in (np.eye(n), 1.1 * np.eye(n), np.linalg.qr(rng.standard_normal((n, n)))[0],
+              np.full((n, 3), 0.1), np.zeros((n, 3))):  # fmt: skip
+        assert math.isnan(metrics.cophenetic_correlation(x, metric=metric))
+        assert np.all(np.isnan(metrics.lca_similarity(other, x, metric=metric)))
+        assert np.all(np.isnan(metrics.lca_similarity(x, x, metric=metric, distance="depth")))
+        assert np.all(np.isnan(metrics.cophenetic_similarity(other, x, metric=metric)))
+    compared = metrics.compare_lca_similarity((x, other), (other, x), n_resamples=2)
+    assert np.all(np.isnan(compared.spearman))
+
+
+def test_ties_of_two_sets_are_drawn_apart(rng):
+    """A lattice has many dendrograms: what they have in common is what it tells of its items."""
+    lattice = np.arange(40.0)[:, None]
+    for distance in ("height", "depth"):
+        similarity = metrics.lca_similarity(lattice, lattice, "average", "sqeuclidean", distance)
+        assert 0.1 < similarity.kendall < 0.99
+    copies = rng.standard_normal((12, 3))[rng.integers(12, size=40)]
+    for distance in ("height", "depth"):
+        assert metrics.lca_similarity(copies, copies, distance=distance).kendall == 1
+
+
+@pytest.mark.parametrize("metric", ["cosine", "sqeuclidean", "euclidean"])
+def test_distances_that_differ_by_little_are_not_constant(rng, metric):
+    """Nearly equidistant rows, against differences in extended precision."""
+    x = np.eye(30) + 1e-6 * rng.standard_normal((30, 30))
+    y = rng.standard_normal((30, 4))
+    wide = x.astype(np.longdouble)
+    if metric == "cosine":
+        wide /= np.sqrt(np.sum(wide**2, axis=1))[:, None]
+    i, j = np.triu_indices(30, 1)
+    d = np.sum((wide[i] - wide[j]) ** 2, axis=1)
+    d = np.sqrt(d) if metric == "euclidean" else d
+    heights = sch.cophenet(metrics.linkage(y, metric=metric))
+    expected = np.corrcoef((d - d.mean()).astype(float), heights)[0, 1]
+    found = metrics.cophenetic_similarity(x, y, metric=metric).d2_to_p1
+    assert found == pytest.approx(expected, abs=1e-7)
+
+
 # --- Fowlkes-Mallows ------------------------------------------------------------------------------
 
 
@@ -282,6 +330,22 @@ def test_fowlkes_mallows_is_scikit_learns(rng):
     for k, value in zip(result.n_clusters.tolist(), result.similarity.tolist(), strict=True):
         labels = [metrics.cut_tree(z, n_clusters=k) for z in (a, b)]
         assert value == pytest.approx(fowlkes_mallows_score(*labels), abs=1e-12)
+
+
+def test_fowlkes_mallows_does_not_split_ties(rng):
+    """The finest cut into at most k clusters, as SciPy's "maxclust"."""
+    a, b = random_tree(rng, 30, levels=5), random_tree(rng, 30, levels=8)
+    result = metrics.fowlkes_mallows(a, b)
+    for k, value in zip(result.n_clusters.tolist(), result.similarity.tolist(), strict=True):
+        labels = [
+            metrics.cut_tree(z, height=z[z[:, 2] >= z[len(z) - k, 2], 2].min()) for z in (a, b)
+        ]
+        assert all(v.max() < k for v in labels)
+        assert value == pytest.approx(fowlkes_mallows_score(*labels), abs=1e-12)
+    collapsed = metrics.linkage(np.ones((30, 2)))
+    for other in (collapsed, metrics.linkage(np.eye(30)), a):
+        result = metrics.fowlkes_mallows(collapsed, other)
+        np.testing.assert_allclose(result.similarity, result.expected)
 
 
 def test_fowlkes_mallows_under_permutation(rng):
@@ -331,9 +395,55 @@ def test_intervals_cover(rng):
     for seed in range(150):
         result = metrics.lca_similarity(x, y, *which, n_samples=20, n_repeats=8, seed=seed)
         inside += [e.low <= t <= e.high for e, t in zip(result, truth, strict=True)]
-        assert all(e.mean == pytest.approx((e.low + e.high) / 2) for e in result)
+        assert all(e.low <= e.mean <= e.high for e in result)
     # Binomial(150, 0.95) is in 132 … 149 with probability 0.998.
     assert np.all((inside >= 131) & (inside <= 149)), inside
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("n", [8, 20])
+def test_intervals_of_skewed_values_cover(n, confidence):
+    """As skewed as similarities of subsets are, and more: of Beta(2, 12) and its mirror image.
+
+    Student's interval of eight values covers 0.87 and 0.92 of what is said.
+    """
+    rng = np.random.default_rng(4)
+    law = scipy.stats.beta(2, 12)
+    values = law.rvs((4000, n), random_state=rng)
+    for sign in (1, -1):
+        found = [resampling.estimate(sign * v, confidence) for v in values]
+        inside = np.mean([e.low <= sign * law.mean() <= e.high for e in found])
+        assert abs(inside - confidence) < 0.014, inside
+        assert all(e.low < e.mean < e.high for e in found)
+    mirrored = resampling.estimate(-values[0], confidence)
+    plain = resampling.estimate(values[0], confidence)
+    assert mirrored == pytest.approx((-plain.mean, -plain.high, -plain.low))
+
+
+def test_intervals_without_skewness_are_students():
+    values = np.asarray([1.0, 2.0, 4.0, 5.0])
+    for some in (values, values[:2]):
+        low, high = scipy.stats.t.interval(0.9, some.size - 1, some.mean(), scipy.stats.sem(some))
+        assert resampling.estimate(some, 0.9) == pytest.approx((some.mean(), low, high))
+    assert resampling.estimate(np.full(4, 3.0), 0.9) == (3, 3, 3)
+    assert all(map(math.isnan, resampling.estimate(np.asarray([1.0, math.nan, 2.0]), 0.9)))
+
+
+def test_uses_of_the_stream_draw_other_words():
+    """Of one seed and repeat, and other ones than any sample of a file."""
+    n, seed, repeat = 50, 3, 7
+    words = [
+        resampling._words(n, seed, repeat, stream)[0].tolist()
+        for stream in (resampling._SUBSET, resampling._RESAMPLE, resampling._ORDER, 0)
+    ]
+    assert len({w for some in words for w in some}) == 4 * n
+    rows = resampling.resample(n, seed=seed, repeat=repeat)
+    uniform = np.asarray(words[1]) / 2**32
+    np.testing.assert_array_equal(rows, np.sort((uniform * n).astype(int)))
+    chosen = resampling.subset(n, 9, seed=seed, repeat=repeat)
+    np.testing.assert_array_equal(chosen, np.sort(np.argsort(words[0])[:9]))
+    order = resampling.drawn_order(n, seed=seed, draw=repeat)
+    np.testing.assert_array_equal(order, np.argsort(words[2]))
 
 
 def test_sampled_cophenetic_similarity(rng):
@@ -363,6 +473,23 @@ def test_bootstrap_leaves_copies_out(rng, which):
     )
     got = module._similarity(rows, x, y, method=which[0], metric=which[1])
     assert got == pytest.approx(three(a, b), abs=1e-9)
+
+
+def test_bootstrap_intervals_are_the_spread_of_resamples(rng):
+    """z times the unbiased standard deviation of as many differences."""
+    module = importlib.import_module("visreg_core.metrics.tree_bootstrap")
+    x, y = two_sets(rng, 30)
+    noisy = y + rng.standard_normal(y.shape)
+    result = metrics.compare_lca_similarity((x, y), (x, noisy), n_resamples=3, seed=4)
+    options = {"method": "average", "metric": "cosine"}
+    gaps = []
+    for repeat in range(3):
+        rows = resampling.resample(30, seed=4, repeat=repeat)
+        first, second = (module._similarity(rows, x, v, **options) for v in (y, noisy))
+        gaps.append(first.kendall - second.kendall)
+    reach = scipy.stats.norm.ppf(0.975) * np.sqrt(np.sum((gaps - np.mean(gaps)) ** 2) / 2)
+    assert result.kendall.high - result.kendall.observed == pytest.approx(reach)
+    assert result.kendall.share_above == pytest.approx(np.mean(np.asarray(gaps) > 0))
 
 
 def test_bootstrap_is_paired(rng):
