@@ -22,9 +22,14 @@ def launch(
 
     On the meta device there are none: launchers tell the shapes and dtypes of what they return.
     """
-    if all(grid) and first.device.type != "meta":
-        with torch.cuda.device_of(first):  # triton starts kernels on the current device
+    device = first.device
+    if not all(grid) or device.type == "meta":
+        return
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):  # triton starts kernels on the current device
             kernel[grid](first, *others, **OPTIONS, **options)
+    else:
+        kernel[grid](first, *others, **OPTIONS, **options)
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

@@ -34,6 +34,9 @@ _FUSED_SLICES = 1024
 # Projecting again costs 2 D operations an element, reading and writing it thrice 16 bytes.
 _FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
 
+# Samples of a row that registers sort; from how many on 32 bits hold too little beside an index.
+MAX_SORTED, WIDE_SORTED = 8192, 1024
+
 _forced: ContextVar[str | None] = ContextVar("visreg_torch_kernel", default=None)
 _last: dict[str, Choice] = {}
 
