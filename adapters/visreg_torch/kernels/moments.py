@@ -170,7 +170,7 @@ def _joined(
     tl.store(at + 2 * moment_stride, tl.sqrt_rn(variance.to(tl.float32)), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start_view"])
 def _standard_parts(
     z_ptr,  # (B, N, D), strides (batch_stride, row_stride, column_stride)
     keep_ptr,  # (N,) bytes, or None

@@ -157,7 +157,7 @@ def scales_of(largest):
     return up, (exponent << 23).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start_view"])
 def _folded_slices(
     w_ptr,  # (D, K) of the group's, strides (group_stride, row_stride, column_stride)
     moments_ptr,  # (3, B, D) float32: first, rest, σ

@@ -153,10 +153,12 @@ class _Rows:
             return
         import array_api_compat.torch as xp
 
-        self.q = masked_normal_quantiles(xp, n, count, dtype=torch.float32)
+        q = masked_normal_quantiles(xp, n, count, dtype=torch.float32)
         if self.long:
-            self.prefix = _prefix(self.q)
+            self.q, self.prefix = q, _prefix(q)
             self.rank = torch.cumsum(keep, 0, dtype=torch.int32) - 1
+        else:
+            self.q = dispatch.load("sorted_rows", "targets_by_column")(q, count)
 
     def __call__(self, p: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
         if self.long:
@@ -572,11 +574,13 @@ def _multiplied(
 
 @functools.lru_cache(maxsize=8)
 def _quantiles(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Quantiles (N,), and for long rows their prefix sums: copied to the device once."""
+    """Quantiles, as rows short or long want them, and prefix sums: copied to the device once."""
     import array_api_compat.torch as xp
 
     wide = normal_quantiles(n, xp=xp, dtype=torch.float64, device=device)
-    return wide.float(), _prefix(wide) if n > dispatch.MAX_SORTED else None
+    if n > dispatch.MAX_SORTED:
+        return wide.float(), _prefix(wide)
+    return dispatch.load("sorted_rows", "targets_by_column")(wide), None
 
 
 def _prefix(q: torch.Tensor) -> torch.Tensor:

@@ -18,12 +18,16 @@ the time), histograms (a row of 512 fills no bins), scattering by a second sort 
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from visreg_torch.kernels import _launch
 from visreg_torch.kernels._keys import float_of, key_of, pack, unpack
+from visreg_torch.kernels._sorting import rank_of, sort_rows
 from visreg_torch.kernels.operands import halves
 
 _PER_WARP = 512  # numbers that a warp sorts, sixteen a thread
@@ -65,11 +69,25 @@ def store_gradient(at, part, g, mask, BACK: tl.constexpr):
 
 
 @triton.jit
+def placed(x, to, column, PLACE: tl.constexpr, CONSTRAINTS: tl.constexpr):
+    """x (R, N) by places: element i of the tile goes to place `to`, through shared memory."""
+    moved = tl.inline_asm_elementwise(
+        PLACE,
+        CONSTRAINTS,
+        [to, x.to(tl.int32, bitcast=True), column],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=16,
+    )
+    return moved.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _sorted_rows(
     p_ptr,  # (G, K, padded) float32, rows (slice, view) of N numbers
     scale_ptr,  # (G, padded) float32, or None
     offset_ptr,  # (G, K) float32, or None
-    q_ptr,  # (N,) float32
+    q_ptr,  # (BLOCK,) float32, by columns of the sorted tile, NaN where there is no rank
     keep_ptr,  # (N,) bytes, or None
     value_ptr,  # (G · K · together,) float32
     out_ptr,  # (G, BACK · K, padded) bfloat16, or None
@@ -84,28 +102,23 @@ def _sorted_rows(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     INDEX_BITS: tl.constexpr,
+    PLACE: tl.constexpr,
+    CONSTRAINTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     live = (row < rows) & (column < n)
-    kept = n
     inside = live
     if keep_ptr is not None:
-        keep = tl.load(keep_ptr + column, mask=column < n, other=0).to(tl.int32)
-        kept = tl.sum(keep)
-        inside = live & (keep != 0)
+        inside = live & (tl.load(keep_ptr + column, mask=column < n, other=0) != 0)
     safe = tl.minimum(row, rows - 1)
     p = load_projection(
         p_ptr, scale_ptr, offset_ptr, safe, column, inside, n, k, padded, together, factor
     )
-    if out_ptr is not None and keep_ptr is not None:
-        at, part = gradient_at(out_ptr, safe, n, k, padded, together, BACK)
-        zeros = tl.zeros([ROWS, BLOCK], tl.float32)
-        store_gradient(at + column, part, zeros, live & (keep == 0), BACK)
     if WIDE:
         packed = pack(key_of(p), column, tl.float32)
         packed = tl.where(inside, packed, 0x7FFFFFFFFFFFFFFF)
-        key, index = unpack(tl.sort(packed), tl.float32)
+        key, index = unpack(sort_rows(packed, INDEX_BITS), tl.float32)
         p = float_of(key, tl.float32)
     else:
         BITS: tl.constexpr = 32 - INDEX_BITS if INDEX_BITS > 8 else 24
@@ -119,18 +132,83 @@ def _sorted_rows(
         up = tl.where(spread > 1e-30, LAST / tl.maximum(spread, 1e-30), 0.0)
         key = tl.minimum(tl.maximum(((p - low) * up + 0.5).to(tl.int32), 0), LAST) - HALF
         packed = tl.where(inside, (key << INDEX_BITS) | column, 0x7FFFFFFF)
-        packed = tl.sort(packed)
+        packed = sort_rows(packed, INDEX_BITS)
         index = packed & (BLOCK - 1)
         p = low + ((packed >> INDEX_BITS) + HALF).to(tl.float32) * (spread / LAST)
-    # Column i now holds the sample of rank i, and where it was.
-    ranked = (row < rows) & (column < kept)
-    q = tl.load(q_ptr + column, mask=column < n, other=0.0)
+    # A column now holds the sample of its rank, and where it was.
+    q = tl.load(q_ptr + column)
+    ranked = (row < rows) & (q == q)
     difference = tl.where(ranked, p - q, 0.0)
     value = tl.sum(difference * difference, axis=1)[:, None]
     tl.store(value_ptr + row, value, mask=row < rows)
     if out_ptr is not None:
         at, part = gradient_at(out_ptr, safe, n, k, padded, together, BACK)
-        store_gradient(at + index, part, difference, ranked, BACK)
+        if PLACE is None:
+            if keep_ptr is not None:
+                zeros = tl.zeros([ROWS, BLOCK], tl.float32)
+                store_gradient(at + column, part, zeros, live & (inside == 0), BACK)
+            store_gradient(at + index, part, difference, ranked, BACK)
+        else:
+            first = tl.arange(0, ROWS)[:, None] * BLOCK
+            to = tl.where(ranked, first + index, ROWS * BLOCK)
+            back = placed(difference, to, first + column, PLACE, CONSTRAINTS)
+            store_gradient(at + column, part, tl.where(inside, back, 0.0), live, BACK)
+
+
+def place_through_shared(numbers: int, warps: int) -> tuple[str, str]:
+    """PTX that moves a tile's numbers to their places, sixteen a thread, and its constraints.
+
+    Operands are 16 results, 16 places to store at, 16 numbers, and 16 places to load from. Place
+    `numbers` is nobody's. Triton has no scatter to shared memory of its own.
+    """
+    lines = ["{", f".shared .align 16 .b32 places[{numbers + 4}];", ".reg .b32 base, at;"]
+    lines.append("mov.u32 base, places;")
+    for i in range(16):
+        lines.append(f"mad.lo.u32 at, ${16 + i}, 4, base;")
+        lines.append(f"st.shared.b32 [at], ${32 + i};")
+    lines.append("bar.sync 0;" if warps > 1 else "bar.warp.sync 0xffffffff;")
+    for i in range(16):
+        lines.append(f"mad.lo.u32 at, ${48 + i}, 4, base;")
+        lines.append(f"ld.shared.b32 ${i}, [at];")
+    lines.append("}")
+    return "\n".join(lines), ",".join(["=&r"] * 16 + ["r"] * 48)
+
+
+@functools.lru_cache(maxsize=32)
+def _options(n: int, on_device: bool) -> dict[str, Any]:
+    """Constants of a launch for rows of n samples."""
+    block = max(2, triton.next_power_of_2(n))
+    rows = max(1, _PER_WARP // block)
+    warps = rows * block // _PER_WARP
+    place = place_through_shared(rows * block, warps) if on_device else (None, None)
+    return {
+        "ROWS": rows,
+        "BLOCK": block,
+        "INDEX_BITS": block.bit_length() - 1,
+        "PLACE": place[0],
+        "CONSTRAINTS": place[1],
+        "num_warps": warps,
+    }
+
+
+def targets_by_column(q: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """Quantiles (N,) where `sorted_rows` leaves their ranks; NaN beyond, or beyond `count`.
+
+    The same for all rows of N samples: made once, and for masked rows from their number.
+    """
+    n = q.shape[0]
+    block = max(2, triton.next_power_of_2(n))
+    ranks = _ranks(block, q.device)
+    padded = torch.nn.functional.pad(q.float(), (0, block - n), value=torch.nan)
+    if count is not None:
+        padded = torch.where(torch.arange(block, device=q.device) < count, padded, torch.nan)
+    return padded[ranks]
+
+
+@functools.lru_cache(maxsize=16)
+def _ranks(block: int, device: torch.device) -> torch.Tensor:
+    bits = block.bit_length() - 1
+    return torch.tensor([rank_of(column, bits) for column in range(block)], device=device)
 
 
 def sorted_rows(
@@ -153,8 +231,8 @@ def sorted_rows(
     ----------
     p : tensor of shape (G, K, padded)
         float32; of each slice `together` rows of N projections, behind each other.
-    q : tensor of shape (N,)
-        float32 quantiles, those of the kept samples first.
+    q : tensor of shape (BLOCK,)
+        Of `targets_by_column`.
     n, together : int
         Samples, at most `dispatch.MAX_SORTED`, and views.
     factor : float
@@ -183,11 +261,10 @@ def sorted_rows(
     out = None
     if back:
         out = torch.empty((groups, back * k, padded), dtype=torch.bfloat16, device=p.device)
-    block = max(2, triton.next_power_of_2(n))
-    at_once = max(1, _PER_WARP // block)
+    options = _options(n, p.device.type != "cpu")
     _launch.launch(
         _sorted_rows,
-        (triton.cdiv(rows, at_once),),
+        (triton.cdiv(rows, options["ROWS"]),),
         p,
         scale,
         offset,
@@ -203,9 +280,6 @@ def sorted_rows(
         factor,
         BACK=back,
         WIDE=wide,
-        ROWS=at_once,
-        BLOCK=block,
-        INDEX_BITS=block.bit_length() - 1,
-        num_warps=max(1, at_once * block // _PER_WARP),
+        **options,
     )
     return values, out
