@@ -127,9 +127,7 @@ def _counted_rows(
             p = load_projection(
                 p_ptr, scale_ptr, offset_ptr, row, column, inside, n, k, padded, together, factor
             )
-            bits = tl.load(
-                counts + keys_of(p, low, up, KEYS), mask=inside, other=0, cache_modifier=".cg"
-            )
+            bits = tl.load(counts + keys_of(p, low, up, KEYS), mask=inside, other=0)
             target = bits.to(tl.float32, bitcast=True)
             if single:
                 target = tl.load(q_ptr + rank, mask=inside, other=0.0)

@@ -27,7 +27,8 @@ from visreg_torch.kernels.operands import SLICE_SCALE, store_parts
 
 SHORT = 2048
 _TILE = 8192  # numbers of a program that holds columns whole
-_ROWS, _COLUMNS, _WARPS = 256, 64, 8
+# Rows of a block, rows and columns of its program's tile, warps.
+_SPAN, _ROWS, _COLUMNS, _WARPS = 512, 16, 128, 4
 _TILE_ROWS, _TILE_COLUMNS = 32, 128
 
 
@@ -100,31 +101,42 @@ def _blocks(
     batch_stride,
     row_stride,
     column_stride,
+    SPAN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     batch = tl.program_id(2).to(tl.int64)
-    block = tl.program_id(1)
+    begin = tl.program_id(1) * SPAN
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    row = block * ROWS + tl.arange(0, ROWS)[:, None]
-    keep = row < n
+    at = z_ptr + batch * batch_stride + column.to(tl.int64) * column_stride
+    # Differences from the block's first row: one read, and exact zeros in constant columns.
+    start = begin
     if keep_ptr is not None:
-        keep = keep & (tl.load(keep_ptr + row, mask=keep, other=0) != 0)
-    inside = keep & (column < d)
-    at = z_ptr + batch * batch_stride + row.to(tl.int64) * row_stride
-    z = tl.load(at + column.to(tl.int64) * column_stride, mask=inside, other=0.0).to(tl.float32)
-    count = tl.sum(keep.to(tl.int32)).to(tl.float32)
-    mean = tl.sum(z, axis=0)[None, :] / tl.maximum(count, 1.0)
-    low = tl.min(tl.where(inside, z, float("inf")), axis=0)[None, :]
-    high = tl.max(tl.where(inside, z, float("-inf")), axis=0)[None, :]
-    first = tl.where(mean < low, low, mean)
-    first = tl.where(first > high, high, first)
-    first = tl.where(count > 0, first, 0.0)
-    shifted = tl.where(inside, z - first, 0.0)
-    at = out_ptr + ((batch * tl.num_programs(1) + block) * 4) * d + column
+        row = begin + tl.arange(0, SPAN)
+        keep = tl.load(keep_ptr + row, mask=row < n, other=0) != 0
+        start = tl.min(tl.where(keep, row, n))
+    start_row = start + tl.zeros([1, 1], tl.int64)
+    first = tl.load(at + start_row * row_stride, mask=(column < d) & (start_row < n), other=0.0)
+    first = first.to(tl.float32)
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+    counts = tl.zeros([ROWS, 1], tl.int32)
+    for offset in range(0, SPAN, ROWS):
+        row = begin + offset + tl.arange(0, ROWS)[:, None]
+        keep = row < n
+        if keep_ptr is not None:
+            keep = keep & (tl.load(keep_ptr + row, mask=keep, other=0) != 0)
+        inside = keep & (column < d)
+        z = tl.load(at + row.to(tl.int64) * row_stride, mask=inside, other=0.0).to(tl.float32)
+        z = tl.where(inside, z - first, 0.0)
+        sums += z
+        squares += z * z
+        counts += keep.to(tl.int32)
+    count = tl.sum(counts).to(tl.float32)
+    at = out_ptr + ((batch * tl.num_programs(1) + tl.program_id(1)) * 4) * d + column
     tl.store(at, first, mask=column < d)
-    tl.store(at + d, tl.sum(shifted, axis=0)[None, :], mask=column < d)
-    tl.store(at + 2 * d, tl.sum(shifted * shifted, axis=0)[None, :], mask=column < d)
+    tl.store(at + d, tl.sum(sums, axis=0)[None, :], mask=column < d)
+    tl.store(at + 2 * d, tl.sum(squares, axis=0)[None, :], mask=column < d)
     tl.store(at + 3 * d, tl.zeros([1, COLUMNS], tl.float32) + count, mask=column < d)
 
 
@@ -299,7 +311,7 @@ def column_moments(z: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     batch, n, d = z.shape
     if n <= SHORT:
         return short_columns(z, keep, 0.0, d, parts=0)[0]
-    blocks = triton.cdiv(n, _ROWS)
+    blocks = triton.cdiv(n, _SPAN)
     parts = torch.empty((batch, blocks, 4, d), dtype=torch.float32, device=z.device)
     moments = torch.empty((3, batch, d), dtype=torch.float32, device=z.device)
     tiles = triton.cdiv(d, _COLUMNS)
@@ -312,6 +324,7 @@ def column_moments(z: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
         n,
         d,
         *z.stride(),
+        SPAN=_SPAN,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
         num_warps=_WARPS,
