@@ -56,8 +56,8 @@ def _vicreg_terms(
         hinges = tl.zeros([LANES], tl.float32)
         for start in range(0, d, LANES):
             at = start + tl.arange(0, LANES)
-            squares = tl.load(stats_ptr + (3 * view + 2) * d + at, mask=at < d, other=0.0)
-            deviation = tl.sqrt_rn(squares / (n - 1) + eps)
+            of_column = tl.load(stats_ptr + (3 * view + 2) * d + at, mask=at < d, other=0.0)
+            deviation = tl.sqrt_rn(of_column / (n - 1) + eps)
             hinge = tl.where(deviation >= gamma, 0.0, gamma - deviation)
             hinges += tl.where(at < d, hinge, 0.0)
         variance += tl.sum(hinges) / d
@@ -147,22 +147,23 @@ def _vicreg_gradient(
     rest = tl.load(here + d + column, mask=column < d, other=0.0)
     squares = tl.load(here + 2 * d + column, mask=column < d, other=0.0)
     scale = tl.load(scale_ptr + view)
+    inverse = 1.0 / scale  # a power of two
     centred = tl.where(inside, z - mean - rest, 0.0)
 
     # Covariance: 4 C u, with C from the product; the heaviest columns apart.
     of_covariance = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS)
     if cross_ptr is not None:
         light = is_heavy(heavy_ptr, view, column, HEAVY) == 0
-        u = centred / scale
+        u = centred * inverse
         of_covariance -= tl.where(light, u * (squares / (scale * scale)), 0.0)
-        for i in tl.static_range(HEAVY):
-            own = tl.load(heavy_ptr + view * HEAVY + i)
+        for which in tl.static_range(HEAVY):
+            own = tl.load(heavy_ptr + view * HEAVY + which)
             at = tl.maximum(own, 0)
             there = (row < n) & (own + row * 0 >= 0)
             h = tl.load(z_ptr + wide * stride + at, mask=there, other=0.0)
             h = h.to(tl.float32) - tl.load(here + at) - tl.load(here + d + at)
-            h = tl.where(there, h / scale, 0.0)
-            to = cross_ptr + (view * HEAVY + i) * d + column
+            h = tl.where(there, h * inverse, 0.0)
+            to = cross_ptr + (view * HEAVY + which) * d + column
             of_covariance += h * tl.load(to, mask=column < d, other=0.0)
     factor = 4 * on_covariance / d / (n - 1) / (n - 1)
     gradient = of_covariance * (factor * (scale * scale) * scale)
@@ -206,12 +207,13 @@ def _inverse_pairs(
     order_ptr,  # (N,) int32
     starts_ptr,  # (N + 1,) int32
     n,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     own = tl.load(pairs_ptr + row, mask=row < n, other=0).to(tl.int32)
-    before = tl.zeros([BLOCK, 1], tl.int32)
-    below = tl.zeros([BLOCK, 1], tl.int32)
+    before = tl.zeros([ROWS, 1], tl.int32)
+    below = tl.zeros([ROWS, 1], tl.int32)
     for start in range(0, n, BLOCK):
         other_row = start + tl.arange(0, BLOCK)[None, :]
         inside = other_row < n
@@ -423,11 +425,12 @@ def inverse_pairs(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     starts = torch.empty(n + 1, dtype=torch.int32, device=pairs.device)
     _launch.launch(
         _inverse_pairs,
-        (triton.cdiv(n + 1, _BLOCK),),
+        (triton.cdiv(n + 1, 16),),
         pairs,
         order,
         starts,
         n,
+        ROWS=16,
         BLOCK=_BLOCK,
         num_warps=4,
     )
