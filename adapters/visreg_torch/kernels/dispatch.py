@@ -37,8 +37,31 @@ _FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
 # Samples of a row that registers sort; from how many on 32 bits hold too little beside an index.
 MAX_SORTED, WIDE_SORTED = 8192, 1024
 
+# Loss -> module and name of the two passes that compute it whole.
+_WHOLE = {
+    "visreg_loss": ("sliced", "visreg"),
+    "shape_loss": ("sliced", "shape"),
+    "gaussian_sliced_wasserstein": ("sliced", "gaussian_sliced_wasserstein"),
+    "sigreg_loss": ("sliced", "sigreg"),
+    "vicreg_loss": ("pairs", "vicreg"),
+    "sag_vicreg_loss": ("pairs", "sag_vicreg"),
+    "barlow_twins_loss": ("pairs", "barlow_twins"),
+}
+
 _forced: ContextVar[str | None] = ContextVar("visreg_torch_kernel", default=None)
 _last: dict[str, Choice] = {}
+
+
+class Passes(NamedTuple):
+    """The two passes of a loss: see `visreg_torch.kernels.sliced` and `pairs`.
+
+    ``forward(*tensors, **options, need_grad) -> (fields, saved)``, ``backward(*tensors, saved,
+    cotangents, **options, donated) -> gradients``, and the type of what is saved.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    saved: type
 
 
 class Choice(NamedTuple):
@@ -164,6 +187,43 @@ def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "kernels need compute capability 8.0"
     return None
+
+
+def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passes | None:
+    """The passes by kernels of a loss of these embeddings and options, or None: the core's.
+
+    Parameters
+    ----------
+    loss : str
+        Name of a loss of `visreg_core`.
+    *embeddings : tensors, or None
+        Its embeddings: z, or a and b.
+    **options
+        Its other arguments, of which only those matter that kernels do not take.
+
+    Returns
+    -------
+    Passes or None
+
+    Examples
+    --------
+    >>> import torch
+    >>> passes("visreg_loss", torch.zeros(4, 2)) is None  # on a CPU
+    True
+    """
+    if loss not in _WHOLE or embeddings[0] is None:
+        return None
+    z = embeddings[0]
+    if not available(z.device, z.dtype):
+        return None
+    module, name = _WHOLE[loss]
+    if not load(module, "takes")(*embeddings, **options):
+        return None
+    kind = {"pairs": "VICRegSaved", "sliced": "SlicedSaved"}[module]
+    kind = {"visreg": "VISRegSaved", "shape": "VISRegSaved", "barlow_twins": "BarlowTwinsSaved"}.get(
+        name, kind
+    )
+    return Passes(load(module, f"{name}_forward"), load(module, f"{name}_backward"), load(module, kind))
 
 
 def needed(

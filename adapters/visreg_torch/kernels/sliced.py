@@ -92,9 +92,17 @@ class _Plan(NamedTuple):
     gradient: torch.dtype
 
 
-def takes(device: torch.device, dtype: torch.dtype, projection_dtype: Any = None) -> bool:
-    """Whether these losses run on a device, in a dtype."""
-    return dispatch.available(device, dtype) and projection_dtype != torch.float64
+def takes(z: torch.Tensor, **options: Any) -> bool:
+    """Whether these functions compute a loss of z with options."""
+    return (
+        dispatch.available(z.device, z.dtype)
+        and z.ndim >= 2
+        and z.shape[-2] >= 2
+        and z.numel() > 0
+        and options.get("projection_dtype") != torch.float64
+        and options.get("detach_scale", True)
+        and options.get("reduction", "mean") == "mean"
+    )
 
 
 def _up8(n: int) -> int:
