@@ -49,7 +49,8 @@ def sigreg(z, slices, t_max=3.0, n_knots=17):
         torch.promote_types(z.dtype, torch.float32)
     )
     weights = torch.full_like(t, 2 * t_max / (n_knots - 1))
-    weights[[0, -1]] /= 2
+    weights[0] /= 2
+    weights[-1] /= 2
     gaussian = torch.exp(-t.square() / 2)
     angles = (z @ slices).unsqueeze(-1) * t
     real = angles.cos().mean(dim=-3) - gaussian

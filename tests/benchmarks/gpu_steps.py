@@ -43,25 +43,31 @@ def by_kernels(name: str, *tensors: torch.Tensor, n_embeddings: int = 1, **optio
     return ByKernels.apply(forward, backward, options, {}, n_embeddings, *tensors)[0]
 
 
+def wait() -> None:
+    """Until the device has done what was issued; at once where there is none."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def synchronised(step: Step, rounds: int) -> float:
     """Median seconds of a step that is waited for."""
     times = []
     for _ in range(rounds):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        wait()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
 def back_to_back(step: Step, rounds: int) -> float:
     """Mean seconds of steps of which only the last is waited for."""
-    torch.cuda.synchronize()
+    wait()
     start = time.perf_counter()
     for _ in range(rounds):
         step()
-    torch.cuda.synchronize()
+    wait()
     return (time.perf_counter() - start) / rounds
 
 
@@ -69,11 +75,11 @@ def on_host(step: Step, rounds: int) -> float:
     """Median seconds until a step has been issued, on a device with nothing to do."""
     times = []
     for _ in range(rounds):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    torch.cuda.synchronize()
+    wait()
     return statistics.median(times)
 
 
@@ -94,17 +100,19 @@ def in_graph(step: Step, rounds: int) -> float:
     for _ in range(rounds):
         graph.replay()
     end.record()
-    torch.cuda.synchronize()
+    wait()
     return start.elapsed_time(end) / rounds / 1e3
 
 
 def peak_bytes(step: Step) -> int:
     """Peak allocated by a step above what is allocated before."""
-    torch.cuda.synchronize()
+    if not torch.cuda.is_available():
+        return 0
+    wait()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()
-    torch.cuda.synchronize()
+    wait()
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -114,7 +122,7 @@ def kernels_of(step: Step, rounds: int = 5) -> list[dict[str, Any]]:
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(rounds):
             step()
-        torch.cuda.synchronize()
+        wait()
     found = []
     for e in profile.key_averages():
         spent = e.self_device_time_total
@@ -126,10 +134,10 @@ def kernels_of(step: Step, rounds: int = 5) -> list[dict[str, Any]]:
 def measured(step: Step, *, seconds: float = 1.0, graph: bool = True) -> dict[str, Any]:
     """All times of a step, within about so many seconds."""
     step()
-    torch.cuda.synchronize()
+    wait()
     start = time.perf_counter()
     step()
-    torch.cuda.synchronize()
+    wait()
     once = time.perf_counter() - start
     rounds = int(max(3, min(50, seconds / 3 / max(once, 1e-4))))
     out: dict[str, Any] = {
@@ -138,11 +146,11 @@ def measured(step: Step, *, seconds: float = 1.0, graph: bool = True) -> dict[st
         "host": on_host(step, min(rounds, 20)),
         "peak_bytes": peak_bytes(step),
     }
-    if graph:
+    if graph and torch.cuda.is_available():
         try:
             out["graph"] = in_graph(step, rounds)
         except Exception as error:  # a peer that cannot be captured is told so
-            torch.cuda.synchronize()
+            wait()
             out["graph"] = None
             out["graph_error"] = str(error).split("\n", 1)[0][:200]
     return out
