@@ -1,7 +1,8 @@
 """What a CUDA machine says about the kernels, in order of worth, within the minutes given.
 
-    python -m tests.benchmarks.bench_gpu --minutes 8 --json gpu.json     # or: make bench-gpu MINUTES=8
-    python -m tests.benchmarks.bench_gpu --tiny                          # on a CPU, to see that it runs
+    make bench-gpu MINUTES=8, or
+    python -m tests.benchmarks.bench_gpu --minutes 8 --json gpu.json
+    python -m tests.benchmarks.bench_gpu --tiny     # on a CPU, to see that it runs
 
 Needs torch >= 2.9 and ``pip install '.[torch,report]'``; what else is installed (pytest, JAX, CuPy,
 POT) is used. Every step writes the JSON file anew, so that a run cut short still says what it saw:
@@ -109,6 +110,7 @@ def step_of(leaves: list[torch.Tensor], value: Callable[..., torch.Tensor]) -> s
             leaf.grad = None
         value(*leaves).backward()
 
+    run.leaves = leaves  # type: ignore[attr-defined]
     return run
 
 

@@ -22,7 +22,7 @@ def quantiles(n: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     return torch.special.ndtri(u).to(dtype)[:, None]
 
 
-# --- formulas: z (V, N, D), slices (D, K); with `sums`, the sum over slices in place of the mean ---
+# --- formulas: z (V, N, D), slices (D, K) ---------------------------------------------------------
 
 
 def visreg(z, slices):

@@ -108,6 +108,8 @@ def peak_bytes(step: Step) -> int:
     """Peak allocated by a step above what is allocated before."""
     if not torch.cuda.is_available():
         return 0
+    for leaf in getattr(step, "leaves", ()):
+        leaf.grad = None  # of the step before
     wait()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -227,9 +227,7 @@ def _polynomial(
     inside = live
     if keep_ptr is not None:
         inside = live & (tl.load(keep_ptr + column, mask=live, other=0) != 0)
-    p = load_projection(
-        p_ptr, scale_ptr, None, row, column, inside, n, k, padded, together, factor
-    )
+    p = load_projection(p_ptr, scale_ptr, None, row, column, inside, n, k, padded, together, factor)
     cos, sin = cos_sin(step * p)
     # Σ_j (of_cos_j − i of_sin_j) e^{ijθ} by Horner's rule: four instructions a knot.
     re = tl.zeros([BLOCK], tl.float32)

@@ -37,15 +37,19 @@ _FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
 # Samples of a row that registers sort; from how many on 32 bits hold too little beside an index.
 MAX_SORTED, WIDE_SORTED = 8192, 1024
 
-# Loss -> module and name of the two passes that compute it whole.
+# Loss -> module and name of the two passes that compute it whole, and what is saved between them.
 _WHOLE = {
-    "visreg_loss": ("sliced", "visreg"),
-    "shape_loss": ("sliced", "shape"),
-    "gaussian_sliced_wasserstein": ("sliced", "gaussian_sliced_wasserstein"),
-    "sigreg_loss": ("sliced", "sigreg"),
-    "vicreg_loss": ("pairs", "vicreg"),
-    "sag_vicreg_loss": ("pairs", "sag_vicreg"),
-    "barlow_twins_loss": ("pairs", "barlow_twins"),
+    "visreg_loss": ("sliced", "visreg", "VISRegSaved"),
+    "shape_loss": ("sliced", "shape", "VISRegSaved"),
+    "gaussian_sliced_wasserstein": (
+        "sliced",
+        "gaussian_sliced_wasserstein",
+        "SlicedSaved",
+    ),
+    "sigreg_loss": ("sliced", "sigreg", "SlicedSaved"),
+    "vicreg_loss": ("pairs", "vicreg", "VICRegSaved"),
+    "sag_vicreg_loss": ("pairs", "sag_vicreg", "VICRegSaved"),
+    "barlow_twins_loss": ("pairs", "barlow_twins", "BarlowTwinsSaved"),
 }
 
 _forced: ContextVar[str | None] = ContextVar("visreg_torch_kernel", default=None)
@@ -216,14 +220,10 @@ def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passe
     z = embeddings[0]
     if not available(z.device, z.dtype):
         return None
-    module, name = _WHOLE[loss]
+    module, name, saved = _WHOLE[loss]
     if not load(module, "takes")(*embeddings, **options):
         return None
-    kind = {"pairs": "VICRegSaved", "sliced": "SlicedSaved"}[module]
-    kind = {"visreg": "VISRegSaved", "shape": "VISRegSaved", "barlow_twins": "BarlowTwinsSaved"}.get(
-        name, kind
-    )
-    return Passes(load(module, f"{name}_forward"), load(module, f"{name}_backward"), load(module, kind))
+    return Passes(*[load(module, of) for of in (f"{name}_forward", f"{name}_backward", saved)])
 
 
 def needed(

@@ -238,7 +238,15 @@ def mean(values: torch.Tensor, divisor: Any) -> tuple[torch.Tensor, torch.Tensor
     both = torch.empty(16, dtype=torch.float32, device=values.device)
     out, kept = both[:1], both[8:9]
     _launch.launch(
-        _mean, (1,), values, out, kept, *places(divisor), values.shape[0], LANES=_LANES, num_warps=16
+        _mean,
+        (1,),
+        values,
+        out,
+        kept,
+        *places(divisor),
+        values.shape[0],
+        LANES=_LANES,
+        num_warps=16,
     )
     return out, kept
 

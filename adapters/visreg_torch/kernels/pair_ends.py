@@ -185,7 +185,7 @@ def _vicreg_gradient(
     else:
         first = tl.load(starts_ptr + row, mask=row < n, other=0)
         count = tl.load(starts_ptr + row + 1, mask=row < n, other=0) - first
-        for i in range(0, tl.max(count)):
+        for i in range(tl.max(count)):
             here_too = i < count
             from_row = tl.load(order_ptr + first + i, mask=here_too, other=0).to(tl.int64)
             weight = tl.load(pair_weight_ptr + from_row, mask=here_too, other=0.0)
@@ -354,11 +354,17 @@ def _barlow_gradient(
     off_scale = on_total * tl.load(scalars_ptr) + cotangent(off_diagonal_ptr)
     own = reciprocal_at(stats_ptr, view, column, n, d, eps)
     others = reciprocal_at(stats_ptr, 1 - view, column, n, d, eps)
-    x = standard_at(
-        view_of(a_ptr, b_ptr, view), stats_ptr, view, row, column, stride, own, n, d
-    )
+    x = standard_at(view_of(a_ptr, b_ptr, view), stats_ptr, view, row, column, stride, own, n, d)
     y = standard_at(
-        view_of(a_ptr, b_ptr, 1 - view), stats_ptr, 1 - view, row, column, other_stride, others, n, d
+        view_of(a_ptr, b_ptr, 1 - view),
+        stats_ptr,
+        1 - view,
+        row,
+        column,
+        other_stride,
+        others,
+        n,
+        d,
     )
     c = diagonal_at(stats_ptr, column, n, d, eps)
     factor = 2 * off_scale / n

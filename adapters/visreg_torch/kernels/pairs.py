@@ -70,7 +70,7 @@ def takes(a: torch.Tensor, b: torch.Tensor | None, **options: Any) -> bool:
     return (
         bool(views)
         and dispatch.available(a.device, a.dtype)
-        and 2 <= a.shape[-2]
+        and a.shape[-2] >= 2
         and 1 <= a.shape[-1] <= MAX_DIM
         and options.get("row_mask") is None
         and options.get("convention", "vicreg") in CONVENTIONS

@@ -1,5 +1,4 @@
-"""Whole sliced losses by kernels: forward and backward of VISReg, its shape term, the sliced
-Gaussian Wasserstein distance, and SIGReg.
+"""Whole sliced losses by kernels: VISReg, its shape term, the distance to a Gaussian, and SIGReg.
 
 Forward makes everything that depends on the embeddings, the gradient with respect to their
 (standardised) rows included, and keeps that; backward is one launch, which multiplies it by the
@@ -17,16 +16,17 @@ Large views of 16-bit numbers are not copied: 1/σ goes into the slices, one set
 mean's projection comes off where projections are read. Everything is bounded by chunks of views
 and slices whose projections are below `CHUNK_BYTES`.
 
-Products by the dtype of the embeddings and `projection_dtype`, with P = 2 N D K operations each:
+Products by the dtype of the embeddings and `projection_dtype`, with P = 2 N D K operations each,
+and the gradient's error near the optimum:
 
-=====================  =================================  ============================  ==========
-embeddings             forward                            back                          gradient
-=====================  =================================  ============================  ==========
-16-bit, copied         3 P in float16 (2 P: no σ)         1 P in bfloat16               0.3 %
-16-bit, not copied     2 P                                1 P                           0.3-0.7 %
-float32                3 P                                3 P                           as float32
-any, ``projection_dtype`` of 16 bits   1 P                1 P                           1-10 %
-=====================  =================================  ============================  ==========
+========================  ===========  =======  ======================
+embeddings                forward      back     error
+========================  ===========  =======  ======================
+16-bit, copied            3 P          1 P      0.3 % (2 P without σ)
+16-bit, not copied        2 P          1 P      0.3-0.7 %
+float32                   3 P          3 P      as float32 (ranks)
+any, asked for 16 bits    1 P          1 P      1-10 %
+========================  ===========  =======  ======================
 
 Nothing waits for the device or allocates by what is in it. Constants (quantiles, knots) come from
 the host when a size is first seen: that must be before a CUDA graph is captured, as its warm-up is.
@@ -261,9 +261,7 @@ def _sliced(
             ahead, behind = made[key]
             offset, factor = None, 1.0
             if folded:
-                both, offset = operands.folded_slices(
-                    part, moments, eps, g, size, parts=plan.parts
-                )
+                both, offset = operands.folded_slices(part, moments, eps, g, size, parts=plan.parts)
                 p = _direct(both, views, plan)
             elif plan.direct:
                 factor = 1 / forward_of.get("scale", operands.SLICE_SCALE)
@@ -401,7 +399,7 @@ def visreg_backward(
     tensor of z's shape and dtype
     """
     flat, w = _flat(z, slices)
-    batch, n, d = flat.shape
+    batch, n, _ = flat.shape
     g = saved.gradient
     out = _own(g, flat) if donated else None
     found = dispatch.load("ends", "combined")(

@@ -30,9 +30,7 @@ def as_tuple(x):
     return x if isinstance(x, tuple) else (x,)
 
 
-def assert_agree(
-    name, a, b, more=(), tolerance=3e-5, of_value=1e-5, cotangents=None, **options
-):
+def assert_agree(name, a, b, more=(), tolerance=3e-5, of_value=1e-5, cotangents=None, **options):
     cotangents = cotangents or COTANGENTS[name]
     wide = [x if x is None or not x.is_floating_point() else x.double() for x in (a, b, *more)]
     result, vjp = vc.value_and_vjp(getattr(vc, name))(*wide, **options)
