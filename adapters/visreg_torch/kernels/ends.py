@@ -46,7 +46,10 @@ def sum_of(x_ptr, size, LANES: tl.constexpr):
 def _terms(
     value_ptr,  # (rows,) float32
     moments_ptr,  # (3, B · D) float32: first, rest, σ
-    out_ptr,  # (4,) float32: total, scale, shape, centre
+    total_ptr,  # float32 of no axes; and so the next three
+    scale_ptr,
+    shape_ptr,
+    center_ptr,
     scalars_ptr,  # (5,) float32: the weights, ε and n, for the way back
     w_scale_ptr,  # a number's place, or None and the number below; and so the next three
     w_shape_ptr,
@@ -77,10 +80,10 @@ def _terms(
     w_scale = number_of(w_scale_ptr, w_scale)
     w_shape = number_of(w_shape_ptr, w_shape)
     w_center = number_of(w_center_ptr, w_center)
-    tl.store(out_ptr, w_scale * scale + w_shape * shape + w_center * center)
-    tl.store(out_ptr + 1, scale)
-    tl.store(out_ptr + 2, shape)
-    tl.store(out_ptr + 3, center)
+    tl.store(total_ptr, w_scale * scale + w_shape * shape + w_center * center)
+    tl.store(scale_ptr, scale)
+    tl.store(shape_ptr, shape)
+    tl.store(center_ptr, center)
     tl.store(scalars_ptr, w_scale)
     tl.store(scalars_ptr + 1, w_shape)
     tl.store(scalars_ptr + 2, w_center)
@@ -91,7 +94,7 @@ def _terms(
 @triton.jit
 def _mean(
     value_ptr,  # (rows,) float32
-    out_ptr,  # (1,) float32
+    out_ptr,  # float32 of no axes
     divisor_ptr,  # (1,) float32, for the way back
     from_ptr,  # a number's place, or None and the number below
     divisor,
@@ -183,13 +186,18 @@ def places(*numbers: Any) -> tuple[Any, ...]:
     return *tensors, *plain
 
 
+def numbers(count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Tensors of no axes that share no memory, as an operator's results must."""
+    return tuple(torch.empty((), dtype=torch.float32, device=device) for _ in range(count))
+
+
 def terms(
     values: torch.Tensor,
     moments: torch.Tensor,
     weights: tuple[Any, Any, Any],
     eps: float,
     n: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Terms of VISReg, and the numbers that its way back needs.
 
     Parameters
@@ -206,16 +214,16 @@ def terms(
     Returns
     -------
     tuple
-        Tensors (4,), total, scale, shape and centre, and (5,), the weights, ε and n, in float32.
+        Total, scale, shape and centre, tensors of no axes; and the weights, ε and n, (5,).
     """
-    both = torch.empty(16, dtype=torch.float32, device=values.device)
-    out, scalars = both[:4], both[8:13]
+    out = numbers(4, values.device)
+    scalars = torch.empty(5, dtype=torch.float32, device=values.device)
     _launch.launch(
         _terms,
         (1,),
         values,
         moments,
-        out,
+        *out,
         scalars,
         *places(*weights, n),
         eps,
@@ -228,15 +236,15 @@ def terms(
 
 
 def mean(values: torch.Tensor, divisor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of the rows' values over a divisor, (1,), and the divisor as a tensor (1,).
+    """Mean of the rows' values over a divisor, of no axes, and the divisor as a tensor (1,).
 
     Parameters
     ----------
     values : tensor of shape (rows,)
     divisor : number, or tensor of one element
     """
-    both = torch.empty(16, dtype=torch.float32, device=values.device)
-    out, kept = both[:1], both[8:9]
+    (out,) = numbers(1, values.device)
+    kept = torch.empty(1, dtype=torch.float32, device=values.device)
     _launch.launch(
         _mean,
         (1,),

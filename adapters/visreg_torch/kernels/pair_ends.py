@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from visreg_torch.kernels import _launch
-from visreg_torch.kernels.ends import cotangent, number_of, places, sum_of
+from visreg_torch.kernels.ends import cotangent, number_of, numbers, places, sum_of
 from visreg_torch.kernels.pair_columns import HEAVY, is_heavy, view_of
 
 _LANES = 1024
@@ -30,7 +30,10 @@ def _vicreg_terms(
     scale_ptr,  # (2,) float32
     sums_ptr,  # (2, sums) float32
     more_ptr,  # (2, more) float32, or None
-    out_ptr,  # (4,) float32: total, invariance, variance, covariance
+    total_ptr,  # float32 of no axes; and so the next three
+    invariance_ptr,
+    variance_ptr,
+    covariance_ptr,
     scalars_ptr,  # (3,) float32: the weights, for the way back
     w_invariance_ptr,  # a number's place, or None and the number below; and so the next two
     w_variance_ptr,
@@ -72,10 +75,10 @@ def _vicreg_terms(
     w_variance = number_of(w_variance_ptr, w_variance)
     w_covariance = number_of(w_covariance_ptr, w_covariance)
     total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
-    tl.store(out_ptr, total)
-    tl.store(out_ptr + 1, invariance)
-    tl.store(out_ptr + 2, variance)
-    tl.store(out_ptr + 3, covariance)
+    tl.store(total_ptr, total)
+    tl.store(invariance_ptr, invariance)
+    tl.store(variance_ptr, variance)
+    tl.store(covariance_ptr, covariance)
     tl.store(scalars_ptr, w_invariance)
     tl.store(scalars_ptr + 1, w_variance)
     tl.store(scalars_ptr + 2, w_covariance)
@@ -229,7 +232,9 @@ def _inverse_pairs(
 def _barlow_terms(
     stats_ptr,  # (8, D) float32
     sums_ptr,  # (sums,) float32
-    out_ptr,  # (3,) float32: total, on the diagonal, off it
+    total_ptr,  # float32 of no axes; and so the next two
+    on_ptr,
+    off_ptr,
     scalars_ptr,  # (1,) float32: the weight, for the way back
     weight_ptr,  # a number's place, or None and the number below
     weight,
@@ -253,9 +258,9 @@ def _barlow_terms(
     if DIAGONAL:
         off -= tl.sum(diagonal)
     weight = number_of(weight_ptr, weight)
-    tl.store(out_ptr, on_diagonal + weight * off)
-    tl.store(out_ptr + 1, on_diagonal)
-    tl.store(out_ptr + 2, off)
+    tl.store(total_ptr, on_diagonal + weight * off)
+    tl.store(on_ptr, on_diagonal)
+    tl.store(off_ptr, off)
     tl.store(scalars_ptr, weight)
 
 
@@ -396,9 +401,9 @@ def vicreg_terms(
     eps: float,
     per_invariance: float,
     per_variance: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Total, invariance, variance and covariance, (4,), and the weights as a tensor, (3,)."""
-    out = torch.empty(4, dtype=torch.float32, device=stats.device)
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Total, invariance, variance and covariance, of no axes, and the weights as a tensor, (3,)."""
+    out = numbers(4, stats.device)
     scalars = torch.empty(3, dtype=torch.float32, device=stats.device)
     _launch.launch(
         _vicreg_terms,
@@ -407,7 +412,7 @@ def vicreg_terms(
         scale,
         sums,
         more,
-        out,
+        *out,
         scalars,
         *places(*weights),
         n,
@@ -508,19 +513,19 @@ def barlow_terms(
     eps: float,
     per_sum: float,
     diagonal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Total, on and off diagonal, (3,), and the weight as a tensor, (1,).
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Total, on and off diagonal, of no axes, and the weight as a tensor, (1,).
 
     `diagonal` says that the sums have the diagonal's squares, which are taken off.
     """
-    out = torch.empty(3, dtype=torch.float32, device=stats.device)
+    out = numbers(3, stats.device)
     scalars = torch.empty(1, dtype=torch.float32, device=stats.device)
     _launch.launch(
         _barlow_terms,
         (1,),
         stats,
         sums,
-        out,
+        *out,
         scalars,
         *places(weight),
         n,

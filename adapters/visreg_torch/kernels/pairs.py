@@ -199,11 +199,11 @@ def _vicreg(
         stats, scale, sums, more, weights, n, gamma=gamma, eps=eps, **_per_term(convention, d)
     )
     if q is None:
-        return out.unbind(0), None
+        return out, None
     none = stats.new_empty(0)
     order, starts = (none, none) if pairs is None else pair_ends.inverse_pairs(pairs)
     kept = (heavy, none if cross is None else cross)
-    return out.unbind(0), VICRegSaved(q, stats, scale, scalars, *kept, order, starts)
+    return out, VICRegSaved(q, stats, scale, scalars, *kept, order, starts)
 
 
 def vicreg_backward(
@@ -346,9 +346,9 @@ def barlow_twins_forward(
         stats, sums, off_diagonal_weight, n, eps=eps, per_sum=per_sum, diagonal=gram
     )
     if q is None:
-        return out.unbind(0), None
+        return out, None
     of_along = pair_ends.along(x, y, q, stats, eps)
-    return out.unbind(0), BarlowTwinsSaved(q, stats, of_along, scalars)
+    return out, BarlowTwinsSaved(q, stats, of_along, scalars)
 
 
 def barlow_twins_backward(

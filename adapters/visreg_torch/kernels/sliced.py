@@ -369,7 +369,7 @@ def visreg_forward(
     ends = dispatch.load("ends", "terms")
     out, scalars = ends(values, moments, weights, eps, count)
     saved = VISRegSaved(gradient, moments, scalars) if need_grad else None
-    return out.unbind(0), saved
+    return out, saved
 
 
 def visreg_backward(
@@ -546,7 +546,7 @@ def _ended(
 ) -> tuple[tuple[torch.Tensor], SlicedSaved | None]:
     values, gradient, _ = made
     out, kept = dispatch.load("ends", "mean")(values, divisor)
-    return (out[0],), None if gradient is None else SlicedSaved(gradient, kept)
+    return (out,), None if gradient is None else SlicedSaved(gradient, kept)
 
 
 def _multiplied(
