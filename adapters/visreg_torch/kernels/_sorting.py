@@ -110,3 +110,46 @@ def sort_rows(x, BITS: tl.constexpr):
     for stage in tl.static_range(1, BITS + 1):
         h = sort_stage(h, stage, BITS)
     return tl.reshape(h, x.shape)
+
+
+@triton.jit
+def flipped(h, LEVEL: tl.constexpr, BITS: tl.constexpr):
+    """A hypercube whose bits 0 … LEVEL of the rank are turned over."""
+    for bit in tl.static_range(LEVEL + 1):
+        h = h ^ tl.xor_sum(h, dims_of(h.numel) - 1 - axis_of(bit, BITS), True)
+    return h
+
+
+@triton.jit
+def exchanged_neighbours(key, index, LEVEL: tl.constexpr, BITS: tl.constexpr):
+    """Exchange neighbours in rank that are out of order, of those that a multiple of 2ᴸ parts.
+
+    Their ranks are r = …01…1 and r + 1 = …10…0, whose last LEVEL + 1 bits are each other's
+    complements.
+    """
+    upper = side_of(dims_of(key.numel), axis_of(LEVEL, BITS))
+    meets = upper == upper
+    for bit in tl.static_range(LEVEL):
+        meets = meets & (side_of(dims_of(key.numel), axis_of(bit, BITS)) != upper)
+    other_key, other_index = flipped(key, LEVEL, BITS), flipped(index, LEVEL, BITS)
+    wrong = tl.where(upper != 0, other_key > key, key > other_key)
+    swap = meets & wrong
+    return tl.where(swap, other_key, key), tl.where(swap, other_index, index)
+
+
+@triton.constexpr_function
+def levels_of(bits):
+    """Of how many of a rank's bits exchanges stay within a thread."""
+    return min(bits, 2 + max(0, min(2, bits - 7)))
+
+
+@triton.jit
+def settled(key, index, BITS: tl.constexpr):
+    """Rows (R, 2ᴮᴵᵀˢ) that `sort_rows` sorted by coarser keys, nearly in the order of exact ones.
+
+    One pass of odd-even transposition, but for the pairs that lie in two threads: one in sixteen.
+    """
+    k, i = tl.reshape(key, cube_of(key.numel)), tl.reshape(index, cube_of(key.numel))
+    for level in tl.static_range(levels_of(BITS)):
+        k, i = exchanged_neighbours(k, i, level, BITS)
+    return tl.reshape(k, key.shape), tl.reshape(i, key.shape)

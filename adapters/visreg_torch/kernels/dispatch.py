@@ -34,8 +34,8 @@ _FUSED_SLICES = 1024
 # Projecting again costs 2 D operations an element, reading and writing it thrice 16 bytes.
 _FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
 
-# Samples of a row that registers sort; from how many on 32 bits hold too little beside an index.
-MAX_SORTED, WIDE_SORTED = 8192, 1024
+# Samples of a row that registers sort.
+MAX_SORTED = 8192
 
 # Loss -> module and name of the two passes that compute it whole, and what is saved between them.
 _WHOLE = {

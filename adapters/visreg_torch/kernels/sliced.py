@@ -155,7 +155,7 @@ class _Rows:
     def __init__(self, n: int, device: torch.device, keep: Any, count: Any, precise: bool) -> None:
         self.n, self.keep, self.rank = n, keep, None
         self.long = n > dispatch.MAX_SORTED
-        self.wide = precise and n > dispatch.WIDE_SORTED
+        self.exact = precise
         if keep is None:
             self.q, self.prefix = _quantiles(n, device)
             return
@@ -175,7 +175,7 @@ class _Rows:
                 p, self.q, self.prefix, n=self.n, keep=self.keep, rank=self.rank, **options
             )
         ordered = dispatch.load("sorted_rows", "sorted_rows")
-        return ordered(p, self.q, n=self.n, keep=self.keep, wide=self.wide, **options)
+        return ordered(p, self.q, n=self.n, keep=self.keep, exact=self.exact, **options)
 
 
 class _Characteristic:

@@ -1,10 +1,10 @@
 """Projections sorted in registers against Gaussian quantiles: one read, one write.
 
 A program sorts rows of projections as packed integers, the sample's index below a fixed-point key
-over the row's own range [min, max]: 23 bits of key for rows of 512, which is where float32 sums of
-a few hundred products end, too. Where these bits run out (float32 embeddings, rows over 1024) the
-key is the float itself, and the integer has 64 bits. The difference from the rank's quantile goes
-back to where the sample was through shared memory, and to memory in order.
+over the row's own range [min, max]: 23 bits of key for rows of 512, 19 for rows of 8192. For
+float32 embeddings neighbours in rank are then put in the order of the projections themselves. The
+difference from the rank's quantile goes back to where the sample was through shared memory, and to
+memory in order.
 
 Bottleneck: integer instructions and shuffles, (log² N + log N) / 2 compare-exchanges an element: 45
 for N = 512, of which 30 stay within a thread (`_sorting`). At V10 N512 K4096 that is 21 million
@@ -13,8 +13,8 @@ stores for float32: 0.39), where 4 bytes read and 2 written are 0.03 ms. By inst
 the machine code this one takes about 0.15. Exact: equal projections have equal keys and take ranks
 in index order; keys differ where projections differ by more than the row's range / 2²³ (N ≤ 512),
 / 2¹⁹ (N = 8192). Worst case: a row with one far outlier, whose range is wide: the others' order is
-that of coarser keys, and their targets off by a key's width at most. Left: 64-bit keys for every
-row (1.2 ms for 2048 rows of 4096 by triton's sort), histograms (a row of 512 fills no bins), and
+that of coarser keys, and their targets off by a key's width at most. Left: 64-bit
+keys (1.2 ms for 2048 rows of 4096 by triton's sort), histograms (a row of 512 fills no bins), and
 scattering by a second sort (as long again).
 """
 
@@ -28,8 +28,8 @@ import triton
 import triton.language as tl
 
 from visreg_torch.kernels import _launch
-from visreg_torch.kernels._keys import float_of, key_of, pack, unpack
-from visreg_torch.kernels._sorting import rank_of, sort_rows
+from visreg_torch.kernels._keys import float_of, key_of
+from visreg_torch.kernels._sorting import rank_of, settled, sort_rows
 from visreg_torch.kernels.operands import halves
 
 _PER_WARP = 512  # numbers that a warp sorts, sixteen a thread
@@ -100,7 +100,7 @@ def _sorted_rows(
     together,
     factor,
     BACK: tl.constexpr,
-    WIDE: tl.constexpr,
+    EXACT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     INDEX_BITS: tl.constexpr,
@@ -117,29 +117,35 @@ def _sorted_rows(
     p = load_projection(
         p_ptr, scale_ptr, offset_ptr, safe, column, inside, n, k, padded, together, factor
     )
-    if WIDE:
-        packed = pack(key_of(p), column, tl.float32)
-        packed = tl.where(inside, packed, 0x7FFFFFFFFFFFFFFF)
-        key, index = unpack(sort_rows(packed, INDEX_BITS), tl.float32)
-        p = float_of(key, tl.float32)
-    else:
-        BITS: tl.constexpr = 32 - INDEX_BITS if INDEX_BITS > 8 else 24
-        LAST: tl.constexpr = 2**BITS - 1
-        HALF: tl.constexpr = 2 ** (BITS - 1)
-        low = tl.min(tl.where(inside, p, float("inf")), axis=1)[:, None]
-        high = tl.max(tl.where(inside, p, float("-inf")), axis=1)[:, None]
-        # What is no number makes the row's value and gradient none.
-        low += tl.sum(tl.where(inside, p * 0.0, 0.0), axis=1)[:, None]
-        spread = high - low
-        up = tl.where(spread > 1e-30, LAST / tl.maximum(spread, 1e-30), 0.0)
-        key = tl.minimum(tl.maximum(((p - low) * up + 0.5).to(tl.int32), 0), LAST) - HALF
-        packed = tl.where(inside, (key << INDEX_BITS) | column, 0x7FFFFFFF)
-        packed = sort_rows(packed, INDEX_BITS)
-        index = packed & (BLOCK - 1)
-        p = low + ((packed >> INDEX_BITS) + HALF).to(tl.float32) * (spread / LAST)
-    # A column now holds the sample of its rank, and where it was.
+    BITS: tl.constexpr = 32 - INDEX_BITS if INDEX_BITS > 8 else 24
+    LAST: tl.constexpr = 2**BITS - 1
+    HALF: tl.constexpr = 2 ** (BITS - 1)
+    low = tl.min(tl.where(inside, p, float("inf")), axis=1)[:, None]
+    high = tl.max(tl.where(inside, p, float("-inf")), axis=1)[:, None]
+    # What is no number makes the row's value and gradient none.
+    low += tl.sum(tl.where(inside, p * 0.0, 0.0), axis=1)[:, None]
+    spread = high - low
+    up = tl.where(spread > 1e-30, LAST / tl.maximum(spread, 1e-30), 0.0)
+    key = tl.minimum(tl.maximum(((p - low) * up + 0.5).to(tl.int32), 0), LAST) - HALF
+    packed = tl.where(inside, (key << INDEX_BITS) | column, 0x7FFFFFFF)
+    packed = sort_rows(packed, INDEX_BITS)
+    index = packed & (BLOCK - 1)
+    # By columns of the sorted tile, in which a rank's quantile stands where the rank does.
     q = tl.load(q_ptr + column)
     ranked = (row < rows) & (q == q)
+    first = tl.arange(0, ROWS)[:, None] * BLOCK
+    if EXACT:
+        if PLACE is None:
+            p = load_projection(
+                p_ptr, scale_ptr, offset_ptr, safe, index, ranked, n, k, padded, together, factor
+            )
+        else:
+            p = placed(p, first + column, first + index, PLACE, CONSTRAINTS)
+        exact = tl.where(ranked, key_of(p), 0x7FFFFFFF)
+        exact, index = settled(exact, index, INDEX_BITS)
+        p = float_of(exact, tl.float32) + (low - low)
+    else:
+        p = low + ((packed >> INDEX_BITS) + HALF).to(tl.float32) * (spread / LAST)
     difference = tl.where(ranked, p - q, 0.0)
     value = tl.sum(difference * difference, axis=1)[:, None]
     tl.store(value_ptr + row, value, mask=row < rows)
@@ -151,7 +157,6 @@ def _sorted_rows(
                 store_gradient(at + column, part, zeros, live & (inside == 0), BACK)
             store_gradient(at + index, part, difference, ranked, BACK)
         else:
-            first = tl.arange(0, ROWS)[:, None] * BLOCK
             to = tl.where(ranked, first + index, ROWS * BLOCK)
             back = placed(difference, to, first + column, PLACE, CONSTRAINTS)
             store_gradient(at + column, part, tl.where(inside, back, 0.0), live, BACK)
@@ -224,7 +229,7 @@ def sorted_rows(
     offset: torch.Tensor | None,
     keep: torch.Tensor | None,
     back: int,
-    wide: bool,
+    exact: bool,
     values: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Σ_n (sort(x)_n − q_n)² of the rows x = p · factor · scale − offset, and x_n − q_rank(n).
@@ -245,8 +250,8 @@ def sorted_rows(
         Samples to keep; the others have gradient 0.
     back : int
         Parts of the gradient: 0, 1 (hi) or 3 (hi, lo, hi).
-    wide : bool
-        Whether keys have all bits of a float32.
+    exact : bool
+        Whether samples whose keys do not tell them apart are put in order, too.
     values : tensor of shape (G · K · together,), optional
         Where to write.
 
@@ -281,7 +286,7 @@ def sorted_rows(
         together,
         factor,
         BACK=back,
-        WIDE=wide,
+        EXACT=exact,
         **options,
     )
     return values, out

@@ -33,7 +33,7 @@ def slices_for(z, k):
 def cut(monkeypatch):
     """Small limits, so that small tensors take the ways of large ones."""
     owners = {"SHORT_COLUMNS": moments, "SHORT_ROWS": characteristic_rows}
-    owners |= dict.fromkeys(("MAX_SORTED", "WIDE_SORTED"), dispatch)
+    owners |= {"MAX_SORTED": dispatch}
     sliced._quantiles.cache_clear()
 
     def limit(**values):
@@ -172,11 +172,15 @@ def test_long_rows(draw, cut, mask_of, name, masked):
     assert_agree(name, z, slices_for(z, 3), 2e-3, 1e-5, **options)
 
 
-@pytest.mark.parametrize("name", ["visreg_loss", "gaussian_sliced_wasserstein"])
-def test_keys_of_all_bits(draw, cut, name):
-    cut(WIDE_SORTED=4)
-    z = embeddings(draw, 2, 300, 6)
-    assert_agree(name, z, slices_for(z, 3), 1e-5)
+@pytest.mark.parametrize("masked", [False, True])
+def test_samples_that_coarse_keys_do_not_tell_apart(draw, mask_of, masked):
+    """An outlier leaves the others few keys: float32 embeddings are in their own order still."""
+    z = draw(1, 64, 1)
+    z[0, 5] = 1e6
+    options = {"row_mask": mask_of(64)} if masked else {}
+    slices = torch.ones(1, 1, device=z.device)
+    tolerance = {"tolerance": 1e-5, "of_value": 1e-5}
+    assert_agree("gaussian_sliced_wasserstein", z, slices, **tolerance, **options)
 
 
 @losses
