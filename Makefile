@@ -4,17 +4,19 @@
 # make stubs    signatures of the torch functions, from the losses' declarations
 # make docs     HTML documentation, warnings are errors
 # make bench    benchmarks against eager torch, POT and SciPy, into docs/benchmarks
+# make bench-gpu  what a CUDA machine says, within MINUTES=8, into gpu.json; needs PYTHON with torch >= 2.9
 # make train-demo   train a small ViT on digits, some minutes; report on and compare its embeddings
 # make clean    remove everything that these made
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 8
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo train-demo test check stubs docs bench clean
+.PHONY: demo train-demo test check stubs docs bench bench-gpu clean
 
 demo: $(VENV)/.installed-report
 	$(VENV)/bin/python docs/examples/make_digits_embeddings.py demo
@@ -46,6 +48,10 @@ bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_jax --json docs/benchmarks/jax.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_sharding --json docs/benchmarks/sharding.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_cost --json docs/benchmarks/cost.json --figure docs/_static/cost.png $(ARGS)
+
+# With whatever Python holds the machine's CUDA build of torch: no environment is made for it.
+bench-gpu:
+	PYTHONPATH=.:adapters $(PYTHON) -m tests.benchmarks.bench_gpu --minutes $(MINUTES) --json gpu.json $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo runs/demo report.html docs/_build docs/generated

@@ -7,19 +7,20 @@ for the backward pass is a list of tensors, one for each field of the loss's ``S
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from visreg_core import _tiles
 from visreg_core.losses.execution import PLAIN, Execution
 from visreg_core.losses.kernels import NUMPY
 from visreg_torch import distributed
 from visreg_torch._call import LossCall
-from visreg_torch.kernels import KERNELS, fused
+from visreg_torch.kernels import KERNELS, whole
 
 _NUMPY_FLOATS = (torch.float32, torch.float64)
 
@@ -43,12 +44,12 @@ def is_fused(call: LossCall, tensors: Sequence[Tensor]) -> bool:
     """Whether kernels compute this call from end to end, and not the core."""
     if call.group is not None or runs_on_numpy(call, tensors):
         return False
-    return fused.takes(call.declaration.name, tensors[0].device, tensors[0].dtype, **call.inputs)
+    return whole.whole(call.declaration, call.filled(tensors)) is not None
 
 
-def passes_of(call: LossCall) -> Any:
+def passes_of(call: LossCall, inputs: Mapping[str, Any]) -> Any:
     """The two passes: a set of kernels, or the declaration itself."""
-    return fused.PASSES[call.declaration.name] if call.fused else call.declaration
+    return whole.whole(call.declaration, inputs) if call.fused else call.declaration
 
 
 def execution(
@@ -114,7 +115,9 @@ def widened(call: LossCall, tensors: Sequence[Tensor], on_numpy: bool) -> list[T
     out = []
     for i, t in enumerate(tensors):
         t, dtype = t.detach().resolve_neg(), t.dtype
-        if dtype == torch.float16 and (i < len(call.names) or on_numpy):
+        if call.fused:
+            pass  # kernels take 16-bit numbers as they are, and round gradients to infinity
+        elif dtype == torch.float16 and (i < len(call.names) or on_numpy):
             t = t.to(torch.float32)
         elif on_numpy and (dtype == torch.bfloat16 or (t.ndim == 0 and dtype.is_floating_point)):
             t = t.to(compute)
@@ -150,7 +153,8 @@ def forward(
     on_numpy = runs_on_numpy(call, tensors)
     with apart(tensors, on_numpy):
         how = execution(call, tensors[0].device, on_numpy, need_gradient=need_gradient)
-        result, saved = passes_of(call).forward(how, **_inputs(call, tensors, on_numpy))
+        inputs = _inputs(call, tensors, on_numpy)
+        result, saved = passes_of(call, inputs).forward(how, **inputs)
         fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
         return fields, flat(saved) if need_gradient else []
 
@@ -159,16 +163,43 @@ def forward_of_shapes(
     call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
 ) -> list[Tensor]:
     """What `forward` returns, of tensors without numbers and with sizes that may be symbols."""
+    if call.fused:
+        return _of_kernels(call, tensors, need_gradient)
     on_numpy = runs_on_numpy(call, tensors)
     with torch.no_grad(), without_autocast(tensors[0].device):
         how = execution(call, torch.device("meta"), False, need_gradient=need_gradient)
         inputs = call.filled(widened(call, tensors, on_numpy))
         inputs = {k: 1.0 if isinstance(v, torch.SymFloat) else v for k, v in inputs.items()}
         inputs |= {"chunk_size": None} if "chunk_size" in inputs else {}
-        kernels = {} if call.fused else SHAPES
-        result, saved = passes_of(call).forward(how._replace(kernels=kernels), **inputs)
+        result, saved = call.declaration.forward(how._replace(kernels=SHAPES), **inputs)
         fields = list(result) if isinstance(result, tuple) else [result]
         return [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
+
+
+def _of_kernels(call: LossCall, tensors: Sequence[Tensor], need_gradient: bool) -> list[Tensor]:
+    """The same where kernels compute the loss: on the meta device they are not started.
+
+    They choose their way by sizes and strides, so that these become constants of the graph.
+    """
+    with _disable_current_modes(), torch.no_grad():
+        shapes = [
+            torch.empty_strided(
+                [int(n) for n in t.shape],
+                [int(n) for n in t.stride()],
+                dtype=t.dtype,
+                device="meta",
+            )
+            for t in tensors
+        ]
+        inputs = call.filled(shapes)
+        how = PLAIN._replace(need_gradient=need_gradient)
+        passes = whole.whole(call.declaration, inputs)
+        assert passes is not None
+        fields, saved = passes.forward(how, **inputs)
+        fields = list(fields) if isinstance(fields, tuple) else [fields]
+        found = [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
+    device = tensors[0].device
+    return [torch.empty(x.shape, dtype=x.dtype, device=device) for x in found]
 
 
 def backward(
@@ -187,10 +218,11 @@ def backward(
     with apart(tensors, on_numpy):
         how = execution(call, tensors[0].device, on_numpy)
         factor = distributed.gradient_factor(how.shards.size)
-        passes = passes_of(call)
+        inputs = _inputs(call, tensors, on_numpy)
+        passes = passes_of(call, inputs)
         found = passes.backward(
             how._replace(donated=donated),
-            _inputs(call, tensors, on_numpy),
+            inputs,
             structured(passes.saved, saved, on_numpy),
             *[_cotangent(c, factor, on_numpy) for c in cotangents],
         )

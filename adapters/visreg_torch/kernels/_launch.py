@@ -15,16 +15,65 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROGRAMS = 1024
 
 
+# What a launch was compiled to, by all that triton makes different code of. Looking there costs a
+# tenth of triton's own way through its arguments, which is more than most kernels of a step take.
+_COMPILED: dict[tuple[Any, ...], Any] = {}
+# Kernel -> parameters, by place, of whose integers triton makes one code.
+_WORDS: dict[int, frozenset[int]] = {}
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], first: torch.Tensor, *others: Any, **options: Any
 ) -> None:
     """Start a kernel where `first` is, if there are programs to start.
 
     On the meta device there are none: launchers tell the shapes and dtypes of what they return.
+    `others` are tensors, numbers and None in the order of the kernel's parameters, and `options`
+    its constants, in that order, too, and triton's options.
     """
-    if all(grid) and first.device.type != "meta":
-        with torch.cuda.device_of(first):  # triton starts kernels on the current device
-            kernel[grid](first, *others, **OPTIONS, **options)
+    device = first.device
+    if not all(grid) or device.type == "meta":
+        return
+    if device.type != "cuda":
+        kernel[grid](first, *others, **OPTIONS, **options)
+    elif device.index == torch.cuda.current_device():
+        _launch_here(kernel, grid, device.index, (first, *others), options)
+    else:
+        with torch.cuda.device(device):  # triton starts kernels on the current device
+            _launch_here(kernel, grid, device.index, (first, *others), options)
+
+
+def _launch_here(
+    kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    name = id(kernel)  # a function of a module, which stays
+    words = _WORDS.get(name)
+    if words is None:
+        words = _WORDS[name] = frozenset(
+            kernel.arg_names.index(word) for word in kernel.do_not_specialize
+        )
+    key: list[Any] = [name, device, *options.values()]
+    given: list[Any] = []
+    for at, x in enumerate(args):
+        if isinstance(x, torch.Tensor):
+            pointer = x.data_ptr()
+            given.append(pointer)
+            key.append((x.dtype, pointer & 15 == 0))
+        else:
+            given.append(x)
+            # Floats have one code, and so have words; other integers by what divides them, and
+            # there are few: sizes.
+            key.append(x.__class__ if x.__class__ is float or at in words else x)
+    compiled = _COMPILED.get(tuple(key))
+    if compiled is None:
+        made = kernel[grid](*args, **OPTIONS, **options)
+        constants = [options[constant] for constant in kernel.arg_names[len(args) :]]
+        _COMPILED[tuple(key)] = (made.run, made.function, made.packed_metadata, constants)
+        return
+    run, function, metadata, constants = compiled
+    x, y, z = (*grid, 1, 1)[:3]
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    run(x, y, z, stream, function, metadata, None, None, None, *given, *constants)
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

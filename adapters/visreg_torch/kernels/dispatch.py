@@ -34,8 +34,38 @@ _FUSED_SLICES = 1024
 # Projecting again costs 2 D operations an element, reading and writing it thrice 16 bytes.
 _FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
 
+# Samples of a row that registers sort.
+MAX_SORTED = 8192
+
+# Loss -> module and name of the two passes that compute it whole, and what is saved between them.
+_WHOLE = {
+    "visreg_loss": ("sliced", "visreg", "VISRegSaved"),
+    "shape_loss": ("sliced", "shape", "VISRegSaved"),
+    "gaussian_sliced_wasserstein": (
+        "sliced",
+        "gaussian_sliced_wasserstein",
+        "SlicedSaved",
+    ),
+    "sigreg_loss": ("sliced", "sigreg", "SlicedSaved"),
+    "vicreg_loss": ("pairs", "vicreg", "VICRegSaved"),
+    "sag_vicreg_loss": ("pairs", "sag_vicreg", "VICRegSaved"),
+    "barlow_twins_loss": ("pairs", "barlow_twins", "BarlowTwinsSaved"),
+}
+
 _forced: ContextVar[str | None] = ContextVar("visreg_torch_kernel", default=None)
 _last: dict[str, Choice] = {}
+
+
+class Passes(NamedTuple):
+    """The two passes of a loss: see `visreg_torch.kernels.sliced` and `pairs`.
+
+    ``forward(*tensors, **options, need_grad) -> (fields, saved)``, ``backward(*tensors, saved,
+    cotangents, **options, donated) -> gradients``, and the type of what is saved.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    saved: type
 
 
 class Choice(NamedTuple):
@@ -161,6 +191,39 @@ def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "kernels need compute capability 8.0"
     return None
+
+
+def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passes | None:
+    """The passes by kernels of a loss of these embeddings and options, or None: the core's.
+
+    Parameters
+    ----------
+    loss : str
+        Name of a loss of `visreg_core`.
+    *embeddings : tensors, or None
+        Its embeddings: z, or a and b.
+    **options
+        Its other arguments, of which only those matter that kernels do not take.
+
+    Returns
+    -------
+    Passes or None
+
+    Examples
+    --------
+    >>> import torch
+    >>> passes("visreg_loss", torch.zeros(4, 2)) is None  # on a CPU
+    True
+    """
+    if loss not in _WHOLE or embeddings[0] is None:
+        return None
+    z = embeddings[0]
+    if not available(z.device, z.dtype):
+        return None
+    module, name, saved = _WHOLE[loss]
+    if not load(module, "takes")(*embeddings, **options):
+        return None
+    return Passes(*[load(module, of) for of in (f"{name}_forward", f"{name}_backward", saved)])
 
 
 def needed(

@@ -18,7 +18,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from visreg_torch.kernels import _launch
+from visreg_torch.kernels import _launch, pairs, sliced
 from visreg_torch.kernels.columns import column_moments, combine_, standardised
 from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
 from visreg_torch.kernels.gaussian_rows import gaussian_rows
@@ -118,6 +118,39 @@ def products():
         )
 
 
+def whole_losses():
+    """A training step in 16 and 32 bits, short and long rows, and views that are not copied."""
+    sliced._quantiles = lambda n, device: (empty(n), empty(2, n + 1, dtype=torch.float64))
+    sliced._knots = lambda *_: (empty(3, 16), 0.2)
+    one = empty()
+    sizes = [
+        (10, 512, 256, 4096, BFLOAT16),
+        (10, 64, 256, 2048, FLOAT32),
+        (2, 4096, 512, 1024, FLOAT32),
+        (8, 50_000, 10_000, 2500, BFLOAT16),
+    ]
+    for v, n, d, k, dtype in sizes:
+        z, w = empty(v, n, d, dtype=dtype), empty(d, k)
+        for name, fields in [("visreg", 4), ("sigreg", 1)]:
+            _, saved = getattr(sliced, f"{name}_forward")(z, w)
+            cotangents = (one, *[None] * (fields - 1))
+            getattr(sliced, f"{name}_backward")(z, w, saved, cotangents)
+
+
+def losses_of_pairs():
+    """By Gram matrices of rows and of columns."""
+    one = empty()
+    for n, d, dtype in [(256, 8192, FLOAT32), (2048, 2048, FLOAT32), (256, 8192, BFLOAT16)]:
+        a, b = empty(n, d, dtype=dtype), empty(n, d, dtype=dtype)
+        _, saved = pairs.vicreg_forward(a, b)
+        pairs.vicreg_backward(a, b, saved, (one, None, None, None))
+        _, saved = pairs.barlow_twins_forward(a, b)
+        pairs.barlow_twins_backward(a, b, saved, (one, None, None))
+        drawn = empty(n, dtype=torch.int64), empty(n)
+        _, saved = pairs.sag_vicreg_forward(a, b, *drawn)
+        pairs.sag_vicreg_backward(a, b, *drawn, saved, (one, None, None, None))
+
+
 def slices():
     """One kernel for all integers, and one each for a tensor's and for the smallest sizes."""
     for word in (0, 1, 16, 2**31, 2**32 - 1):
@@ -132,4 +165,6 @@ if __name__ == "__main__":
     _launch.launch = compile_only()
     rows()
     products()
+    whole_losses()
+    losses_of_pairs()
     slices()

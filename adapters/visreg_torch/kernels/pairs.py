@@ -1,0 +1,376 @@
+"""Whole losses of pairs by kernels: forward and backward of VICReg, SAG-VICReg and Barlow Twins.
+
+What is launched in a step of VICReg (Barlow Twins likewise):
+
+1. statistics of both views' columns (`pair_columns`)
+2. scales and heaviest columns
+3. rows as 16-bit parts
+4. the first product, by the vendor: N × N where N < D, else D × D
+5. its squares, and its parts (`pair_products`)
+6. where N < D: the heaviest columns with all others
+7. the second product, by the vendor
+8. terms and total (`pair_ends`)
+9. backward
+
+float32 embeddings are split into hi and lo bfloat16 numbers: five products on tensor cores in place
+of two in float32, to 2⁻¹⁷. 16-bit embeddings take one of each. Two views without leading axes or a
+row mask; others are the core's. Nothing waits for the device or allocates by what is in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from visreg_torch.kernels import dispatch
+from visreg_torch.kernels.products import product
+
+CONVENTIONS = ("vicreg", "solo-learn", "paper")
+# Columns that one program looks through for the heaviest.
+MAX_DIM = 1 << 16
+
+
+class VICRegSaved(NamedTuple):
+    """What `vicreg_forward` and `sag_vicreg_forward` keep, in float32 if not said otherwise.
+
+    product : (parts · 2, N, D), both padded to multiples of 8: what the covariance's gradient is
+    made of, in 3 or 1 parts of both views.
+    stats : (8, D), as of `pair_columns.columns`. scale : (2,). scalars : (3,), the weights.
+    heavy : (2, 8) int32 and cross : (2, 8, D), the heaviest columns, empty where N >= D.
+    order : (N,) and starts : (N + 1,) int32, `pair_ends.inverse_pairs`, empty without pairs.
+    """
+
+    product: torch.Tensor
+    stats: torch.Tensor
+    scale: torch.Tensor
+    scalars: torch.Tensor
+    heavy: torch.Tensor
+    cross: torch.Tensor
+    order: torch.Tensor
+    starts: torch.Tensor
+
+
+class BarlowTwinsSaved(NamedTuple):
+    """What `barlow_twins_forward` keeps, in float32.
+
+    product : (parts · 2, N, D), both padded to multiples of 8. stats : (8, D). along : (2, D),
+    Σ_n product · x̂. scalars : (1,), the weight.
+    """
+
+    product: torch.Tensor
+    stats: torch.Tensor
+    along: torch.Tensor
+    scalars: torch.Tensor
+
+
+def takes(a: torch.Tensor, b: torch.Tensor | None, **options: Any) -> bool:
+    """Whether these functions compute a loss of a and b (or of the views in a) with options."""
+    views = a.shape[0] == 2 and a.ndim == 3 if b is None else a.ndim == 2 and a.dtype == b.dtype
+    return (
+        bool(views)
+        and dispatch.available(a.device, a.dtype)
+        and a.shape[-2] >= 2
+        and 1 <= a.shape[-1] <= MAX_DIM
+        and options.get("row_mask") is None
+        and options.get("convention", "vicreg") in CONVENTIONS
+    )
+
+
+def _views(a: torch.Tensor, b: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two matrices with contiguous rows."""
+    x, y = (a[0], a[1]) if b is None else (a, b)
+    return tuple(z if z.stride(1) == 1 else z.contiguous() for z in (x.detach(), y.detach()))  # type: ignore[return-value]
+
+
+def _as_given(
+    found: tuple[torch.Tensor, torch.Tensor], b: torch.Tensor | None
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    return torch.stack(found) if b is None else found
+
+
+def _per_term(convention: str, d: int) -> dict[str, float]:
+    """What invariance and the views' summed variances are multiplied by."""
+    return {
+        "per_invariance": float(d) if convention == "paper" else 1.0,
+        "per_variance": 1.0 if convention in ("solo-learn", "paper") else 0.5,
+    }
+
+
+def _squares(
+    u: torch.Tensor, *, gram: bool, split: bool, need_grad: bool, **options: Any
+) -> tuple[Any, torch.Tensor]:
+    """Of both views' symmetric products: the second product, or None, and sums of squares.
+
+    u : (5 or 2, 2, N, D), as `pair_columns.parts` makes it.
+    """
+    first = 2 if split else 1
+    left, right = u[:first].flatten(0, 1), u[first : 2 * first].flatten(0, 1)
+    rest = u[first:].flatten(0, 1)
+    if gram:
+        p = product(left, right.mT, torch.float32)
+    else:
+        p = product(left.mT, right, torch.float32)
+    made = dispatch.load("pair_products", "symmetric")
+    m, sums = made(p, split=split, diagonal=gram, need_grad=need_grad, **options)
+    if m is None:
+        return None, sums
+    m = m.flatten(0, 1)
+    return product(m, rest, torch.float32) if gram else product(rest, m, torch.float32), sums
+
+
+# --- VICReg and SAG-VICReg ------------------------------------------------------------------------
+
+
+def vicreg_forward(
+    a: torch.Tensor,
+    b: torch.Tensor | None = None,
+    weights: tuple[Any, Any, Any] = (25, 25, 1),
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    convention: str = "vicreg",
+    need_grad: bool = True,
+) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+    """`visreg_core.vicreg_loss` of two views.
+
+    Parameters
+    ----------
+    a, b : tensors of shape (N, D)
+        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
+    weights : three numbers, or tensors of no axes
+        Of invariance, variance and covariance.
+    gamma, eps : float
+        As in `visreg_core.variance_loss`.
+    convention : {"vicreg", "solo-learn", "paper"}
+    need_grad : bool
+        Whether to keep what the gradient needs.
+
+    Returns
+    -------
+    tuple
+        (total, invariance, variance, covariance), float32 of no axes; and `VICRegSaved`, or None.
+    """
+    return _vicreg(a, b, None, None, weights, gamma, eps, convention, need_grad)
+
+
+def sag_vicreg_forward(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    pairs: torch.Tensor,
+    pair_weights: torch.Tensor,
+    weights: tuple[Any, Any, Any] = (25, 25, 1),
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    need_grad: bool = True,
+) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+    """`visreg_core.sag_vicreg_loss`; as `vicreg_forward`, with pairs and their weights (N,)."""
+    return _vicreg(a, b, pairs, pair_weights, weights, gamma, eps, "vicreg", need_grad)
+
+
+def _vicreg(
+    a: torch.Tensor,
+    b: torch.Tensor | None,
+    pairs: torch.Tensor | None,
+    pair_weights: torch.Tensor | None,
+    weights: tuple[Any, Any, Any],
+    gamma: float,
+    eps: float,
+    convention: str,
+    need_grad: bool,
+) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+
+    x, y = _views(a, b)
+    n, d = x.shape
+    gram, split = n < d, x.dtype == torch.float32
+    if pairs is not None and pair_weights is not None:
+        pairs, pair_weights = pairs.contiguous(), pair_weights.detach().contiguous()
+    stats = pair_columns.columns(x, y, pairs, pair_weights)
+    scale, heavy = pair_columns.heaviest(stats, n)
+    u = pair_columns.parts(x, y, stats, scale, heavy if gram else None, split=split)
+    q, sums = _squares(u, gram=gram, split=split, need_grad=need_grad)
+    del u
+    cross = more = None
+    if gram:
+        cross, more = pair_products.cross(x, y, stats, scale, heavy)
+    out, scalars = pair_ends.vicreg_terms(
+        stats, scale, sums, more, weights, n, gamma=gamma, eps=eps, **_per_term(convention, d)
+    )
+    if q is None:
+        return out, None
+    none = stats.new_empty(0)
+    order, starts = (none, none) if pairs is None else pair_ends.inverse_pairs(pairs)
+    kept = (heavy, none if cross is None else cross)
+    return out, VICRegSaved(q, stats, scale, scalars, *kept, order, starts)
+
+
+def vicreg_backward(
+    a: torch.Tensor,
+    b: torch.Tensor | None,
+    saved: VICRegSaved,
+    cotangents: tuple[torch.Tensor | None, ...],
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    convention: str = "vicreg",
+    donated: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of VICReg's four fields with respect to a and b.
+
+    Parameters
+    ----------
+    a, b, gamma, eps, convention
+        As passed to `vicreg_forward`.
+    saved : VICRegSaved
+        What that kept.
+    cotangents : four tensors of no axes, or None
+        Of total, invariance, variance and covariance.
+    donated : bool
+        Nothing changes: no memory that is kept fits the result.
+
+    Returns
+    -------
+    two tensors of shape (N, D), or one of shape (2, N, D) where `a` holds both views
+    """
+    return _vicreg_back(a, b, None, None, saved, cotangents, gamma, eps, convention)
+
+
+def sag_vicreg_backward(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    pairs: torch.Tensor,
+    pair_weights: torch.Tensor,
+    saved: VICRegSaved,
+    cotangents: tuple[torch.Tensor | None, ...],
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+    donated: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of SAG-VICReg's four fields; as `vicreg_backward`."""
+    return _vicreg_back(a, b, pairs, pair_weights, saved, cotangents, gamma, eps, "vicreg")
+
+
+def _vicreg_back(
+    a: torch.Tensor,
+    b: torch.Tensor | None,
+    pairs: torch.Tensor | None,
+    pair_weights: torch.Tensor | None,
+    saved: VICRegSaved,
+    cotangents: tuple[torch.Tensor | None, ...],
+    gamma: float,
+    eps: float,
+    convention: str,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    x, y = _views(a, b)
+    pairing: tuple[torch.Tensor | None, ...] = (None,) * 4
+    if pairs is not None and pair_weights is not None:
+        pairing = (
+            pairs.contiguous(),
+            pair_weights.detach().contiguous(),
+            saved.order,
+            saved.starts,
+        )
+    found = dispatch.load("pair_ends", "vicreg_gradient")(
+        x,
+        y,
+        saved.product,
+        saved.stats,
+        saved.scale,
+        saved.heavy,
+        saved.cross if saved.cross.numel() else None,
+        saved.scalars,
+        pairing,
+        tuple(cotangents),
+        gamma=gamma,
+        eps=eps,
+        **_per_term(convention, x.shape[1]),
+    )
+    return _as_given(found, b)
+
+
+# --- Barlow Twins ---------------------------------------------------------------------------------
+
+
+def barlow_twins_forward(
+    a: torch.Tensor,
+    b: torch.Tensor | None = None,
+    off_diagonal_weight: Any = 0.0051,
+    *,
+    eps: float = 0.0,
+    need_grad: bool = True,
+) -> tuple[tuple[torch.Tensor, ...], BarlowTwinsSaved | None]:
+    """`visreg_core.barlow_twins_loss` of two views.
+
+    Parameters
+    ----------
+    a, b : tensors of shape (N, D)
+        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
+    off_diagonal_weight : number, or tensor of no axes
+    eps : float
+        Added to the biased variance under the root.
+    need_grad : bool
+        Whether to keep what the gradient needs.
+
+    Returns
+    -------
+    tuple
+        (total, on_diagonal, off_diagonal), float32 of no axes; and `BarlowTwinsSaved`, or None.
+    """
+    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+
+    x, y = _views(a, b)
+    n, d = x.shape
+    gram, split = n < d, x.dtype == torch.float32
+    stats = pair_columns.columns(x, y)
+    u = pair_columns.parts(x, y, stats, None, None, split=split, crossed=not gram, eps=eps)
+    if gram:
+        q, sums = _squares(
+            u, gram=True, split=split, need_grad=need_grad, swapped=True, divisor=float(n)
+        )
+        per_sum = 0.5 / n / n  # each view's sums are of both views' products
+    else:
+        p = product(u[:, 0].mT, u[:, 1], torch.float32)
+        m, sums = pair_products.correlation(p, split=split, divisor=float(n), need_grad=need_grad)
+        per_sum, q = 1.0, None
+        if m is not None:
+            parts = u.shape[0]
+            q = torch.empty(u.shape, dtype=torch.float32, device=u.device)
+            product(u[:, 1], m[:parts].mT, torch.float32, out=q[:, 0])
+            product(u[:, 0], m[-parts:], torch.float32, out=q[:, 1])
+            q = q.flatten(0, 1)
+    del u
+    out, scalars = pair_ends.barlow_terms(
+        stats, sums, off_diagonal_weight, n, eps=eps, per_sum=per_sum, diagonal=gram
+    )
+    if q is None:
+        return out, None
+    of_along = pair_ends.along(x, y, q, stats, eps)
+    return out, BarlowTwinsSaved(q, stats, of_along, scalars)
+
+
+def barlow_twins_backward(
+    a: torch.Tensor,
+    b: torch.Tensor | None,
+    saved: BarlowTwinsSaved,
+    cotangents: tuple[torch.Tensor | None, ...],
+    *,
+    eps: float = 0.0,
+    donated: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of Barlow Twins' three fields; as `vicreg_backward`."""
+    x, y = _views(a, b)
+    found = dispatch.load("pair_ends", "barlow_gradient")(
+        x,
+        y,
+        saved.product,
+        saved.stats,
+        saved.along,
+        saved.scalars,
+        tuple(cotangents),
+        eps=eps,
+        diagonal=x.shape[0] < x.shape[1],
+    )
+    return _as_given(found, b)
