@@ -32,9 +32,10 @@ def evaluate(
     if wanted:
         _check_constants(declaration, named, len(call.names))
         wanted = any([t.requires_grad for t in tensors[: len(call.names)]])  # noqa: C419
-    if _passes.is_fused(call, tensors):
+    traced = _operators.is_needed(tensors)
+    if not traced and _passes.is_fused(call, tensors):
         call = call._replace(fused=True)
-    if _operators.is_needed(tensors):
+    if traced:
         fields: Sequence[Tensor] = _operators.call(call, tensors, wanted)
     elif torch._C._are_functorch_transforms_active():
         # Inside a transform of torch.func a tensor need not say that it requires a gradient.

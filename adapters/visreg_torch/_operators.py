@@ -73,11 +73,10 @@ def call(of: LossCall, tensors: Sequence[Tensor], wanted: bool) -> Sequence[Tens
             inputs[name] = _as_tensor(inputs[name], device)
         elif kind == "float":
             inputs[name] = float(inputs[name])
-    where = f"{'kernels' if of.fused else 'core'} {of.group or ''}"
     # What is recorded now may be differentiated later.
     wanted = wanted or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
     operator = getattr(torch.ops.visreg, operator_name)
-    return _apply(operator, *inputs.values(), where, wanted)[: len(declaration.fields)]
+    return _apply(operator, *inputs.values(), of.group or "", wanted)[: len(declaration.fields)]
 
 
 def _apply(operator: Any, *values: Any) -> list[Tensor]:
@@ -127,17 +126,17 @@ def define(declaration: Declaration) -> None:
         return
     kinds = _ARGUMENTS[name] = _kinds(declaration)
     arguments = ", ".join(f"{kind} {name}" for name, kind in kinds.items())
-    _LIBRARY.define(f"{name}({arguments}, str where, bool need_gradient) -> Tensor[]")
+    _LIBRARY.define(f"{name}({arguments}, str group, bool need_gradient) -> Tensor[]")
     _LIBRARY.define(
-        f"{name}_backward({arguments}, str where, Tensor[] saved, Tensor?[] cotangents) -> Tensor[]"
+        f"{name}_backward({arguments}, str group, Tensor[] saved, Tensor?[] cotangents) -> Tensor[]"
     )
     n, n_fields = len(kinds), len(declaration.fields)
 
     def described(values: Sequence[Any]) -> tuple[LossCall, list[Tensor]]:
         inputs = dict(zip(kinds, values[:n], strict=True))
-        passes, group = values[n].split(" ", 1)
-        of, named = split(declaration, inputs, group or None)
-        return of._replace(fused=passes == "kernels"), list(named.values())
+        of, named = split(declaration, inputs, values[n] or None)
+        tensors = list(named.values())
+        return of._replace(fused=_passes.is_fused(of, tensors)), tensors
 
     def forward(*values: Any) -> list[Tensor]:
         of, tensors = described(values)

@@ -49,7 +49,13 @@ def is_fused(call: LossCall, tensors: Sequence[Tensor]) -> bool:
 
 def passes_of(call: LossCall, inputs: Mapping[str, Any]) -> Any:
     """The two passes: a set of kernels, or the declaration itself."""
-    return whole.whole(call.declaration, inputs) if call.fused else call.declaration
+    if not call.fused:
+        return call.declaration
+    found = whole.whole(call.declaration, inputs)
+    if found is None:
+        name = call.declaration.name
+        raise RuntimeError(f"expected kernels for {name}, as it was compiled; found none")
+    return found
 
 
 def execution(
@@ -193,9 +199,7 @@ def _of_kernels(call: LossCall, tensors: Sequence[Tensor], need_gradient: bool) 
         ]
         inputs = call.filled(shapes)
         how = PLAIN._replace(need_gradient=need_gradient)
-        passes = whole.whole(call.declaration, inputs)
-        assert passes is not None
-        fields, saved = passes.forward(how, **inputs)
+        fields, saved = passes_of(call, inputs).forward(how, **inputs)
         fields = list(fields) if isinstance(fields, tuple) else [fields]
         found = [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
     device = tensors[0].device

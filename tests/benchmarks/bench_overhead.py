@@ -3,8 +3,8 @@
     python -m tests.benchmarks.bench_overhead --json docs/benchmarks/overhead.json
 
 A step is forward and backward through the public module, a fresh draw of slices and all checks
-included, on one thread. The peers are the published formulas as modules: one batched expression over
-all views, slices drawn by ``torch.randn``. Medians of interleaved runs.
+included, on one thread. The peers are the published formulas as modules: one batched expression
+over all views, slices drawn by ``torch.randn``. Medians of interleaved runs.
 """
 
 import argparse

@@ -172,9 +172,6 @@ def _combined(
             gradient += (z - first - rest) * (on_scale * per_column / count * slope)
             gradient += on_center * per_column / count * (first + rest)
     gradient = tl.where(inside, gradient, 0.0)
-    if out_ptr.dtype.element_ty == tl.float16:  # float16 ends at 65504
-        gradient = tl.where(gradient > 65504.0, 65504.0, gradient)
-        gradient = tl.where(gradient < -65504.0, -65504.0, gradient)
     at = out_ptr + (batch * n + row) * d + column
     tl.store(at, gradient.to(out_ptr.dtype.element_ty), mask=live)
 

@@ -13,8 +13,8 @@ import os
 import pytest
 import torch
 
-from visreg_torch import _run, random_slices
-from visreg_torch.kernels import fused
+from visreg_torch import _passes, random_slices
+from visreg_torch.kernels.whole import Whole
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -76,17 +76,17 @@ def inputs(draw):
 @pytest.fixture
 def kernels_on_cpu(monkeypatch):
     """Not NumPy's path of the core: on a CPU the interpreter stands for a device."""
-    monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+    monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
 
 
 @pytest.fixture
 def fused_on(monkeypatch):
     """Types of the devices on which kernels ran from end to end, one for each run."""
-    devices, run = [], fused.run
+    devices, forward = [], Whole.forward
 
-    def spied(loss, z, *args, **kwargs):
-        devices.append(z.device.type)
-        return run(loss, z, *args, **kwargs)
+    def spied(passes, execution, **inputs):
+        devices.append(inputs["z"].device.type)
+        return forward(passes, execution, **inputs)
 
-    monkeypatch.setattr(fused, "run", spied)
+    monkeypatch.setattr(Whole, "forward", spied)
     return devices
