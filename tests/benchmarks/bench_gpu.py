@@ -434,9 +434,10 @@ def kernel_tests(report: Report) -> None:
 
 def checks(report: Report) -> None:
     """`visreg check` on CUDA, of each library that is installed."""
-    for library, backend in [("torch", "torch-cuda"), ("cupy", "cupy"), ("jax", "jax-cuda")]:
+    for library, device in [("torch", "cuda"), ("cupy", None), ("jax", "gpu")]:
         if installed(library):
-            arguments = [sys.executable, "-m", "visreg_core", "check", "--backend", backend]
+            arguments = [sys.executable, "-m", "visreg_core", "check", "--backends", library]
+            arguments += ["--device", device] if device else []
             command(report, f"check, {library}", arguments, 60)
 
 
