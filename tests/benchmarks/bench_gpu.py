@@ -10,9 +10,10 @@ POT) is used. Every step writes the JSON file anew, so that a run cut short stil
 1. the card's two ceilings, in this run;
 2. works of the losses through the public modules with their defaults, through the kernels alone,
    and their peers: the published formula with all views in one product, and the floor;
-3. the same peers compiled;
-4. the kernels' tests, names of failures last;
-5. `visreg check` on CUDA, torch, CuPy and JAX; trees; a minute of the trainer.
+3. the kernels' tests, names of failures last;
+4. `visreg check` on CUDA, torch, CuPy and JAX; JAX under jit; trees; the distance of two samples;
+   a minute of the trainer;
+5. the same peers compiled.
 
 Times are of forward and backward with a fresh draw of slices: synchronised (median), back to back
 (mean), issued (host), and replayed from a CUDA graph (the device alone). Memory is the peak above
@@ -433,9 +434,10 @@ def kernel_tests(report: Report) -> None:
 
 def checks(report: Report) -> None:
     """`visreg check` on CUDA, of each library that is installed."""
-    for library, backend in [("torch", "torch-cuda"), ("cupy", "cupy"), ("jax", "jax-cuda")]:
+    for library, device in [("torch", "cuda"), ("cupy", None), ("jax", "gpu")]:
         if installed(library):
-            arguments = [sys.executable, "-m", "visreg_core", "check", "--backend", backend]
+            arguments = [sys.executable, "-m", "visreg_core", "check", "--backends", library]
+            arguments += ["--device", device] if device else []
             command(report, f"check, {library}", arguments, 60)
 
 
@@ -454,11 +456,77 @@ def trees(report: Report, device: torch.device, tiny: bool) -> None:
     report.add("steps", {"step": "trees", "n": n, "seconds": seconds})
 
 
+def two_samples(report: Report, device: torch.device, tiny: bool) -> None:
+    """The sliced Wasserstein distance of two samples, and POT's where it is installed."""
+    from visreg_torch.functional import sliced_wasserstein
+
+    n, d, k = (64, 8, 16) if tiny else (100_000, 512, 1000)
+    x, y = (torch.randn(n, d, device=device) for _ in range(2))
+    w = torch.nn.functional.normalize(torch.randn(d, k, device=device), dim=0)
+    record = {"step": "two samples", "size": (n, d, k)}
+    record["ours"] = steps.measured(lambda: sliced_wasserstein(x, y, w), seconds=1, graph=False)
+    if installed("ot"):
+        import ot
+
+        def by_pot() -> Any:
+            return ot.sliced_wasserstein_distance(x, y, projections=w)
+
+        record["POT"] = steps.measured(by_pot, seconds=1, graph=False)
+    report.add("steps", record)
+
+
+JAX_PROGRAM = """
+import json, sys, time
+import jax, jax.numpy as jnp
+import visreg_core as vc
+import visreg_jax
+from tests.benchmarks import eager_jax
+
+for name, (v, n, d, k) in json.loads(sys.argv[1]).items():
+    z = jax.random.normal(jax.random.key(0), (v, n, d), jnp.float32)
+    w = vc.random_slices(d, k, xp=jnp, dtype=jnp.float32)
+    losses = {
+        "ours": lambda z, w: visreg_jax.visreg_loss(z, w).total,
+        "plain formula": lambda z, w: eager_jax.visreg_of_views(z, w),
+    }
+    for who, loss in losses.items():
+        run = jax.jit(jax.value_and_grad(loss))
+        jax.block_until_ready(run(z, w))
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            jax.block_until_ready(run(z, w))
+            times.append(time.perf_counter() - start)
+        found = {"work": name, "who": who, "seconds": sorted(times)[10]}
+        print(json.dumps({**found, "device": str(jax.devices()[0])}), flush=True)
+"""
+
+
+def under_jax(report: Report) -> None:
+    """VISReg under jit, against the plain formula under jit: the ends of what it prints."""
+    if installed("jax"):
+        sizes = json.dumps({"step": STEP, "middle": MIDDLE})
+        quiet = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        command(report, "JAX", [sys.executable, "-c", JAX_PROGRAM, sizes], 60, **quiet)
+
+
 def trainer(report: Report) -> None:
     """A minute of the trainer: what it prints has images a second and the loss's share."""
     arguments = [sys.executable, "-m", "reference_train", "--config-name", "digits"]
     with tempfile.TemporaryDirectory() as folder:
         command(report, "trainer", [*arguments, f"run.folder={folder}/run"], 60)
+
+
+def attempted(report: Report, name: str, step: Callable[[], None]) -> None:
+    """A step within this process, unless time is short; its error is in the report."""
+    if report.left() < 20:
+        report.add("steps", {"step": name, "left out": "for time"})
+        return
+    try:
+        step()
+    except Exception as error:
+        traceback.print_exc(limit=6)
+        report.add("steps", {"step": name, "failed": repr(error)[:300]})
 
 
 def tiny_works() -> list[Work]:
@@ -494,7 +562,9 @@ def main() -> None:
     if not alone:
         kernel_tests(report)
         checks(report)
-        trees(report, device, arguments.tiny)
+        under_jax(report)
+        attempted(report, "trees", lambda: trees(report, device, arguments.tiny))
+        attempted(report, "two samples", lambda: two_samples(report, device, arguments.tiny))
         trainer(report)
         measure_compiled(report, works, device)
     report.add("steps", {"step": "done", "seconds_left": report.left()})

@@ -223,7 +223,9 @@ def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passe
     module, name, saved = _WHOLE[loss]
     if not load(module, "takes")(*embeddings, **options):
         return None
-    return Passes(*[load(module, of) for of in (f"{name}_forward", f"{name}_backward", saved)])
+    forward, backward = load(module, f"{name}_forward"), load(module, f"{name}_backward")
+    kind: Any = load(module, saved)
+    return Passes(forward, backward, kind)
 
 
 def needed(

@@ -85,13 +85,27 @@ def _vicreg_terms(
 
 
 @triton.jit
-def product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS: tl.constexpr):
-    """Σ of the parts of a product's batch (PARTS · 2, padded, pitch)."""
-    at = q_ptr + (view * padded + row.to(tl.int64)) * pitch + column
-    found = tl.load(at, mask=inside, other=0.0)
-    for part in tl.static_range(1, PARTS):
-        block = (2 * part + row.to(tl.int64) * 0) * padded * pitch
-        found += tl.load(at + block, mask=inside, other=0.0)
+def product_at(
+    q_ptr,
+    view,
+    row,
+    column,
+    padded,
+    pitch,
+    inside,
+    PARTS: tl.constexpr,
+    VIEWS_FIRST: tl.constexpr,
+):
+    """Σ of the parts of a product's batch: (PARTS, 2, padded, pitch), or views first."""
+    at = q_ptr + row.to(tl.int64) * pitch + column
+    found = tl.zeros([1, 1], tl.float32)
+    for part in tl.static_range(PARTS):
+        if VIEWS_FIRST:
+            block = view * PARTS + part
+        else:
+            block = 2 * part + view
+        # In 64 bits.
+        found += tl.load(at + (row.to(tl.int64) * 0 + block) * padded * pitch, inside, other=0.0)
     return found
 
 
@@ -154,7 +168,7 @@ def _vicreg_gradient(
     centred = tl.where(inside, z - mean - rest, 0.0)
 
     # Covariance: 4 C u, with C from the product; the heaviest columns apart.
-    of_covariance = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS)
+    of_covariance = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, False)
     if cross_ptr is not None:
         light = is_heavy(heavy_ptr, view, column, HEAVY) == 0
         u = centred * inverse
@@ -291,7 +305,7 @@ def standard_at(z_ptr, stats_ptr, view, row, column, stride, reciprocal, n, d):
 def _along(
     a_ptr,  # (N, D), strides (row_stride, 1)
     b_ptr,
-    q_ptr,  # (PARTS · 2, padded, pitch) float32
+    q_ptr,  # (PARTS, 2, padded, pitch) float32, or views first where DIAGONAL is not
     stats_ptr,  # (8, D) float32
     out_ptr,  # (2, D) float32: Σ_n q x̂
     n,
@@ -302,6 +316,7 @@ def _along(
     b_stride,
     eps,
     PARTS: tl.constexpr,
+    DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -315,7 +330,7 @@ def _along(
         row = start + tl.arange(0, ROWS)[:, None]
         inside = (row < n) & (column < d)
         x = standard_at(z_ptr, stats_ptr, view, row, column, stride, reciprocal, n, d)
-        q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS)
+        q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, not DIAGONAL)
         total += tl.sum(q * x, axis=0)[None, :]
     tl.store(out_ptr + view * d + column, total, mask=column < d)
 
@@ -324,7 +339,7 @@ def _along(
 def _barlow_gradient(
     a_ptr,  # (N, D), strides (row_stride, 1)
     b_ptr,
-    q_ptr,  # (PARTS · 2, padded, pitch) float32
+    q_ptr,  # (PARTS, 2, padded, pitch) float32, or views first where DIAGONAL is not
     stats_ptr,  # (8, D) float32
     along_ptr,  # (2, D) float32
     scalars_ptr,  # (1,) float32
@@ -373,7 +388,7 @@ def _barlow_gradient(
     on_other = (c - 1) * (2 * on_scale / n)
     if DIAGONAL:  # which the Gram matrices' products have
         on_other -= c * factor
-    q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS)
+    q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, not DIAGONAL)
     gradient = q * factor + y * on_other
     # Along x̂ itself the standardisation takes the gradient away; the centring takes nothing.
     along = tl.load(along_ptr + view * d + column, mask=column < d, other=0.0)
@@ -535,9 +550,15 @@ def barlow_terms(
 
 
 def along(
-    a: torch.Tensor, b: torch.Tensor, q: torch.Tensor, stats: torch.Tensor, eps: float
+    a: torch.Tensor,
+    b: torch.Tensor,
+    q: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+    *,
+    diagonal: bool,
 ) -> torch.Tensor:
-    """Σ_n q_nj x̂_nj of both views, (2, D) in float32."""
+    """Σ_n q_nj x̂_nj of both views, (2, D) in float32; `diagonal` as in `barlow_gradient`."""
     n, d = a.shape
     out = torch.empty((2, d), dtype=torch.float32, device=a.device)
     _launch.launch(
@@ -555,6 +576,7 @@ def along(
         b.stride(0),
         eps,
         PARTS=q.shape[0] // 2,
+        DIAGONAL=diagonal,
         ROWS=64,
         COLUMNS=32,
         num_warps=4,
@@ -574,7 +596,11 @@ def barlow_gradient(
     eps: float,
     diagonal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (N, D) of Barlow Twins with respect to a and b, in their dtype."""
+    """Gradients (N, D) of Barlow Twins with respect to a and b, in their dtype.
+
+    `diagonal` says that q is the Gram matrices' product, which has the diagonal, and comes parts
+    first; else it comes views first.
+    """
     n, d = a.shape
     out = [torch.empty((n, d), dtype=x.dtype, device=x.device) for x in (a, b)]
     _launch.launch(

@@ -54,8 +54,8 @@ class VICRegSaved(NamedTuple):
 class BarlowTwinsSaved(NamedTuple):
     """What `barlow_twins_forward` keeps, in float32.
 
-    product : (parts · 2, N, D), both padded to multiples of 8. stats : (8, D). along : (2, D),
-    Σ_n product · x̂. scalars : (1,), the weight.
+    product : (parts · 2, N, D), both padded to multiples of 8; parts first where N < D, else views
+    first. stats : (8, D). along : (2, D), Σ_n product · x̂. scalars : (1,), the weight.
     """
 
     product: torch.Tensor
@@ -337,9 +337,9 @@ def barlow_twins_forward(
         per_sum, q = 1.0, None
         if m is not None:
             parts = u.shape[0]
-            q = torch.empty(u.shape, dtype=torch.float32, device=u.device)
-            product(u[:, 1], m[:parts].mT, torch.float32, out=q[:, 0])
-            product(u[:, 0], m[-parts:], torch.float32, out=q[:, 1])
+            q = torch.empty((2, parts, *u.shape[2:]), dtype=torch.float32, device=u.device)
+            product(u[:, 1], m[:parts].mT, torch.float32, out=q[0])
+            product(u[:, 0], m[-parts:], torch.float32, out=q[1])
             q = q.flatten(0, 1)
     del u
     out, scalars = pair_ends.barlow_terms(
@@ -347,7 +347,7 @@ def barlow_twins_forward(
     )
     if q is None:
         return out, None
-    of_along = pair_ends.along(x, y, q, stats, eps)
+    of_along = pair_ends.along(x, y, q, stats, eps, diagonal=gram)
     return out, BarlowTwinsSaved(q, stats, of_along, scalars)
 
 

@@ -6,6 +6,8 @@ Elsewhere, where only tests run them, 16-bit matrices are multiplied as float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -14,7 +16,7 @@ def product(
     b: torch.Tensor,
     dtype: torch.dtype,
     *,
-    out: torch.Tensor | None = None,
+    out: Any = None,
     add: bool = False,
 ) -> torch.Tensor:
     """a @ b of batches of matrices, summed in float32, rounded once to `dtype`.

@@ -197,7 +197,7 @@ def _sliced(
     w: torch.Tensor,
     rows: Any,
     plan: _Plan,
-    eps: float | None,
+    eps: Any,
     need_grad: bool,
 ) -> tuple[torch.Tensor, Any, Any]:
     """Values of all rows, the gradient (groups, padded, pitch) or None, and moments or None.
@@ -214,7 +214,9 @@ def _sliced(
     layout = {"together": plan.together, "padded": plan.padded}
     back = plan.back if need_grad else 0
 
-    moments = operand = scale = None
+    moments: Any = None
+    operand: Any = None
+    scale: Any = None
     if eps is not None:
         if whole and not plan.direct and n <= columns.SHORT:
             moments, operand = columns.short_columns(
@@ -230,7 +232,7 @@ def _sliced(
             (groups, plan.padded, plan.pitch), dtype=plan.gradient, device=z.device
         )
     folded = plan.direct and eps is not None
-    forward_of = {"parts": 0 if folded else plan.parts, "back": back}
+    forward_of: dict[str, Any] = {"parts": 0 if folded else plan.parts, "back": back}
     if plan.direct and not folded:
         forward_of["dtype"] = z.dtype
         if z.dtype == torch.bfloat16:
@@ -266,8 +268,8 @@ def _sliced(
             elif plan.direct:
                 factor = 1 / forward_of.get("scale", operands.SLICE_SCALE)
                 d = plan.pitch
-                both = [ahead[:, :, i * d : (i + 1) * d] for i in range(plan.parts)]
-                p = _direct(both, views, plan)
+                pieces = [ahead[:, :, i * d : (i + 1) * d] for i in range(plan.parts)]
+                p = _direct(pieces, views, plan)
             else:
                 if eps is not None:
                     factor = columns.factor_of(n)
@@ -295,12 +297,11 @@ def _sliced(
 def _direct(both: Any, views: torch.Tensor, plan: _Plan) -> torch.Tensor:
     """Projections (G, K, padded) of views as they are, on slices in parts."""
     groups, n, _ = views.shape
-    k = both[0].shape[1]
-    p = torch.empty((groups, k, plan.padded), dtype=torch.float32, device=views.device)
-    for i, part in enumerate(both[j] for j in range(plan.parts)):
-        slices = part.expand(groups, -1, -1)
-        product(slices, views.mT, torch.float32, out=p[:, :, :n], add=i > 0)
-    return p
+    p = torch.empty((groups, both[0].shape[1], n), dtype=torch.float32, device=views.device)
+    for i in range(plan.parts):
+        slices = both[i].expand(groups, -1, -1)
+        product(slices, views.mT, torch.float32, out=p, add=i > 0)
+    return p if n == plan.padded else torch.nn.functional.pad(p, (0, plan.padded - n))
 
 
 def _flat(z: torch.Tensor, slices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
