@@ -33,8 +33,8 @@ def evaluate(
         _check_constants(declaration, named, len(call.names))
         wanted = any([t.requires_grad for t in tensors[: len(call.names)]])  # noqa: C419
     traced = _operators.is_needed(tensors)
-    if not traced and _passes.is_fused(call, tensors):
-        call = call._replace(fused=True)
+    if not traced:
+        call = _passes.with_kernels(call, tensors)
     if traced:
         fields: Sequence[Tensor] = _operators.call(call, tensors, wanted)
     elif torch._C._are_functorch_transforms_active():

@@ -23,14 +23,15 @@ class LossCall(NamedTuple):
 
     inputs : all arguments by name, with a `Slot` for each tensor; names : of the embeddings, which
     are the first tensors; group : name of the process group whose batch it is the loss of, None
-    for this process's own; fused : whether kernels compute it from end to end instead of the core.
+    for this process's own; kernels : the two passes of kernels that compute it whole, None where
+    the core does.
     """
 
     declaration: Declaration
     inputs: dict[str, Any]
     names: list[str]
     group: str | None = None
-    fused: bool = False
+    kernels: Any = None
 
     def filled(self, arrays: Sequence[Any]) -> dict[str, Any]:
         """The arguments with arrays in the slots."""

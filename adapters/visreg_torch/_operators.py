@@ -136,7 +136,7 @@ def define(declaration: Declaration) -> None:
         inputs = dict(zip(kinds, values[:n], strict=True))
         of, named = split(declaration, inputs, values[n] or None)
         tensors = list(named.values())
-        return of._replace(fused=_passes.is_fused(of, tensors)), tensors
+        return _passes.with_kernels(of, tensors), tensors
 
     def forward(*values: Any) -> list[Tensor]:
         of, tensors = described(values)

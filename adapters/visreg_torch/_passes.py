@@ -7,7 +7,7 @@ for the backward pass is a list of tensors, one for each field of the loss's ``S
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,22 +40,17 @@ def runs_on_numpy(call: LossCall, tensors: Sequence[Tensor]) -> bool:
     return wanted is None or wanted in _NUMPY_FLOATS
 
 
-def is_fused(call: LossCall, tensors: Sequence[Tensor]) -> bool:
-    """Whether kernels compute this call from end to end, and not the core."""
+def with_kernels(call: LossCall, tensors: Sequence[Tensor]) -> LossCall:
+    """The call, with the kernels that compute it whole where there are any."""
     if call.group is not None or runs_on_numpy(call, tensors):
-        return False
-    return whole.whole(call.declaration, call.filled(tensors)) is not None
+        return call
+    found = whole.whole(call.declaration, call.filled(tensors))
+    return call if found is None else call._replace(kernels=found)
 
 
-def passes_of(call: LossCall, inputs: Mapping[str, Any]) -> Any:
-    """The two passes: a set of kernels, or the declaration itself."""
-    if not call.fused:
-        return call.declaration
-    found = whole.whole(call.declaration, inputs)
-    if found is None:
-        name = call.declaration.name
-        raise RuntimeError(f"expected kernels for {name}, as it was compiled; found none")
-    return found
+def passes_of(call: LossCall) -> Any:
+    """The two passes: those of kernels, or the declaration's own."""
+    return call.declaration if call.kernels is None else call.kernels
 
 
 def execution(
@@ -121,7 +116,7 @@ def widened(call: LossCall, tensors: Sequence[Tensor], on_numpy: bool) -> list[T
     out = []
     for i, t in enumerate(tensors):
         t, dtype = t.detach().resolve_neg(), t.dtype
-        if call.fused:
+        if call.kernels is not None:
             pass  # kernels take 16-bit numbers as they are, and round gradients to infinity
         elif dtype == torch.float16 and (i < len(call.names) or on_numpy):
             t = t.to(torch.float32)
@@ -160,7 +155,7 @@ def forward(
     with apart(tensors, on_numpy):
         how = execution(call, tensors[0].device, on_numpy, need_gradient=need_gradient)
         inputs = _inputs(call, tensors, on_numpy)
-        result, saved = passes_of(call, inputs).forward(how, **inputs)
+        result, saved = passes_of(call).forward(how, **inputs)
         fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
         return fields, flat(saved) if need_gradient else []
 
@@ -169,7 +164,7 @@ def forward_of_shapes(
     call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
 ) -> list[Tensor]:
     """What `forward` returns, of tensors without numbers and with sizes that may be symbols."""
-    if call.fused:
+    if call.kernels is not None:
         return _of_kernels(call, tensors, need_gradient)
     on_numpy = runs_on_numpy(call, tensors)
     with torch.no_grad(), without_autocast(tensors[0].device):
@@ -199,7 +194,7 @@ def _of_kernels(call: LossCall, tensors: Sequence[Tensor], need_gradient: bool) 
         ]
         inputs = call.filled(shapes)
         how = PLAIN._replace(need_gradient=need_gradient)
-        fields, saved = passes_of(call, inputs).forward(how, **inputs)
+        fields, saved = passes_of(call).forward(how, **inputs)
         fields = list(fields) if isinstance(fields, tuple) else [fields]
         found = [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
     device = tensors[0].device
@@ -223,7 +218,7 @@ def backward(
         how = execution(call, tensors[0].device, on_numpy)
         factor = distributed.gradient_factor(how.shards.size)
         inputs = _inputs(call, tensors, on_numpy)
-        passes = passes_of(call, inputs)
+        passes = passes_of(call)
         found = passes.backward(
             how._replace(donated=donated),
             inputs,

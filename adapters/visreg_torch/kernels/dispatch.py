@@ -7,6 +7,7 @@ tells what was decided last for each operation, and `forced` overrules it, for t
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -169,7 +170,15 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _lacking(device: torch.device, dtype: torch.dtype) -> str | None:
-    return "forced" if _forced.get() == SLOW else _missing(device, dtype)
+    if _forced.get() == SLOW:
+        return "forced"
+    return (_missing_on_cuda if device.type == "cuda" else _missing)(device, dtype)
+
+
+@functools.cache
+def _missing_on_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
+    """The same for all steps of a run: looking for a module takes as long as a kernel."""
+    return _missing(device, dtype)
 
 
 def _missing(device: torch.device, dtype: torch.dtype) -> str | None:

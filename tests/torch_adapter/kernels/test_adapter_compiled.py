@@ -11,7 +11,7 @@ from tests.torch_adapter.kernels.tensors import strided
 from tests.torch_adapter.test_compile import operator_arguments
 from visreg_torch import _passes
 from visreg_torch._call import split
-from visreg_torch.kernels import dispatch, rows
+from visreg_torch.kernels import rows
 
 pytestmark = [
     pytest.mark.backends("torch", "torch-cuda"),
@@ -193,7 +193,10 @@ def call_of(name, z, slices, **options):
     declaration = getattr(vt, name).declaration
     inputs = declaration.bind((z.detach(), slices), options)
     call, tensors = split(declaration, inputs)
-    return call._replace(fused=True), list(tensors.values())
+    given = list(tensors.values())
+    call = _passes.with_kernels(call, given)
+    assert call.kernels is not None
+    return call, given
 
 
 @losses
