@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import leaves_list
 
-from visreg_core import _conditions, _hierarchies, _render, _tree_figures, metrics, report
-from visreg_core._hierarchies import Rows, TreeOptions, rows_of, tree_pair
+from visreg_core import metrics, report
 from visreg_core._labels import load_labels
 from visreg_core.cli import main
 from visreg_core.embeddings import EmbeddingsError, load
@@ -70,7 +69,7 @@ def test_pairs_are_the_public_functions(pair, tree):
     cophenetic = metrics.cophenetic_similarity(x, y, **how)
     drawn = metrics.tanglegram(metrics.linkage(x, **how), metrics.linkage(y, **how))
     expected = [*lca, *cophenetic, drawn.entanglement]
-    assert tuple(measures) == _hierarchies.PAIR_OF_TREES
+    assert tuple(measures) == report.PAIR_OF_TREES
     assert [m.value for m in measures.values()] == pytest.approx(expected, rel=1e-9)
     for r, z in zip(found.reports, (x, y), strict=True):
         expected = metrics.cophenetic_correlation(z, **how)
@@ -80,7 +79,7 @@ def test_pairs_are_the_public_functions(pair, tree):
 
 
 @pytest.mark.filterwarnings("ignore:Graph is not fully connected")  # of the public function
-@pytest.mark.parametrize("clustering", _hierarchies.CLUSTERINGS)
+@pytest.mark.parametrize("clustering", report.CLUSTERINGS)
 def test_labelled_measures_are_the_public_functions(pair, clustering):
     a, _, labels = pair
     x = a.to_numpy()
@@ -176,16 +175,16 @@ def test_few_rows(saved, n):
     assert all((m.low is None) == (n < 8) for m in list(measures.values())[:5])
     if n > 3:
         assert measures["lca_similarity_pearson"].value == pytest.approx(1)
-    assert _render.to_html(found, {}).count("<img") == 7
+    assert _html.to_html(found, {}).count("<img") == 7
 
 
 def test_files_of_different_lengths_have_no_similarity(saved):
     a, b = saved(clusters(30)[0], "a.npy"), saved(clusters(31)[0], "b.npy")
     found = report.compare([a, b], n_slices=2)
     assert found.pairs[0].trees is None
-    read = json.loads(_render.to_json(found, {}))
+    read = json.loads(_json.to_json(found, {}))
     assert read["pairs"][0]["lca_similarity_pearson"] is None
-    assert "Tanglegram" not in _render.to_html(found, {})
+    assert "Tanglegram" not in _html.to_html(found, {})
 
 
 def test_wrong_trees(pair):
@@ -213,7 +212,7 @@ def test_a_collapsed_file_meets_every_condition(saved):
     assert met == [1, 2, 1]
     interval = found.pairs[0].trees.measures["lca_similarity_kendall"]
     assert all(map(math.isnan, interval))
-    read = json.loads(_render.to_json(found, {}), parse_constant=pytest.fail)
+    read = json.loads(_json.to_json(found, {}), parse_constant=pytest.fail)
     assert read["pairs"][0]["lca_similarity_kendall"] == dict.fromkeys(
         ("value", "low", "high"), "NaN"
     )
@@ -349,12 +348,12 @@ def test_every_leaf_is_drawn_once():
 
 def test_page(pair):
     a, b, labels = pair
-    html = _render.to_html(report.compare([a, b], n_slices=2, labels=labels), {})
+    html = _html.to_html(report.compare([a, b], n_slices=2, labels=labels), {})
     assert html.count("average linkage, cosine distance") >= 5  # tables and figures say so
     assert html.count("150 rows") >= 3
     assert "2, 4, 8 classes" in html
     assert html.count('<p class="legend">') == 2 * LEVELS  # for each dendrogram
-    for name in _hierarchies.LABELLED:
+    for name in report.LABELLED:
         for level in range(1, LEVELS + 1):
             assert f"<th>{name}, level {level}</th>" in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).replace("http-equiv", "")
@@ -375,7 +374,7 @@ def test_legend_names_the_colours_of_the_strips(pair):
     for level, strip in zip(legend, (2, 8), strict=True):
         colors = (_tree_figures._class_colors(strip) * 255).round().astype(int)
         assert [color for color, _ in level] == ["#{:02x}{:02x}{:02x}".format(*c) for c in colors]
-    html = _render.to_html(report.Comparison([found], []), {})
+    html = _html.to_html(report.Comparison([found], []), {})
     assert "</i>&lt;b&gt;</span>" in html
     assert "</i>x\\ny</span>" in html
 
