@@ -331,10 +331,10 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     settings = {
-        name: getattr(arguments, name)
+        name: getattr(arguments, name, False)  # "paired" is `compare`'s alone
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
-            "class_tree", "label_rows", "probe", "clustering", "backend", "device",
+            "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
         )
     }  # fmt: skip
     texts = {}

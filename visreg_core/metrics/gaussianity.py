@@ -210,16 +210,14 @@ def mean_z_scores(
     return first, second
 
 
-def mean_p_value(
-    statistic: int, mean_z: float, n: int, slices: np.ndarray, *, seed: int = 0
-) -> float:
+def mean_p_value(statistic: int, mean_z: float, n: int, slices: np.ndarray) -> float:
     """`mean_p` of `_STATISTICS[statistic]` from its `mean_z`, at hand.
 
     Far out, where no simulated sample comes, none is drawn.
     """
     if mean_z > _FAR_OUT:
         return 1 / (1 + _SIMULATIONS)
-    return _rank_p(mean_z, _simulated(n, slices, _SIMULATIONS, seed, 3.0, 17)[0][statistic])
+    return _rank_p(mean_z, _simulated(n, slices, _SIMULATIONS, 0, 3.0, 17)[0][statistic])
 
 
 class WorstDirection(NamedTuple):

@@ -333,7 +333,7 @@ def _report(
             "anti_hubs": pairs.anti_hubs,
         },
         losses=_losses(of, values),
-        gaussianity=_gaussianity(values, of.n, slices, line, seed),
+        gaussianity=_gaussianity(values, of.n, slices, line),
         hierarchy=found,
         labelled=labelled,
         findings=findings,
@@ -440,10 +440,10 @@ def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[s
 
 
 def _gaussianity(
-    values: SliceValues, n: int, slices: np.ndarray, line: Direction | None, seed: int
+    values: SliceValues, n: int, slices: np.ndarray, line: Direction | None
 ) -> dict[str, float]:
     z = mean_z_scores(values.sigreg, values.gaussian, n, slices)
-    p = [mean_p_value(i, one, n, slices, seed=seed) for i, one in enumerate(z)]
+    p = [mean_p_value(i, one, n, slices) for i, one in enumerate(z)]
     worst = (math.nan, math.nan) if line is None else (line.z, line.p)
     return dict(zip(GAUSSIANITY, (z[0], p[0], z[1], p[1], *worst), strict=True))
 

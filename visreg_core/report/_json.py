@@ -41,7 +41,7 @@ def _report(r: Report, comparison: Comparison) -> dict[str, Any]:
             "rows": r.hierarchy.rows,
             **{name: _number(v) for name, v in r.geometry.items()},
         },
-        "losses": {name: _estimate(e) for name, e in r.losses.items()},
+        "losses": {name: _fields(e) for name, e in r.losses.items()},
         "gaussianity": {name: _number(v) for name, v in r.gaussianity.items()},
         "hierarchy": {
             "method": comparison.tree.method,
@@ -76,9 +76,13 @@ def _estimate(e: Estimate | Interval | None) -> Any:
     """Its fields, or the bare number where it has but one."""
     if e is None:
         return None
-    fields = {k: _number(v) for k, v in e._asdict().items()}
+    fields = _fields(e)
     single = isinstance(e, Estimate) and e.standard_error is None
     return fields["value"] if single else fields
+
+
+def _fields(e: Estimate | Interval) -> dict[str, float | str | None]:
+    return {k: _number(v) for k, v in e._asdict().items()}
 
 
 def _number(value: float | None) -> float | str | None:

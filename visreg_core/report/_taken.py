@@ -52,10 +52,10 @@ def labels_of(labels: Any, n: int, of: str) -> np.ndarray:
         array = open_labels(spec, n) if "::" in spec else load_labels(spec, n)
     elif _is_table(labels):
         array = np.stack([_column(labels[c]) for c in labels.columns], axis=1)
-    elif _xp.is_array(labels):
-        array = _xp.to_numpy(labels)
     elif hasattr(labels, "to_numpy"):  # a Series
         array = _column(labels)
+    elif _xp.is_array(labels):
+        array = _xp.to_numpy(labels)
     else:
         array = _array("labels", labels)
     if array.ndim not in (1, 2) or array.dtype.kind not in "biuUSf" or array.size == 0:

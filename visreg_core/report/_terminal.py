@@ -85,9 +85,11 @@ def _print(console: Any, table: Table) -> None:
             out.add_column(text(_folded(table, c)), justify="right", no_wrap=True)
         for row in table.rows:
             out.add_row(text(row.name), *(text(row.cells[c]) for c in columns))
-        # A terminal narrower than a name and a number scrolls, or wraps by itself.
-        width = max(console.width, _first(table) + sum(_GAP + _width(table, c) for c in columns))
-        console.print(out, width=width, soft_wrap=True, crop=False)
+        # On a terminal narrower than a name and a number lines wrap: better than cutting them.
+        width = console.width
+        console.width = max(width, _first(table) + sum(_GAP + _width(table, c) for c in columns))
+        console.print(out)
+        console.width = width
     if not table.rows:
         console.print()
 
