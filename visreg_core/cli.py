@@ -24,20 +24,12 @@ from visreg_core._progress import ProgressBar
 from visreg_core.embeddings import Embeddings, EmbeddingsError, EmbeddingsWarning, load
 from visreg_core.embeddings._source import one_line
 from visreg_core.metrics.linkage import METHODS, METRICS
-from visreg_core.report import (
-    CLUSTERINGS,
-    DEFAULT_TREE,
-    PROBES,
-    Comparison,
-    Place,
-    TreeOptions,
-    _conditions,
-    compare,
-    report,
-)
+from visreg_core.report import Comparison, Place, TreeOptions, _conditions, compare, report
+from visreg_core.report._compute import PROBES
 from visreg_core.report._files import KNOWN, open_embeddings
 from visreg_core.report._html import to_html
 from visreg_core.report._json import to_json
+from visreg_core.report._model import CLUSTERINGS, DEFAULT_TREE
 from visreg_core.report._taken import labels_of
 from visreg_core.report._terminal import print_tables
 

@@ -4,8 +4,10 @@ import json
 import os
 import pty
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,9 +75,9 @@ def test_outputs(files):
     assert main(["report", "a.npy", *arguments]) == 0
     read = json.loads((files / "o.json").read_text())
     assert read["settings"] == {
-        "rows": 50, "drop_bad_rows": False, "slices": 8, "seed": 7,
-        "tree_rows": 2000, "linkage": "average", "metric": "cosine", "labels": None, "class_tree": None, "label_rows": None,
-        "probe": "discriminant", "paired": False, "clustering": "dendrogram",
+        "rows": 50, "drop_bad_rows": False, "slices": 8, "seed": 7, "tree_rows": 2000,
+        "linkage": "average", "metric": "cosine", "labels": None, "class_tree": None,
+        "label_rows": None, "probe": "discriminant", "paired": False, "clustering": "dendrogram",
         "backend": "numpy", "device": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
@@ -84,6 +86,15 @@ def test_outputs(files):
     umask = os.umask(0)
     os.umask(umask)
     assert (files / "o.json").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "check"])
+def test_the_manual_names_every_option(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert {o for o in options if o not in page} == set()
 
 
 @pytest.mark.usefixtures("files")

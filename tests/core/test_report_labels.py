@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from visreg_core import metrics, report
 from visreg_core.embeddings import load
-from visreg_core.report import _conditions, _labelled
+from visreg_core.report import _conditions, _labelled, _model
 from visreg_core.report._labelled import Levels
 
 
@@ -38,7 +38,7 @@ def test_rows_asked_are_told_from_all_others(monkeypatch):
     every = report.report(x, labels=codes, n_slices=2).labelled
     asked = report.report(x, labels=codes, label_rows=200, n_slices=2).labelled
     assert (every.asked, asked.asked, asked.among) == (600, 200, 600)
-    for name in report.ASKED:
+    for name in _model.ASKED:
         whole, part = every.measures[name][0], asked.measures[name][0]
         assert whole.low is None
         assert part.low < part.value < part.high
@@ -50,7 +50,7 @@ def test_rows_asked_are_told_from_all_others(monkeypatch):
 def test_intervals_cover_the_value_of_all_rows():
     x, codes = rows(1000)
     truth = report.report(x, labels=codes, n_slices=2, tree=report.TreeOptions(rows=20)).labelled
-    covered = dict.fromkeys(report.ASKED, 0)
+    covered = dict.fromkeys(_model.ASKED, 0)
     for seed in range(40):
         part = report.report(
             x, labels=codes, label_rows=100, n_slices=2, seed=seed,

@@ -1,18 +1,7 @@
 """Reports on saved embeddings: what `visreg report` and `visreg compare` compute and print."""
 
-from visreg_core.report._compute import PROBES, compare, report
+from visreg_core.report._compute import compare, report
 from visreg_core.report._model import (
-    ASKED,
-    CLUSTERINGS,
-    DEFAULT_TREE,
-    DIMENSIONS,
-    GAUSSIANITY,
-    GEOMETRY,
-    LABELLED,
-    LOSSES,
-    PAIR,
-    PAIR_OF_TREES,
-    TREE,
     Comparison,
     Drift,
     Estimate,
@@ -29,18 +18,6 @@ from visreg_core.report._model import (
 from visreg_core.report._streaming import Place
 
 __all__ = [
-    "ASKED",
-    "CLUSTERINGS",
-    "DEFAULT_TREE",
-    "DIMENSIONS",
-    "GAUSSIANITY",
-    "GEOMETRY",
-    "LABELLED",
-    "LOSSES",
-    "PAIR",
-    "PAIR_OF_TREES",
-    "PROBES",
-    "TREE",
     "Comparison",
     "Drift",
     "Estimate",

@@ -18,6 +18,8 @@ from visreg_core.report._model import Pictures
 _COLORS = ("#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#4a4a4a")
 # R² from which on a power law is drawn.
 _FITS = 0.9
+# Share of the largest eigenvalue below which others would only stretch the axis.
+_LEAST = 1e-10
 _STYLE = {
     "svg.hashsalt": "visreg",  # the same report is the same bytes
     "font.family": "DejaVu Sans",
@@ -31,7 +33,6 @@ _STYLE = {
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "text.parse_math": False,
 }
 
 
@@ -55,7 +56,8 @@ def figures(pictures: Sequence[Pictures], names: Sequence[str]) -> dict[str, str
     MissingExtraError
         Where matplotlib is not installed.
     """
-    heads = [f"{name}: " for name in names] if len(names) > 1 else [""]
+    # A dollar of a name's is no mathematics.
+    heads = [f"{name}: ".replace("$", r"\$") for name in names] if len(names) > 1 else [""]
     return {
         "Eigenvalues of the covariance": _spectrum(pictures, heads),
         "Standard deviation of each dimension": _deviations(pictures, heads),
@@ -73,7 +75,7 @@ def _spectrum(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
         ax = figure.subplots()
         for i, p in enumerate(pictures):
             rank = np.arange(1, len(p.eigenvalues) + 1)
-            positive = p.eigenvalues > 0
+            positive = p.eigenvalues > _LEAST * p.eigenvalues[0]
             ax.plot(
                 rank[positive],
                 p.eigenvalues[positive],
@@ -106,9 +108,13 @@ def _spectrum(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
 
 
 def _spectrum_name(p: Pictures) -> str:
-    if p.fit.r_squared >= _FITS or not np.isfinite(p.fit.r_squared):
-        return "eigenvalues"
-    return f"eigenvalues; no power law (R² = {p.fit.r_squared:.2f})"
+    name = "eigenvalues"
+    below = int(np.sum(p.eigenvalues <= _LEAST * p.eigenvalues[0]))
+    if below:
+        name += f" ({below} below {_LEAST:g} of the largest not drawn)"
+    if p.fit.r_squared < _FITS:
+        name += f"; no power law (R² = {p.fit.r_squared:.2f})"
+    return name
 
 
 def _below(entries: int) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
             for i, (title, svg) in enumerate(drawn.items())
         ]
         + _trees(comparison, names),
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings={k: v for k, v in settings.items() if v is not None and v is not False},
     )
     return page
 

@@ -256,7 +256,7 @@ def tanglegram(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Seq
         left.invert_xaxis()
         for ax, head in ((left, heads[0]), (right, heads[1])):
             ax.set(xlabel="height")
-            ax.set_title(head, loc="left" if ax is left else "right")
+            ax.set_title(head.replace("$", r"\$"), loc="left" if ax is left else "right")
 
         places = np.unique(np.linspace(0, a.n - 1, _LINES).round().astype(int))
         other = np.empty(a.n, dtype=np.intp)
