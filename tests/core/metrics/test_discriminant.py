@@ -42,6 +42,14 @@ def test_each_row_is_left_out(rng, sizes):
     assert told.tolist() == [without(x, codes, i) for i in range(len(x))]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_the_covariance_leans_on(seed):
+    """As many columns as rows by class allow: leaving one out turns the covariance."""
+    x, codes = classes(np.random.default_rng(seed), [4] * 6, d=14, apart=0.7)
+    told = _discriminant.classify(x, codes)
+    assert told.tolist() == [without(x, codes, i) for i in range(len(x))]
+
+
 def test_the_rule_is_scikit_learns(rng):
     x, codes = classes(rng, [30, 50, 20], apart=1.0)
     test = classes(rng, [40, 40, 40], apart=1.0)[0]
