@@ -297,7 +297,9 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     beside = [path for path in (arguments.labels, arguments.class_tree) if path is not None]
     if beside == [arguments.class_tree]:
         raise UsageError("--class-tree: expected --labels beside it; found none")
-    stored = [open_embeddings(file) for file in files]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmbeddingsWarning)  # the report has them as notes
+        stored = [open_embeddings(file) for file in files]
     place = _place(arguments.backend, arguments.device)
     options = {
         "rows": arguments.rows,

@@ -137,7 +137,7 @@ def test_wrong_labels_are_named():
         if f.subject == "labels likely wrong"
     ]  # fmt: skip
     assert finding.rows == (3, 77, 120)
-    labels = np.where((codes == 2) & (np.arange(200) % 2 == 0), 3, codes)
+    labels = np.where((codes == 2) & (np.arange(200) % 3 == 0), 3, codes)
     found = report.report(x, labels=np.where(codes == 3, 0, labels), n_slices=2)
     assert any(f.subject == "confused classes" for f in found.findings)
 

@@ -47,6 +47,31 @@ def test_paths_and_whole_numbers(tmp_path):
         assert np.array_equal(stored.to_numpy(), codes)
 
 
+def test_quantised_files_and_wide_tables(tmp_path):
+    for kind, note in (
+        (np.int8, "int8 numbers read as float32"),
+        (np.uint8, "uint8 numbers read as float32, not as packed bits"),
+    ):
+        codes = np.abs(10 * X).astype(kind)
+        np.save(tmp_path / "q.npy", codes)
+        stored = embeddings_of(tmp_path / "q.npy")
+        assert (stored.dtype, stored.notes) == (np.float32, (note,))
+        assert np.array_equal(stored.to_numpy(), codes)
+    np.save(tmp_path / "ids.npy", np.arange(12))
+    with pytest.raises(EmbeddingsError, match="found dtype int64"):
+        embeddings_of(tmp_path / "ids.npy")
+    frame().to_parquet(tmp_path / "wide.parquet")
+    stored = embeddings_of(tmp_path / "wide.parquet")
+    assert np.array_equal(stored.to_numpy(), X)
+    assert stored.notes == ("left out columns id, name",)
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    for name in ("cut.npy", "cut.parquet"):
+        with pytest.raises(EmbeddingsError) as caught:
+            embeddings_of(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
 def files(folder):
     rows = [
         {"id": i, "v": v, "name": n}

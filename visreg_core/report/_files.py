@@ -1,4 +1,4 @@
-"""Files that `visreg_core.embeddings.load` does not read: lines of JSON, tab-separated, datasets.
+"""Files that `visreg_core.embeddings.load` does not read: other tables, datasets, quantised rows.
 
 Tables are read as a whole, by pyarrow. A table's one column of vectors, or else its floating
 columns, are the embeddings; columns of anything else are left out, which is noted.
@@ -18,7 +18,7 @@ from visreg_core.embeddings._source import embeddings, listing, one_line, parsin
 
 _TABLES = (".jsonl", ".ndjson", ".tsv", ".tab")
 _LABEL_TABLES = (*_TABLES, ".csv", ".parquet", ".pq", ".arrow", ".feather")
-_WHOLE = "whole numbers read as float32"
+_PARQUET = (".parquet", ".pq")
 
 
 def open_embeddings(spec: str) -> Embeddings:
@@ -26,10 +26,34 @@ def open_embeddings(spec: str) -> Embeddings:
     if "://" in spec:
         raise EmbeddingsError(spec, "a URL", "a file or folder on this machine: fetch it first")
     path, name = _split(spec)
-    if path.suffix.lower() not in _TABLES and not _is_dataset(path):
-        return load(spec)
-    table = _table(path, spec)
-    return _of_table(spec, table, name)
+    suffix = path.suffix.lower()
+    if suffix in _TABLES or _is_dataset(path):
+        return _of_table(spec, _table(path, spec), name)
+    if name is None and path.is_file():
+        if suffix == ".npy" and (quantised := _quantised(path)) is not None:
+            return _of_array(spec, quantised)
+        if suffix in _PARQUET and _has_other_columns(path, spec):
+            return _of_table(spec, _table(path, spec), None)
+    return load(spec)
+
+
+def _quantised(path: Path) -> np.ndarray | None:
+    """An array of whole numbers of at most 16 bits, mapped; None for any other."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # a damaged file may raise anything, and `load` says what is wrong with it
+        return None
+    return array if array.dtype.kind in "iub" and array.dtype.itemsize <= 2 else None
+
+
+def _has_other_columns(path: Path, spec: str) -> bool:
+    """Whether there are floating columns, no vectors, and others beside them."""
+    parquet = require("pyarrow.parquet", extra="io", purpose=f"{one_line(spec)}: reading tables")
+    try:
+        kinds = {_kind(field.type) for field in parquet.read_schema(path)}
+    except Exception:  # as above
+        return False
+    return kinds == {"float", "other"}
 
 
 def open_labels(spec: str, n: int) -> np.ndarray:
@@ -129,15 +153,21 @@ def _of_table(spec: str, table: Any, name: str | None) -> Embeddings:
         raise EmbeddingsError(spec, found, "a column of vectors, or floating columns")
     left = [c for c in kinds if c not in used]
     notes: tuple[str, ...] = (f"left out columns {listing(left)}",) if left else ()
-    if array.dtype.kind in "iu":
-        array = array.astype(np.float32)
-        notes += (_WHOLE,)
+    return _of_array(spec, array, notes)
+
+
+def _of_array(spec: str, array: np.ndarray, notes: tuple[str, ...] = ()) -> Embeddings:
+    dtype = array.dtype
+    if dtype.kind in "iub":
+        bits = ", not as packed bits" if dtype == np.uint8 else ""
+        notes += (f"{dtype} numbers read as float32{bits}",)
+        dtype = np.dtype(np.float32)
 
     def pieces(rows: int) -> Iterator[np.ndarray]:
         for start in range(0, len(array), rows):
-            yield array[start : start + rows]
+            yield array[start : start + rows].astype(dtype, copy=False)
 
-    return embeddings(spec, array.shape, array.dtype, pieces, notes)
+    return embeddings(spec, array.shape, dtype, pieces, notes)
 
 
 def _kind(column_type: Any) -> str:

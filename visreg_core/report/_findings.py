@@ -30,7 +30,7 @@ _OVERLAP = 0.2
 _REPEATED = 0.01
 _P = 0.01
 _RARE = 2  # rows of a class
-_CONFUSED = 0.25  # of a class
+_CONFUSED = 0.5  # of a class
 _LOST = 0.5  # of the way from chance to 1
 
 

@@ -136,7 +136,8 @@ def facts(r: Report) -> str:
         parts.append(f"{r.rows_read + len(r.dropped):,} rows drawn")
     if len(r.dropped):
         some = ", ".join(map(str, r.dropped[:5].tolist())) + (", …" if len(r.dropped) > 5 else "")
-        parts.append(f"{len(r.dropped):,} rows with NaN or Inf left out ({some})")
+        rows = "row" if len(r.dropped) == 1 else "rows"
+        parts.append(f"{len(r.dropped):,} {rows} with NaN or Inf left out ({some})")
     return ", ".join(parts)
 
 
@@ -253,7 +254,7 @@ def _pairs(comparison: Comparison, heads: list[str]) -> list[Table]:
                     f"{pairs[0].drift.by_chance:.4g} (95 % below {pairs[0].drift.by_chance_95:.4g})"
                 )
                 rows.insert(1, Row(_CHANCE, [chance], MEANINGS[_CHANCE]))
-            made.append(Table(title, note, named, rows))
+            made.append(Table(title, note, named if rows else [], rows))
             continue
         columns = [[estimate(p.measure(n)) for p in pairs] for n in known]
         if PAIR[0] in known:
