@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.core.embedding_files import WRITERS, mutated
-from visreg_core import _outputs
+from visreg_core import _outputs, _progress
 from visreg_core.cli import main
 
 
@@ -334,3 +334,13 @@ def test_progress_is_shown_on_a_terminal_only(files, monkeypatch):
     os.close(leader)
     assert child.returncode == 0
     assert b"moments" in shown
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with _progress.ProgressBar() as bar:
+        for second in range(40):
+            now[0] = float(second)
+            bar("slices", second, 40)
+    assert capsys.readouterr().err == "visreg: 15 s: slices, 38%\nvisreg: 30 s: slices, 75%\n"
