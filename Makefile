@@ -1,6 +1,7 @@
 # make demo     report on and compare two real embeddings; needs Python >= 3.11 and nothing else
 # make test     the whole test suite         ARGS="--backend torch -k slices" is passed to pytest
 # make check    linter and type checker
+# make stubs    signatures of the torch functions, from the losses' declarations
 # make docs     HTML documentation, warnings are errors
 # make bench    benchmarks against eager torch, POT and SciPy, into docs/benchmarks
 # make train-demo   train a small ViT on digits, some minutes; report on and compare its embeddings
@@ -13,7 +14,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 RUN := $(VENV)/bin/python -m
 
-.PHONY: demo train-demo test check docs bench clean
+.PHONY: demo train-demo test check stubs docs bench clean
 
 demo: $(VENV)/.installed-report
 	$(VENV)/bin/python docs/examples/make_digits_embeddings.py demo
@@ -26,11 +27,15 @@ train-demo: $(VENV)/.installed-train
 	$(VENV)/bin/visreg compare --paired runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
 
 test: $(VENV)/.installed-test
-	$(RUN) pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadfile --durations 10 $(ARGS)
 
 check: $(VENV)/.installed-lint
 	$(RUN) ruff check .
 	$(RUN) mypy
+
+stubs: $(VENV)/.installed-lint
+	$(VENV)/bin/python adapters/write_stubs.py
+	$(RUN) ruff format adapters/visreg_torch/functional.pyi
 
 docs: $(VENV)/.installed-docs
 	$(RUN) sphinx -b html -W --keep-going -E docs docs/_build/html

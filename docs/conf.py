@@ -19,6 +19,7 @@ extensions = [
     "myst_parser",
     "api_pages",
     "generated_pages",
+    "rooms",
 ]
 default_role = "py:obj"  # `name` in a docstring is a link where it can be
 exclude_patterns = ["_build", "_ext", "examples", "generated/*.md"]

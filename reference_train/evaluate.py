@@ -35,7 +35,7 @@ from reference_train.model import Learner
 from reference_train.pictures import compare_patches
 from reference_train.probe import GRID, few_shot, linear_probe
 from reference_train.record import write_atomically
-from reference_train.sources import Splits, open_splits
+from reference_train.splits import Splits, open_splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,
     hierarchical_labels,
@@ -87,6 +87,8 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     if not untrained:
         learner.load_state_dict(state["learner"])
     splits = open_splits(config.data, config.run.seed)
+    for note in splits.notes:
+        print(note, file=sys.stderr)  # noqa: T201
     if splits.test is None:
         raise TrainError("the evaluation needs labelled images of both splits: data.source, ...")
     device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")

@@ -14,7 +14,7 @@ from reference_train.augment import MultiCrop, Resize
 from reference_train.config import Config, Optim
 from reference_train.measure import embed
 from reference_train.optim import learning_rate
-from reference_train.sources import Splits
+from reference_train.splits import Splits
 
 
 def finetune(

@@ -18,7 +18,8 @@ from torch import nn
 from reference_train.augment import MultiCrop, Resize
 from reference_train.config import Config
 from reference_train.errors import LocalError
-from reference_train.sources import Source, Splits, Unreadable
+from reference_train.sources import Source, Unreadable
+from reference_train.splits import Splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,
     hierarchical_linear_accuracy,

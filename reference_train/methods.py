@@ -25,7 +25,7 @@ def build(config: Config, learner: Learner) -> Objective:
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
     if m.name in ("visreg", "sigreg", "swd"):
-        return Sketched(sketch(m, config.run.seed), m.lam, m.scope)
+        return Sketched(sketch(m, config.run.seed), m.lam)
     return OfViews(loss_of_views(m, config.run.seed))
 
 
@@ -51,17 +51,16 @@ def loss_of_views(m: Method, seed: int) -> nn.Module:
 class Sketched(Objective):
     """(1 - lam) invariance + lam regularizer, each crop regularised by itself (LeJEPA, VISReg)."""
 
-    def __init__(self, regularizer: nn.Module, lam: float, scope: str) -> None:
+    def __init__(self, regularizer: nn.Module, lam: float) -> None:
         super().__init__()
-        self.regularizer, self.lam, self.scope = regularizer, lam, scope
+        self.joint = vt.JointObjective(regularizer, lam)
 
     def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
         """Terms of a step."""
-        z = outputs.embeddings
-        invariance = vt.invariance_loss(z, n_global=len(crops[0]), scope=self.scope)
-        terms = named(self.regularizer(z, step), "regularizer")
-        loss = vt.joint_objective(invariance, terms["regularizer"], self.lam)
-        return {"loss": loss, "invariance": invariance, **terms}
+        self.joint.n_global = len(crops[0])
+        joint = self.joint(outputs.embeddings, step)
+        terms = named(joint.terms, "regularizer")
+        return {"loss": joint.total, "invariance": joint.invariance, **terms}
 
 
 class OfViews(Objective):

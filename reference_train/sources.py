@@ -5,18 +5,17 @@ Streams, which cannot be indexed, are in streams.py.
 
 from __future__ import annotations
 
-import functools
+import io
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from reference_train.config import Data
-from reference_train.errors import TrainError
-
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from reference_train.errors import TrainError, one_line
+from reference_train.folders import images_below
+from reference_train.images import decoded
 
 
 class Sample(NamedTuple):
@@ -44,36 +43,6 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample | Unreadable: ...
 
 
-class Splits(NamedTuple):
-    """What a run reads. `bank` and `test` have all classes, `train` those of ``data.classes``."""
-
-    train: Any  # Source, or a stream
-    bank: Source | None  # labelled training images, which probes are fitted on
-    test: Source | None  # labelled images of ``data.test_split``, which they are tested on
-
-    @property
-    def n_classes(self) -> int:
-        """Labels of the bank are below it; 0 where there are none."""
-        return 0 if self.bank is None else int(self.bank.labels.max()) + 1
-
-
-def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
-    """Resized to `size` on the shorter side, the middle square cut: uint8, (C, size, size)."""
-    if image.mode.startswith("I;16"):  # whose conversion would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    width, height = image.size
-    scale = size / min(width, height)
-    if scale != 1:
-        shape = max(size, round(width * scale)), max(size, round(height * scale))
-        image = image.resize(shape, Image.Resampling.BICUBIC)
-        width, height = image.size
-    left, top = (width - size) // 2, (height - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    pixels = np.array(image, dtype=np.uint8)  # a copy, which Torch may own
-    return torch.from_numpy(pixels).reshape(size, size, channels).permute(2, 0, 1).contiguous()
-
-
 class Arrays:
     """Images that are in memory."""
 
@@ -91,8 +60,15 @@ class Arrays:
 class Files:
     """Image files; opened when they are asked for."""
 
-    def __init__(self, paths: list[Path], labels: list[int], data: Data) -> None:
-        self.paths = paths
+    def __init__(
+        self,
+        paths: list[Path],
+        labels: list[int],
+        data: Data,
+        classes: list[str] | None = None,
+        left_out: str | None = None,
+    ) -> None:
+        self.paths, self.classes, self.left_out = paths, classes, left_out
         self.labels = np.asarray(labels, dtype=np.int64)
         self.size, self.channels = data.size, data.channels
 
@@ -102,8 +78,7 @@ class Files:
     def __getitem__(self, index: int) -> Sample | Unreadable:
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                pixels = square(image, self.size, self.channels)
+            pixels = decoded(path, self.size, self.channels)
         except Exception as error:  # a damaged file makes the decoders say anything
             return Unreadable(str(path), str(error))
         return Sample(pixels, int(self.labels[index]), index)
@@ -113,8 +88,7 @@ class Table:
     """A Hugging Face dataset with an index."""
 
     def __init__(self, table: Any, data: Data) -> None:
-        _check_columns(table.column_names, data)
-        self.table = table
+        self.table = with_encoded(table, data)
         self.image_key = data.image_key
         has_label = data.label_key in table.column_names
         labels = np.asarray(table[data.label_key] if has_label else [-1] * len(table))
@@ -128,7 +102,8 @@ class Table:
 
     def __getitem__(self, index: int) -> Sample | Unreadable:
         try:
-            pixels = square(self.table[int(index)][self.image_key], self.size, self.channels)
+            content = encoded(self.table[int(index)][self.image_key])
+            pixels = decoded(io.BytesIO(content), self.size, self.channels)
         except Exception as error:  # a damaged file makes the decoders say anything
             return Unreadable(f"row {index}", str(error))
         return Sample(pixels, int(self.labels[index]), index)
@@ -146,32 +121,6 @@ class Subset:
 
     def __getitem__(self, index: int) -> Sample | Unreadable:
         return self.source[int(self.index[index])]
-
-
-def open_splits(data: Data, seed: int = 0) -> Splits:
-    """The training source and what it is evaluated on."""
-    if data.source == "webdataset" or (data.source == "hf" and data.streaming):
-        from reference_train.streams import open_stream  # its libraries are for streams alone
-
-        return Splits(open_stream(data, seed), None, None)
-    bank, test = {
-        "digits": _digits,
-        "folder": _folders,
-        "hf": _tables,
-        "synthetic": _synthetic,
-    }[data.source](data)
-    if data.long_tail is not None:
-        bank = Subset(bank, long_tail(bank.labels, data, seed))
-    train = bank
-    if data.classes is not None:
-        train = Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
-        if len(train) == 0:
-            raise TrainError(f"data.classes: no image of the classes {data.classes}")
-    if not (bank.labels >= 0).all():
-        return Splits(train, None, None)
-    if data.test_split is None or not (test.labels >= 0).all():
-        test = None
-    return Splits(train, bank, test)
 
 
 def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
@@ -202,7 +151,7 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
 # --- the sources ----------------------------------------------------------------------------------
 
 
-def _digits(data: Data) -> tuple[Arrays, Arrays]:
+def digits(data: Data) -> tuple[Arrays, Arrays]:
     """scikit-learn's 1797 handwritten digits, 8 x 8; every fifth image is for the test."""
     from sklearn.datasets import load_digits
 
@@ -214,7 +163,7 @@ def _digits(data: Data) -> tuple[Arrays, Arrays]:
     return Arrays(images[~test], digits.target[~test]), Arrays(images[test], digits.target[test])
 
 
-def _synthetic(data: Data) -> tuple[Arrays, Arrays]:
+def synthetic(data: Data) -> tuple[Arrays, Arrays]:
     """Noise with ten labels: shapes and throughput without a data set."""
     rng = np.random.default_rng(0)
     shape = (data.channels, data.size, data.size)
@@ -225,46 +174,32 @@ def _synthetic(data: Data) -> tuple[Arrays, Arrays]:
     return noise(data.samples or 256), noise(64)
 
 
-def _folders(data: Data) -> tuple[Files, Files | None]:
+def folders(data: Data) -> tuple[Files, Files | None]:
     """PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or a list of files with labels."""
     root = Path(data.path)
     if not root.is_dir():
         raise TrainError(f"data.path: no folder {root}")
-    names = None
     if data.file_list is not None:
         train = _listed(root, Path(data.file_list), data)
     else:
-        names = _class_names(root / data.train_split)
-        train = _classes(root / data.train_split, names, data)
+        train = _classes(root / data.train_split, data)
     if data.test_split is None:
         return train, None
-    folder = root / data.test_split
-    return train, _classes(folder, _class_names(folder) if names is None else names, data)
+    return train, _classes(root / data.test_split, data, train.classes)
 
 
-@functools.cache
-def _files_below(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES))
-
-
-def _class_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise TrainError(f"data.path: no folder {folder}")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir())
-
-
-def _classes(folder: Path, names: list[str], data: Data) -> Files:
-    """The images below a folder; the label of one in sub-folder NAME is NAME's place in `names`."""
-    found = _class_names(folder)
-    paths = _files_below(folder)
-    if not paths:
-        raise TrainError(f"{folder}: no image ({', '.join(sorted(SUFFIXES))})")
-    unknown = sorted(set(found) - set(names))
+def _classes(folder: Path, data: Data, names: list[str] | None = None) -> Files:
+    """The images below a folder; labels are places in `names`, by default the folder's own."""
+    found = images_below(folder)
+    if names is None:
+        names = found.classes
+    unknown = sorted(set(found.classes) - set(names))
     if unknown:
         raise TrainError(f"{folder}: {unknown[0]!r} is no class of data.train_split")
-    number = {name: i for i, name in enumerate(names)}
-    labels = [number.get(p.relative_to(folder).parts[0], -1) for p in paths]
-    return Files(list(paths), labels, data)
+    number = [names.index(name) for name in found.classes] + [-1]  # images without a class have -1
+    paths = [path for path, _ in found.images]
+    labels = [number[label] for _, label in found.images]
+    return Files(paths, labels, data, names, found.left_out)
 
 
 def _listed(root: Path, file: Path, data: Data) -> Files:
@@ -278,7 +213,7 @@ def _listed(root: Path, file: Path, data: Data) -> Files:
         raise TrainError(f"{file}: expected 'PATH LABEL' on each line") from None
 
 
-def _tables(data: Data) -> tuple[Table, Table | None]:
+def tables(data: Data) -> tuple[Table, Table | None]:
     """A data set of Hugging Face: a folder of `save_to_disk`, or a name that its hub knows."""
     test = None if data.test_split is None else Table(load_table(data, data.test_split), data)
     return Table(load_table(data, data.train_split), data), test
@@ -303,6 +238,35 @@ def load_table(data: Data, split: str, streaming: bool = False) -> Any:
         raise TrainError(f"data.path={data.path}, split {split!r}: {error}") from None
 
 
-def _check_columns(names: list[str], data: Data) -> None:
-    if data.image_key not in names:
-        raise TrainError(f"data.image_key={data.image_key!r}: the columns are {', '.join(names)}")
+def with_encoded(table: Any, data: Data) -> Any:
+    """The table with its images as they are stored, so that they are decoded as all others are."""
+    from datasets import Image as Column
+    from datasets import Value
+
+    features = table.features or {}  # a stream may not know them
+    if features and data.image_key not in features:
+        columns = ", ".join(features)
+        raise TrainError(f"data.image_key={data.image_key!r}: the columns are {columns}")
+    feature = features.get(data.image_key)
+    mode = getattr(feature, "mode", None)
+    if mode not in (None, "L" if data.channels == 1 else "RGB"):
+        raise TrainError(
+            f"data.image_key={data.image_key!r}: expected images as they are stored; "
+            f"found a column that converts them to {mode}"
+        )
+    try:
+        if isinstance(feature, Value) and not feature.dtype.endswith(("binary", "string")):
+            raise TypeError(feature.dtype)  # a stream would notice it at its first image
+        return table.cast_column(data.image_key, Column(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TrainError(
+            f"data.image_key={data.image_key!r}: expected a column of images; "
+            f"found {one_line(error)}"
+        ) from None
+
+
+def encoded(content: dict[str, Any] | None) -> bytes:
+    """An image of such a column: its bytes, or those of the file that it names."""
+    if content is None:
+        return b""
+    return content["bytes"] or Path(content["path"]).read_bytes()

@@ -12,16 +12,15 @@ import itertools
 import random
 import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from reference_train.config import Data
 from reference_train.data import Batch, collate
 from reference_train.errors import LocalError, TrainError, one_line
-from reference_train.sources import Sample, Unreadable, load_table, square
+from reference_train.images import decoded
+from reference_train.sources import Sample, Unreadable, encoded, load_table, with_encoded
 
 Raw = tuple[bytes, int, str]  # an encoded image, its label, its name
 
@@ -49,7 +48,8 @@ class Shards:
         suffixes = self.image_key.split(";")
         for url in urls[part::parts]:
             with gopen(url) as stream:
-                for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+                shard = [{"url": url, "stream": stream}]
+                for sample in group_by_keys(tar_file_expander(shard, select_files=_no_double)):
                     found = next((s for s in suffixes if s in sample), None)
                     if found is None:
                         keys = ", ".join(k for k in sample if not k.startswith("__"))
@@ -60,14 +60,16 @@ class Shards:
                     yield sample[found], label, sample["__key__"]
 
 
+def _no_double(member: str) -> bool:
+    """Not AppleDouble's: macOS adds ``._NAME`` with what it knows about the file NAME."""
+    return not member.rsplit("/", 1)[-1].startswith("._")
+
+
 class Rows:
     """A streaming data set of Hugging Face."""
 
     def __init__(self, data: Data, seed: int) -> None:
-        from datasets import Image as Column
-
-        table = load_table(data, data.train_split, streaming=True)
-        self.table = table.cast_column(data.image_key, Column(decode=False))
+        self.table = with_encoded(load_table(data, data.train_split, streaming=True), data)
         self.image_key, self.label_key, self.seed = data.image_key, data.label_key, seed
 
     def parts(self) -> int:
@@ -80,9 +82,12 @@ class Rows:
         random.Random(f"{self.seed} {epoch}").shuffle(order)
         for shard in order[part::parts]:
             for row in self.table.shard(num_shards=self.parts(), index=shard):
-                content = row[self.image_key]  # bytes, or where they are
-                raw = content["bytes"] or Path(content["path"]).read_bytes()
-                yield raw, int(row.get(self.label_key, -1)), f"shard {shard}"
+                label = row.get(self.label_key, -1)
+                if type(label) is not int:
+                    raise LocalError(
+                        f"data.label_key={self.label_key!r}: expected integers; found {label!r}"
+                    )
+                yield encoded(row[self.image_key]), label, f"shard {shard}"
 
 
 def open_stream(data: Data, seed: int) -> Stream:
@@ -154,8 +159,7 @@ class Batches(IterableDataset):
         raw, label, name = sample
         data = self.stream.data
         try:
-            with Image.open(io.BytesIO(raw)) as image:
-                return Sample(square(image, data.size, data.channels), label, -1)
+            return Sample(decoded(io.BytesIO(raw), data.size, data.channels), label, -1)
         except Exception as error:  # a damaged file makes the decoders say anything
             return Unreadable(name, str(error))
 

@@ -43,7 +43,7 @@ from reference_train.record import (
     of_step,
     write_atomically,
 )
-from reference_train.sources import Splits, open_splits
+from reference_train.splits import Splits, open_splits
 
 
 def train(config: Config) -> dict[str, dict[str, float]]:
@@ -55,6 +55,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
 
     # What is trained on
     splits = open_splits(config.data, config.run.seed)
+    say(accelerator, *splits.notes)
     micro_batches = data.batches_per_epoch(splits.train, config.data, world)
     steps_per_epoch = micro_batches / config.run.accumulate
     steps = config.run.max_steps or max(1, round(config.run.epochs * steps_per_epoch))
@@ -288,10 +289,11 @@ def final_table(
     return results
 
 
-def say(accelerator: Accelerator, text: str) -> None:
-    """A line from the main process, which does not break the progress bar."""
+def say(accelerator: Accelerator, *lines: str) -> None:
+    """Lines from the main process, which do not break the progress bar."""
     if accelerator.is_main_process:
-        tqdm.write(text, file=sys.stderr)
+        for line in lines:
+            tqdm.write(line, file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -105,6 +105,8 @@ def number(argument: str, value: Any, *, minimum: float = -math.inf, static: boo
 
     An array of no axes, which may be traced, passes unless it must be `static`.
     """
+    if type(value) in (int, float) and minimum <= value < math.inf and value > -math.inf:
+        return
     if not static and _xp.is_array(value) and tuple(value.shape) == ():
         return
     least = "" if minimum == -math.inf else f" >= {minimum:g}"

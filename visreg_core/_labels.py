@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visreg_core.embeddings._index import RowNumbers, counted, is_number, leading_index, left_out
+from visreg_core._table_index import RowNumbers, counted, is_number, leading_index, left_out
 from visreg_core.embeddings._source import (
     EmbeddingsError,
     EmbeddingsWarning,
@@ -16,7 +16,7 @@ from visreg_core.embeddings._source import (
     one_line,
     parsing,
 )
-from visreg_core.metrics.class_tree import named_labels
+from visreg_core.metrics.class_tree import named_labels, read_paths
 
 _EXPECTED = "integers or strings of shape (N,) or (N, L)"
 
@@ -75,10 +75,14 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
     expected = "a CSV file of paths from coarse to fine, one for each class"
     with parsing(class_tree, expected):
         try:
-            return named_labels([str(c) for c in labels[:, 0]], Path(class_tree))
+            paths, notes = read_paths(Path(class_tree))
+            named = named_labels([str(c) for c in labels[:, 0]], paths)
         except ValueError as error:  # "expected A; found B"
             wanted, _, found = str(error).removeprefix("expected ").partition("; found ")
             raise EmbeddingsError(class_tree, found, wanted) from None
+    for note in notes:
+        _say(class_tree, note)
+    return named
 
 
 def _read_npy(file: str) -> np.ndarray:
@@ -140,4 +144,4 @@ def _header(file: str, rows: list[list[str]], n: int) -> list[str]:
 
 
 def _say(file: str, note: str) -> None:
-    warnings.warn(f"{one_line(file)}: {note}", EmbeddingsWarning, stacklevel=5)
+    warnings.warn(one_line(f"{file}: {note}"), EmbeddingsWarning, stacklevel=5)

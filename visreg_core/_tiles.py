@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 import os
 import threading
@@ -111,24 +112,35 @@ def available_threads() -> int:
     return _cores() if limit is None else min(limit, _cores())
 
 
+@functools.cache
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-@contextlib.contextmanager
-def at_most_threads(limit: int) -> Iterator[None]:
-    """Hold NumPy's path, BLAS included, to this many threads.
+class at_most_threads:
+    """Context that holds NumPy's path, BLAS included, to this many threads.
 
-    For callers whose users set the number elsewhere, as several processes on one machine do.
+    For callers whose users set the number elsewhere, as several processes on one machine do. BLAS
+    multiplies small matrices on one thread anyway, and telling it so takes longer: arrays of up to
+    `nbytes` bytes may say that it need not be told.
     """
-    token = _LIMIT.set(limit)
-    try:
-        with _BLAS.limited(limit) if limit < _cores() else contextlib.nullcontext():
-            yield
-    finally:
-        _LIMIT.reset(token)
+
+    def __init__(self, limit: int, nbytes: int | None = None) -> None:
+        self.limit = limit
+        small = nbytes is not None and nbytes < _SMALL_BYTES
+        self.blas = None if small or limit >= _cores() else _BLAS.limited(limit)
+
+    def __enter__(self) -> None:
+        self.token = _LIMIT.set(self.limit)
+        if self.blas is not None:
+            self.blas.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.blas is not None:
+            self.blas.__exit__(*error)
+        _LIMIT.reset(self.token)
 
 
 class _BlasThreads:

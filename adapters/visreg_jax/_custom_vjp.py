@@ -1,37 +1,33 @@
-"""A core loss as a JAX function: `jax.custom_vjp` over the core's value and gradient.
+"""A declared loss as a JAX function: `jax.custom_vjp` over its forward and backward pass.
 
-The core computes both; what it keeps between them becomes the residuals. Nothing of the losses'
-mathematics is here.
+What the forward pass saves becomes the residuals. Nothing of the losses' mathematics is here.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
 from visreg_core import _xp
-from visreg_core.losses._differentiable import closed_arrays, implementation_of
-from visreg_core.losses._execution import PLAIN, Execution
+from visreg_core.losses.declaration import Declaration
+from visreg_core.losses.execution import PLAIN, Execution
 from visreg_jax._collectives import Axes
 from visreg_jax._kernels import KERNELS
 
-# Arguments that the core documents as constants: their gradient is 0 by definition.
-_CONSTANTS = ("pair_weights", "x_weights", "y_weights", "affinity")
-
 
 @dataclass(frozen=True)
-class Call:
+class StaticCall:
     """One call of a loss: everything but its arrays. Calls that differ in nothing are equal.
 
-    embeddings : names of the differentiated arguments; structure : of all arguments by name;
+    loss : the public function, which has the declaration; structure : of all arguments by name;
     leaves : of that structure, with `_ARRAY` in the places of arrays; kinds : their types, since
     17 and 17.0 are equal, but not as a number of knots; names : the argument that each array
     belongs to; sorting : see `Execution`; axes : of the mesh, where each device has a part of the
@@ -39,7 +35,6 @@ class Call:
     """
 
     loss: Callable[..., Any]
-    embeddings: tuple[str, ...]
     structure: Any
     leaves: tuple[Any, ...]
     kinds: tuple[type, ...]
@@ -47,21 +42,27 @@ class Call:
     sorting: str
     axes: Axes | None
 
-    def arguments(self, arrays: Sequence[jax.Array]) -> dict[str, Any]:
+    @property
+    def declaration(self) -> Declaration:
+        """Of the loss."""
+        return self.loss.declaration  # type: ignore[attr-defined]
+
+    def inputs(self, arrays: Sequence[Any]) -> dict[str, Any]:
         """The arguments by name, with these arrays in their places."""
         given = iter(arrays)
         leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
         return jax.tree.unflatten(self.structure, leaves)
 
-    def run(self, arrays: Sequence[jax.Array], *, need_grad: bool) -> tuple[Any, Any]:
-        """The implementation's ``(result, vjp)``."""
-        arguments = self.arguments(arrays)
-        implementation = implementation_of(self.loss)
-        if takes_execution(self.loss):
-            shards = PLAIN.shards if self.axes is None else self.axes.shards()
-            arguments["execution"] = Execution(shards, self.sorting, KERNELS)
-        result, vjp = implementation(**arguments, need_grad=need_grad)
-        return (result if self.axes is None else self.axes.averaged(result)), vjp
+    def execution(self, *, need_gradient: bool) -> Execution:
+        """What the passes run on."""
+        shards = PLAIN.shards if self.axes is None else self.axes.shards()
+        return Execution(shards, self.sorting, KERNELS, need_gradient)
+
+    def run(self, arrays: Sequence[jax.Array], *, need_gradient: bool) -> tuple[Any, Any]:
+        """The result, and what the forward pass saved."""
+        execution = self.execution(need_gradient=need_gradient)
+        result, saved = self.declaration.forward(execution, **self.inputs(arrays))
+        return (result if self.axes is None else self.axes.averaged(result)), saved
 
 
 class _Array:
@@ -71,37 +72,35 @@ class _Array:
 _ARRAY = _Array()
 
 
-def takes_execution(loss: Callable[..., Any]) -> bool:
-    """Whether a loss can be told what to run on (the two-sample distances cannot)."""
-    return "execution" in inspect.signature(implementation_of(loss)).parameters
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class ShapeOnly:
+    """Stands for an array of which a backward pass looks at the shape only."""
+
+    shape: tuple[int, ...]
 
 
 def prepare(
-    loss: Callable[..., Any],
-    embeddings: tuple[str, ...],
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    declaration: Declaration,
+    inputs: Mapping[str, Any],
     sorting: str = "auto",
     axes: Axes | None = None,
-) -> tuple[Call, list[jax.Array]]:
+) -> tuple[StaticCall, list[jax.Array]]:
     """Split the arguments of a call into arrays and everything else.
 
     TypeError where the embeddings are no arrays of JAX, or another argument is one of NumPy.
     """
-    arguments = inspect.signature(loss).bind(*args, **kwargs).arguments
-    for name in embeddings:
-        given = arguments.get(name)
-        if given is not None and not isinstance(given, jax.Array):
-            kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    for name in declaration.embeddings(inputs):
+        if not isinstance(inputs[name], jax.Array):
+            kind = f"{type(inputs[name]).__module__}.{type(inputs[name]).__qualname__}"
             raise TypeError(f"expected {name} to be an array of jax; found {kind}")
-    paths, structure = jax.tree.flatten_with_path(dict(arguments))
+    paths, structure = jax.tree.flatten_with_path(dict(inputs))
     arrays = [leaf for _, leaf in paths if isinstance(leaf, jax.Array)]
     of_numpy = (leaf for _, leaf in paths if isinstance(leaf, np.ndarray))
-    _xp.namespace(arguments[embeddings[0]], *of_numpy)
+    _xp.namespace(inputs[declaration.differentiated[0]], *of_numpy)
     leaves = tuple(_ARRAY if isinstance(leaf, jax.Array) else leaf for _, leaf in paths)
-    call = Call(
-        loss,
-        embeddings,
+    call = StaticCall(
+        declaration.public,
         structure,
         leaves,
         tuple(map(type, leaves)),
@@ -112,7 +111,7 @@ def prepare(
     return call, arrays
 
 
-def evaluate(call: Call, arrays: list[jax.Array]) -> Any:
+def evaluate(call: StaticCall, arrays: list[jax.Array]) -> Any:
     """The loss's result, differentiable with respect to the embeddings.
 
     Where the arrays lie along explicit axes of a mesh, the compiler decides inside of the loss.
@@ -131,78 +130,45 @@ def evaluate(call: Call, arrays: list[jax.Array]) -> Any:
 # Calls from outside of any program are one program, too, instead of hundreds of operations and
 # loops that would be compiled again each time; others take it apart (`inline`).
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _compiled(call: Call, arrays: list[jax.Array]) -> Any:
+def _compiled(call: StaticCall, arrays: list[jax.Array]) -> Any:
     return _evaluate(call, arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _evaluate(call: Call, arrays: list[jax.Array]) -> Any:
-    return call.run(arrays, need_grad=False)[0]
+def _evaluate(call: StaticCall, arrays: list[jax.Array]) -> Any:
+    return call.run(arrays, need_gradient=False)[0]
 
 
-def _forward(call: Call, arrays: list[CustomVJPPrimal]) -> tuple[Any, Pullback]:
+def _forward(call: StaticCall, arrays: list[CustomVJPPrimal]) -> tuple[Any, Any]:
+    declaration = call.declaration
     for name, array in zip(call.names, arrays, strict=True):
-        if array.perturbed and name not in (*call.embeddings, *_CONSTANTS):
+        if array.perturbed and name not in (*declaration.differentiated, *declaration.constants):
             raise ValueError(
-                f"expected {name} without gradient: {call.loss.__name__} is differentiated with "
-                f"respect to {' and '.join(call.embeddings)} only; pass stop_gradient({name})"
+                f"expected {name} without gradient: {declaration.name} is differentiated with "
+                f"respect to {' and '.join(declaration.differentiated)} only; "
+                f"pass stop_gradient({name})"
             )
     values = [array.value for array in arrays]
-    result, vjp = call.run(values, need_grad=True)
-    return result, Pullback.of(call, vjp)
+    result, saved = call.run(values, need_gradient=True)
+    held = [
+        ShapeOnly(value.shape) if name in declaration.shape_only else value
+        for name, value in zip(call.names, values, strict=True)
+    ]
+    return result, (held, saved)
 
 
-def _backward(call: Call, pullback: Pullback, cotangent: Any) -> tuple[list[Any]]:
+def _backward(call: StaticCall, residuals: Any, cotangent: Any) -> tuple[list[Any]]:
+    arrays, saved = residuals
+    declaration, inputs = call.declaration, call.inputs(arrays)
     parts = cotangent if isinstance(cotangent, tuple) else (cotangent,)
     fields = [0.0 if isinstance(c, SymbolicZero) else c for c in parts]
-    gradient = pullback(*(fields if call.axes is None else call.axes.cotangents(fields)))
-    of_name = dict(
-        zip(call.embeddings, gradient if isinstance(gradient, tuple) else (gradient,), strict=False)
-    )
-    return ([of_name.get(name) for name in call.names],)  # None: a cotangent of 0
+    fields = fields if call.axes is None else call.axes.cotangents(fields)
+    found = declaration.gradients(call.execution(need_gradient=False), inputs, saved, fields)
+    gradients = {
+        name: _xp.cast_finite(jnp, g, inputs[name].dtype)
+        for name, g in zip(declaration.embeddings(inputs), found, strict=True)
+    }
+    return ([gradients.get(name) for name in call.names],)  # None: a cotangent of 0
 
 
 _evaluate.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-# --- what is kept for the backward pass -----------------------------------------------------------
-
-
-class _Remake:
-    """Makes a vjp over other arrays. Those of one call and of equal shapes are interchangeable.
-
-    JAX may trace a call twice and compares what it got.
-    """
-
-    def __init__(self, key: object, function: Callable[[Sequence[Any]], Any]) -> None:
-        self.key, self.function = key, function
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Remake) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-@jax.tree_util.register_pytree_node_class
-class Pullback:
-    """A vjp of the core as a pytree: its leaves are the arrays that it closes over."""
-
-    def __init__(self, arrays: Sequence[Any], remake: _Remake) -> None:
-        self.arrays, self.remake = list(arrays), remake
-
-    @classmethod
-    def of(cls, call: Call, vjp: Callable[..., Any]) -> Pullback:
-        arrays, function = closed_arrays(vjp)
-        shapes = tuple((a.shape, np.dtype(a.dtype).name) for a in arrays)
-        return cls(arrays, _Remake((call, shapes), function))
-
-    def __call__(self, *cotangents: Any) -> Any:
-        return self.remake.function(self.arrays)(*cotangents)
-
-    def tree_flatten(self) -> tuple[list[Any], _Remake]:
-        return self.arrays, self.remake
-
-    @classmethod
-    def tree_unflatten(cls, remake: _Remake, arrays: Sequence[Any]) -> Pullback:
-        return cls(arrays, remake)

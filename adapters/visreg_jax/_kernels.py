@@ -1,4 +1,4 @@
-"""Faster twins of the core's functions of rows, for the host; elsewhere the core's own run."""
+"""Faster equivalents of the core's functions of rows, for the host; the core's run elsewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from visreg_core.losses._rows import kept
 from visreg_core.losses.epps_pulley import Multiples as OneByOne
+from visreg_core.losses.rows import kept
 
 
 class Multiples(OneByOne):
@@ -52,7 +52,7 @@ def _add_each(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def multiples(_: Any, angle: jax.Array, m: int) -> Multiples:
+def multiples(_: Any, angle: jax.Array, m: int, *, sharded: bool) -> Multiples:
     """`Multiples` of the angles (R, N)."""
     return Multiples(jnp, angle, m)
 

@@ -13,243 +13,67 @@ works: it is forward mode over the finished gradient.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import textwrap
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import visreg_core
+from visreg_core.losses.declaration import declaration_of, own_losses
 from visreg_core.slices import check_range
 from visreg_jax._custom_vjp import evaluate, prepare
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-LOSSES: dict[str, Callable[..., Any]] = {}
-"""The core's loss by its name."""
-
-EMBEDDINGS: dict[str, tuple[str, ...]] = {}
-"""The names of the differentiated arguments by the loss's name."""
+if TYPE_CHECKING:  # the losses below have the core's signatures
+    from visreg_core.losses import *  # noqa: F403
 
 
-def _differentiable(
-    loss: Callable[Arguments, Result], *embeddings: str, example: str
-) -> Callable[Arguments, Result]:
-    """`loss` with its analytic gradient as JAX's; the core's docstring, with this example."""
-    LOSSES[loss.__name__], EMBEDDINGS[loss.__name__] = loss, embeddings
+def differentiable(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss whose derivative is its own backward pass, by `jax.custom_vjp`.
 
-    @functools.wraps(loss)
-    def function(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return evaluate(*prepare(loss, embeddings, args, kwargs))
+    Parameters
+    ----------
+    loss : callable
+        A loss of `visreg_core`, or one declared by `visreg_core.declare_loss`.
 
-    function.__module__ = __name__
-    function.__doc__ = documented(loss, example)
-    return function
+    Returns
+    -------
+    callable
+        With the arguments of `loss`, for JAX arrays.
 
+    Raises
+    ------
+    TypeError
+        Where `loss` is not a declared loss.
 
-def documented(loss: Callable[..., Any], example: str) -> str:
-    """The docstring of a core loss, its example replaced."""
-    before, _, _ = (inspect.getdoc(loss) or "").partition("Examples\n--------\n")
-    return f"{before}Examples\n--------\n{textwrap.dedent(example).strip()}\n"
-
-
-center_loss = _differentiable(
-    visreg_core.center_loss,
-    "z",
-    example="""
+    Examples
+    --------
     >>> import jax
-    >>> jax.jit(jax.grad(center_loss))(jax.numpy.ones((4, 2))).tolist()[0]
-    [0.25, 0.25]
-    """,
-)
+    >>> from visreg_core import scale_loss
+    >>> jax.grad(differentiable(scale_loss))(jax.numpy.asarray([[3.0], [-3.0]])).tolist()
+    [[2.0], [-2.0]]
+    """
+    declaration = declaration_of(loss)
 
-scale_loss = _differentiable(
-    visreg_core.scale_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> float(jax.jit(scale_loss)(jnp.asarray([[3.0], [-3.0]])))
-    4.0
-    """,
-)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return evaluate(*prepare(declaration, declaration.bind(args, kwargs)))
 
-shape_loss = _differentiable(
-    visreg_core.shape_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> from visreg_jax import random_slices
-    >>> z = jax.random.normal(jax.random.key(0), (512, 8))
-    >>> bool(jax.jit(shape_loss)(z, random_slices(8, 64)) < 0.05)
-    True
-    """,
-)
+    own: Any = function
+    own.__name__ = own.__qualname__ = declaration.name
+    own.__module__ = __name__
+    own.__signature__ = declaration.signature
+    own.declaration = declaration
+    own.__doc__, _, _ = (inspect.getdoc(loss) or "").partition("Examples\n--------\n")
+    return own
 
-visreg_loss = _differentiable(
-    visreg_core.visreg_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> from visreg_jax import random_slices
-    >>> z = jax.random.normal(jax.random.key(0), (2, 64, 8))
-    >>> def objective(z, step):
-    ...     terms = visreg_loss(z, random_slices(8, 32, step=step))
-    ...     return terms.total, terms
-    >>> gradient, terms = jax.jit(jax.grad(objective, has_aux=True))(z, 7)
-    >>> gradient.shape
-    (2, 64, 8)
-    """,
-)
 
-invariance_loss = _differentiable(
-    visreg_core.invariance_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> float(jax.jit(invariance_loss)(jnp.stack([jnp.zeros((4, 3)), jnp.ones((4, 3))])))
-    0.25
-    """,
-)
+globals().update({loss.name: differentiable(loss.public) for loss in own_losses()})
 
-gaussian_sliced_wasserstein = _differentiable(
-    visreg_core.gaussian_sliced_wasserstein,
-    "z",
-    example="""
-    >>> import jax
-    >>> from visreg_jax import random_slices
-    >>> z = jax.random.normal(jax.random.key(0), (256, 16))
-    >>> bool(jax.jit(gaussian_sliced_wasserstein)(z, random_slices(16, 64)) < 0.1)
-    True
-    """,
-)
-
-sliced_wasserstein = _differentiable(
-    visreg_core.sliced_wasserstein,
-    "x",
-    "y",
-    example="""
-    >>> import jax
-    >>> from visreg_jax import random_slices
-    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
-    >>> slices = random_slices(4, 32)
-    >>> jax.jit(jax.grad(sliced_wasserstein))(x, x[:50] + 1.0, slices).shape
-    (64, 4)
-    """,
-)
-
-max_sliced_wasserstein = _differentiable(
-    visreg_core.max_sliced_wasserstein,
-    "x",
-    "y",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> x = jnp.zeros((5, 2))
-    >>> float(jax.jit(max_sliced_wasserstein)(x, x + jnp.asarray([3.0, 0.0]), jnp.eye(2)))
-    3.0
-    """,
-)
-
-epps_pulley = _differentiable(
-    visreg_core.epps_pulley,
-    "x",
-    example="""
-    >>> import jax
-    >>> jax.jit(epps_pulley)(jax.random.normal(jax.random.key(0), (3, 500))).shape
-    (3,)
-    """,
-)
-
-sigreg_loss = _differentiable(
-    visreg_core.sigreg_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> from visreg_jax import random_slices
-    >>> z = jax.random.normal(jax.random.key(0), (256, 16))
-    >>> slices = random_slices(16, 64)
-    >>> bool(jax.jit(sigreg_loss)(z, slices) < jax.jit(sigreg_loss)(0.1 * z, slices))
-    True
-    """,
-)
-
-variance_loss = _differentiable(
-    visreg_core.variance_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> float(jax.jit(variance_loss)(jnp.asarray([[1.0], [-1.0]])))
-    0.0
-    """,
-)
-
-covariance_loss = _differentiable(
-    visreg_core.covariance_loss,
-    "z",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> float(jax.jit(covariance_loss)(jnp.asarray([[1.0, 1.0], [-1.0, -1.0]])))
-    4.0
-    """,
-)
-
-vicreg_loss = _differentiable(
-    visreg_core.vicreg_loss,
-    "a",
-    "b",
-    example="""
-    >>> import jax
-    >>> a = jax.random.normal(jax.random.key(0), (32, 8))
-    >>> float(jax.jit(vicreg_loss)(a, a).invariance)
-    0.0
-    """,
-)
-
-barlow_twins_loss = _differentiable(
-    visreg_core.barlow_twins_loss,
-    "a",
-    "b",
-    example="""
-    >>> import jax
-    >>> a = jax.random.normal(jax.random.key(0), (64, 4))
-    >>> bool(jax.jit(barlow_twins_loss)(a, a).on_diagonal < 1e-10)
-    True
-    """,
-)
-
-sag_vicreg_loss = _differentiable(
-    visreg_core.sag_vicreg_loss,
-    "a",
-    "b",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> a, b = jax.random.normal(jax.random.key(0), (2, 16, 4))
-    >>> terms = jax.jit(sag_vicreg_loss)(a, b, jnp.arange(16), jnp.ones(16))
-    >>> terms._fields
-    ('total', 'invariance', 'variance', 'covariance')
-    """,
-)
-
-spectralnet_loss = _differentiable(
-    visreg_core.spectralnet_loss,
-    "y",
-    example="""
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> float(jax.jit(spectralnet_loss)(jnp.asarray([[0.0], [2.0]]), jnp.ones((2, 2))))
-    2.0
-    """,
-)
+__all__ = ["differentiable", "normal_quantiles", "random_slices"]
+__all__ += [loss.name for loss in own_losses()]
+__all__.sort()
 
 
 def random_slices(

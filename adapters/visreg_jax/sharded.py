@@ -42,30 +42,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from visreg_core import _checks
-from visreg_core.losses._execution import SORTING
+from visreg_core.losses.declaration import Declaration, declaration_of, own_losses
+from visreg_core.losses.execution import SORTING
 from visreg_jax._collectives import Axes, AxisName, names
-from visreg_jax._custom_vjp import Call, evaluate, prepare
-from visreg_jax.functional import EMBEDDINGS, LOSSES, documented
+from visreg_jax._custom_vjp import StaticCall, evaluate, prepare
 
-__all__ = [
-    "barlow_twins_loss",
-    "center_loss",
-    "covariance_loss",
-    "epps_pulley",
-    "gaussian_sliced_wasserstein",
-    "invariance_loss",
-    "on_mesh",
-    "sag_vicreg_loss",
-    "scale_loss",
-    "shape_loss",
-    "sigreg_loss",
-    "variance_loss",
-    "vicreg_loss",
-    "visreg_loss",
-]
-
-_SORTING = ("shape_loss", "visreg_loss", "gaussian_sliced_wasserstein")
-_SLICED = (*_SORTING, "sigreg_loss")
 _DESCRIBED = {
     "axis_name": """axis_name : name or tuple of names
     Of the axes along which the rows are spread, equally many on each device; `row_mask` leaves
@@ -81,60 +62,84 @@ _DESCRIBED = {
 }
 
 
-def _sharded(name: str, arguments: str) -> Callable[..., Any]:
-    """The loss of this name for use where its axes are manual."""
-    loss, embeddings = LOSSES[name], EMBEDDINGS[name]
-    keywords = ["axis_name", *["slice_axis"] * (name in _SLICED), *["sorting"] * (name in _SORTING)]
+def along_axis(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss for use where its axes are manual: each device passes its own rows.
+
+    Parameters
+    ----------
+    loss : callable
+        A declared loss that can be sharded.
+
+    Returns
+    -------
+    callable
+        With the arguments of `loss`, and `axis_name`; of slices also `slice_axis`; of a loss that
+        sorts also `sorting`.
+
+    Raises
+    ------
+    TypeError
+        Where `loss` is not one that can be sharded.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from visreg_core import center_loss
+    >>> rows = jax.numpy.ones((2, 4, 3))  # two devices' rows
+    >>> loss = along_axis(center_loss)
+    >>> jax.vmap(lambda z: loss(z, axis_name="data"), axis_name="data")(rows).tolist()
+    [1.0, 1.0]
+    """
+    declaration = declaration_of(loss)
+    if not declaration.sharded:
+        raise TypeError(f"expected a loss of the rows of a batch; found {declaration.name}")
+    given = [
+        "axis_name",
+        *["slice_axis"] * declaration.takes_slices,
+        *["sorting"] * declaration.sorts,
+    ]
     defaults = {"axis_name": inspect.Parameter.empty, "slice_axis": None, "sorting": "auto"}
-    signature = inspect.signature(loss)
-    signature = signature.replace(
+    signature = declaration.signature.replace(
         parameters=[
-            *signature.parameters.values(),
+            *declaration.signature.parameters.values(),
             *(
                 inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=defaults[key])
-                for key in keywords
+                for key in given
             ),
         ]
     )
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        given = {**defaults, **signature.bind(*args, **kwargs).arguments}
-        axes = Axes(given["axis_name"], given["slice_axis"])
-        _checks.choice("sorting", given["sorting"], SORTING)
-        rest = {key: value for key, value in kwargs.items() if key not in keywords}
-        call, arrays = prepare(loss, embeddings, args, rest, given["sorting"], axes)
+        inputs = {**defaults, **signature.bind(*args, **kwargs).arguments}
+        axes = Axes(inputs["axis_name"], inputs["slice_axis"])
+        _checks.choice("sorting", inputs["sorting"], SORTING)
+        rest = {key: value for key, value in kwargs.items() if key not in given}
+        bound = declaration.bind(args, rest)
+        call, arrays = prepare(declaration, bound, inputs["sorting"], axes)
         return evaluate(
             call,
             [
-                axes.varied(x) if argument in embeddings else x
+                axes.varied(x) if argument in declaration.differentiated else x
                 for argument, x in zip(call.names, arrays, strict=True)
             ],
         )
 
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = __name__
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    described = "".join(_DESCRIBED[key] for key in keywords)
-    example = f"On each device, with its own rows::\n\n    {name}({arguments}, axis_name='data')"
-    function.__doc__ = documented(loss, example).replace(
-        "\n\nReturns\n", f"\n{described}\nReturns\n", 1
-    )
-    return function
+    own: Any = function
+    own.__name__ = own.__qualname__ = declaration.name
+    own.__module__ = __name__
+    own.__signature__, own.declaration = signature, declaration
+    described, _, _ = (inspect.getdoc(loss) or "").partition("Examples\n--------\n")
+    further = "".join(_DESCRIBED[key] for key in given)
+    own.__doc__ = described.replace("\n\nReturns\n", f"\n{further}\nReturns\n", 1)
+    return own
 
 
-center_loss = _sharded("center_loss", "z")
-scale_loss = _sharded("scale_loss", "z")
-shape_loss = _sharded("shape_loss", "z, slices")
-visreg_loss = _sharded("visreg_loss", "z, slices")
-invariance_loss = _sharded("invariance_loss", "views")
-gaussian_sliced_wasserstein = _sharded("gaussian_sliced_wasserstein", "z, slices")
-epps_pulley = _sharded("epps_pulley", "x")
-sigreg_loss = _sharded("sigreg_loss", "z, slices")
-variance_loss = _sharded("variance_loss", "z")
-covariance_loss = _sharded("covariance_loss", "z")
-vicreg_loss = _sharded("vicreg_loss", "a, b")
-barlow_twins_loss = _sharded("barlow_twins_loss", "a, b")
-sag_vicreg_loss = _sharded("sag_vicreg_loss", "a, b, pairs, pair_weights")
+_LOSSES = {loss.name: along_axis(loss.public) for loss in own_losses() if loss.sharded}
+globals().update(_LOSSES)
+
+__all__ = ["along_axis", "on_mesh"]
+__all__ += list(_LOSSES)
+__all__.sort()
 
 
 # --- arrays that are not cut up yet ---------------------------------------------------------------
@@ -188,9 +193,8 @@ def on_mesh(
     >>> jax.jit(jax.grad(lambda z: loss(z, random_slices(8, 16)).total))(z).shape
     (101, 8)
     """
-    name = getattr(loss, "__name__", "")
-    if name not in _NAMES:
-        raise TypeError(f"expected one of the losses {', '.join(_NAMES)}; found {loss!r}")
+    declaration = declaration_of(loss)
+    on_device = along_axis(declaration.public)
     keywords: dict[str, Any] = {"axis_name": axis_name}
     if slice_axis is not None:
         keywords["slice_axis"] = slice_axis
@@ -200,21 +204,20 @@ def on_mesh(
     for axis in axes.all or (axis_name,):
         if axis not in mesh.axis_names:
             raise ValueError(f"expected an axis of the mesh {mesh.axis_names}; found {axis!r}")
-    on_device = globals()[name]
     inspect.signature(on_device).bind_partial(**keywords)  # a loss without slices has no slice_axis
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        given = dict(inspect.signature(LOSSES[name]).bind(*args, **kwargs).arguments)
-        _check(name, given)
-        places = _places(name, given, axes)
+        given = declaration.bind(args, kwargs)
+        _check(declaration, given)
+        places = _places(declaration, given, axes)
         _fill_up(given, places, math.prod(mesh.shape[axis] for axis in names(axis_name)))
-        call, arrays = prepare(LOSSES[name], EMBEDDINGS[name], (), given)
+        call, arrays = prepare(declaration, given)
         specs = [
             _spec(x.ndim, *places.get(k, (-1, None)))
             for k, x in zip(call.names, arrays, strict=True)
         ]
         parts = math.prod(mesh.shape[axis] for axis in names(slice_axis))
-        if "slices" in given and given["slices"].shape[-1] % parts:
+        if declaration.takes_slices and given["slices"].shape[-1] % parts:
             raise ValueError(
                 f"expected slices whose number divides by {parts}, the size of "
                 f"axis {slice_axis!r}; found {given['slices'].shape[-1]}"
@@ -223,28 +226,28 @@ def on_mesh(
         return spread(call, tuple(specs), placed)
 
     @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-    def spread(call: Call, specs: tuple[PartitionSpec, ...], arrays: list[jax.Array]) -> Any:
+    def spread(call: StaticCall, specs: tuple[PartitionSpec, ...], arrays: list[jax.Array]) -> Any:
         return jax.shard_map(
-            lambda *own: on_device(**call.arguments(own), **keywords),
+            lambda *own: on_device(**call.inputs(own), **keywords),
             mesh=mesh,
             in_specs=specs,
             out_specs=PartitionSpec(),
         )(*arrays)
 
-    function.__name__ = function.__qualname__ = f"{name}_on_mesh"
-    function.__signature__ = inspect.signature(LOSSES[name])  # type: ignore[attr-defined]
+    function.__name__ = function.__qualname__ = f"{declaration.name}_on_mesh"
+    function.__signature__ = declaration.signature  # type: ignore[attr-defined]
     return function
 
 
-def _check(name: str, given: dict[str, Any]) -> None:
+def _check(declaration: Declaration, given: dict[str, Any]) -> None:
     """The loss's own checks, of the arguments as they came; nothing is computed."""
-    call, arrays = prepare(LOSSES[name], EMBEDDINGS[name], (), given)
+    call, arrays = prepare(declaration, given)
     _whole.eval_shape(call, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _whole(call: Call, arrays: list[jax.Array]) -> Any:
-    return call.loss(**call.arguments(arrays))
+def _whole(call: StaticCall, arrays: list[jax.Array]) -> Any:
+    return call.loss(**call.inputs(arrays))
 
 
 def _placed(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
@@ -255,12 +258,14 @@ def _placed(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
     return jax.sharding.reshard(x, sharding) if AxisType.Explicit in mesh.axis_types else x
 
 
-def _places(name: str, given: dict[str, Any], axes: Axes) -> dict[str, tuple[int, AxisName]]:
+def _places(
+    declaration: Declaration, given: dict[str, Any], axes: Axes
+) -> dict[str, tuple[int, AxisName]]:
     """The axis of each argument that is spread, from its end, and along which axis of the mesh."""
-    row = given.get("axis", -1) if name == "epps_pulley" else -2
-    places = dict.fromkeys(EMBEDDINGS[name], (row, axes.rows))
-    places |= dict.fromkeys(("row_mask", "pairs", "pair_weights"), (-1, axes.rows))
-    return {**places, "slices": (-1, axes.slices)}
+    places: dict[str, tuple[int, AxisName]] = {"slices": (-1, axes.slices)}
+    for name in declaration.row_axes:
+        places[name] = declaration.row_axis(name, given), axes.rows
+    return places
 
 
 def _fill_up(given: dict[str, Any], places: dict[str, tuple[int, AxisName]], devices: int) -> None:
@@ -286,6 +291,3 @@ def _spec(ndim: int, axis: int, along: AxisName) -> PartitionSpec:
     if ndim and names(along):
         spec[axis] = along
     return PartitionSpec(*spec)
-
-
-_NAMES = [name for name in __all__ if name in LOSSES]

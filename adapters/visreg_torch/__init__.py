@@ -9,33 +9,16 @@ from visreg_core import (
     sample_random_walk,
     transition_matrix,
 )
+from visreg_torch import functional
 from visreg_torch._batch import gather_rows
+from visreg_torch._differentiable import differentiable
 from visreg_torch.distributed import Sharding
 from visreg_torch.explanation import Explanation, explain
-from visreg_torch.functional import (
-    barlow_twins_loss,
-    center_loss,
-    covariance_loss,
-    epps_pulley,
-    gaussian_sliced_wasserstein,
-    invariance_loss,
-    joint_objective,
-    max_sliced_wasserstein,
-    random_slices,
-    random_walk_affinity,
-    random_walk_pairs,
-    sag_vicreg_loss,
-    scale_loss,
-    shape_loss,
-    sigreg_loss,
-    sliced_wasserstein,
-    spectralnet_loss,
-    variance_loss,
-    vicreg_loss,
-    visreg_loss,
-)
+from visreg_torch.functional import *  # noqa: F403  (its __all__ lists the losses, once)
 from visreg_torch.modules import (
     BarlowTwinsLoss,
+    JointObjective,
+    JointTerms,
     SAGVICRegLoss,
     SIGRegLoss,
     SlicedWassersteinLoss,
@@ -48,6 +31,8 @@ __all__ = [
     "BarlowTwinsLoss",
     "BarlowTwinsTerms",
     "Explanation",
+    "JointObjective",
+    "JointTerms",
     "SAGVICRegLoss",
     "SAGVICRegTerms",
     "SIGRegLoss",
@@ -58,29 +43,12 @@ __all__ = [
     "VISRegLoss",
     "VISRegObjective",
     "VISRegTerms",
-    "barlow_twins_loss",
-    "center_loss",
-    "covariance_loss",
-    "epps_pulley",
+    "differentiable",
     "explain",
     "gather_rows",
-    "gaussian_sliced_wasserstein",
-    "invariance_loss",
-    "joint_objective",
-    "max_sliced_wasserstein",
     "orthonormalize",
-    "random_slices",
-    "random_walk_affinity",
-    "random_walk_pairs",
-    "sag_vicreg_loss",
     "sample_random_walk",
-    "scale_loss",
-    "shape_loss",
-    "sigreg_loss",
-    "sliced_wasserstein",
-    "spectralnet_loss",
     "transition_matrix",
-    "variance_loss",
-    "vicreg_loss",
-    "visreg_loss",
 ]
+__all__ += functional.__all__
+__all__.sort()

@@ -101,7 +101,9 @@ def _word_text(value: Any) -> str:
 
 def _option_text(value: Any) -> str:
     if isinstance(value, Tensor):
-        return array_text(value)
+        # A number that is held by a tensor counts by its value. Nobody waits longer for a device
+        # than the exchange of headers does anyway.
+        return f"{value.item():.9g}" if value.ndim == 0 else array_text(value)
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(_option_text, value)) + ")"
     return repr(value)

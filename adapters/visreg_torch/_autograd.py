@@ -5,48 +5,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from visreg_torch import _batch, _op, _run, distributed
-from visreg_torch._call import Call, check_tensor, encode, split
-
-# The core holds these constant whatever they ask for.
-_HELD = ("affinity", "pair_weights", "x_weights", "y_weights")
+from visreg_core.losses.declaration import Declaration
+from visreg_torch import _batch, _operators, _passes, distributed
+from visreg_torch._call import LossCall, split
 
 
 def evaluate(
-    loss: str,
-    arguments: dict[str, Any],
-    differentiated: Sequence[str],
-    terms: Any = None,
-    *,
-    scope: str = "local",
-    group: Any = None,
+    declaration: Declaration, inputs: Mapping[str, Any], *, scope: str = "local", group: Any = None
 ) -> Any:
-    """Result of the core's loss of this name, differentiable by autograd.
-
-    arguments : tensors and options by the core's names; differentiated : names of the embeddings
-    among them; terms : class of the result, None for a loss of one field.
-    """
+    """Result of a declared loss, differentiable by autograd. `inputs` has all of its arguments."""
     sharding = distributed.sharding_of(scope, group)
     if sharding is not None:
-        wanted = _is_wanted(arguments[name] for name in differentiated)
-        arguments = _batch.global_batch(loss, arguments, sharding, wanted)
-    for name in differentiated:
-        check_tensor(name, arguments[name])
-    held, named = split(arguments, differentiated)
-    if torch.is_grad_enabled():
-        _check_constants(named, differentiated)
+        wanted = _is_wanted(inputs[name] for name in declaration.differentiated)
+        inputs = _batch.global_batch(declaration, inputs, sharding, wanted)
+    call, named = split(declaration, inputs, distributed.name_of(sharding))
     tensors = list(named.values())
-    call = loss, held, len(differentiated), distributed.name_of(sharding)
-    fused = _run.is_fused(Call(*call), tensors)
-    fields = _fields(Call(*call, fused), tensors, 1 if terms is None else len(terms._fields))
-    return fields[0] if terms is None else terms(*fields)
+    # Lists, not generators, which take twice the time.
+    wanted = torch.is_grad_enabled() and any([t.requires_grad for t in tensors])  # noqa: C419
+    if wanted:
+        _check_constants(declaration, named, len(call.names))
+        wanted = any([t.requires_grad for t in tensors[: len(call.names)]])  # noqa: C419
+    if _passes.is_fused(call, tensors):
+        call = call._replace(fused=True)
+    if _operators.is_needed(tensors):
+        fields: Sequence[Tensor] = _operators.call(call, tensors, wanted)
+    elif torch._C._are_functorch_transforms_active():
+        # Inside a transform of torch.func a tensor need not say that it requires a gradient.
+        fields = _apply(_Transformed, call, *tensors)[: len(declaration.fields)]
+    elif wanted:
+        fields = _apply(_Eager, call, *tensors)
+    else:
+        fields = _passes.forward(call, tensors, need_gradient=False)[0]
+    return fields[0] if declaration.terms is None else declaration.terms(*fields)
 
 
 def _is_wanted(embeddings: Iterable[Any]) -> bool:
@@ -54,135 +51,130 @@ def _is_wanted(embeddings: Iterable[Any]) -> bool:
     return torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in embeddings)
 
 
-def _check_constants(named: dict[str, Tensor], differentiated: Sequence[str]) -> None:
-    for name, t in named.items():
-        if t.requires_grad and name not in differentiated and name not in _HELD:
+def _check_constants(declaration: Declaration, named: dict[str, Tensor], count: int) -> None:
+    for name, t in list(named.items())[count:]:
+        if t.requires_grad and name not in declaration.constants:
             raise ValueError(
                 f"expected {name} without gradient; found requires_grad=True: "
                 "the losses are differentiated with respect to the embeddings only"
             )
 
 
-def _fields(call: Call, tensors: list[Tensor], n_fields: int) -> Sequence[Tensor]:
-    wanted = _is_wanted(tensors[: call.n_embeddings])
-    if _op.is_needed(tensors):
-        text, numbers = encode(call)
-        if wanted:
-            return _apply(_Traced, text, numbers, n_fields, *_apart(tensors))[:n_fields]
-        return torch.ops.visreg.forward(tensors, text, numbers, False)
-    # Inside a transform of torch.func a tensor need not say that it requires a gradient.
-    if wanted or torch._C._are_functorch_transforms_active():
-        return _apply(_Direct, _Tape(call), *tensors)[:n_fields]
-    return _run.forward(call, tensors, need_grad=False)[0]
+def _apply(function: type[Function], *args: Any) -> Any:
+    return function.apply(*args)  # type: ignore[no-untyped-call]
 
 
-def _apart(tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors, a second mention of one as its view: Dynamo takes none twice."""
-    return [
-        t.view_as(t) if any(t is other for other in tensors[:i]) else t
-        for i, t in enumerate(tensors)
-    ]
-
-
-def _apply(function: Any, *inputs: Any) -> Any:
-    """``function.apply``, which torch does not type."""
-    return function.apply(*inputs)
-
-
-# --- eager ----------------------------------------------------------------------------------------
-
-
-class _Tape:
-    """A call on its way through autograd. The forward pass leaves here how to go back."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.n_fields = 0
-        self.pullback: Any = None
-
-
-class _Direct(Function):
-    """Fields of a call, and behind them, not differentiable, the tensors that it keeps."""
+class _Eager(Function):
+    """A call outside of transforms: torch binds the arguments of their kind much more slowly."""
 
     @staticmethod
-    def forward(tape: _Tape, *tensors: Tensor) -> tuple[Tensor, ...]:
-        fields, kept, tape.pullback = _run.forward(tape.call, tensors, need_grad=True)
-        tape.n_fields = len(fields)
-        return (*fields, *kept)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        tape, *tensors = inputs
-        kept = output[tape.n_fields :]
-        ctx.tape, ctx.n_tensors = tape, len(tensors)
-        ctx.mark_non_differentiable(*kept)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(tensors[i] for i in tape.pullback.needed), *kept)
+    def forward(ctx: Any, call: LossCall, *tensors: Tensor) -> tuple[Tensor, ...]:
+        fields, saved = _passes.forward(call, tensors, need_gradient=True)
+        _save(ctx, call, tensors, saved)
+        return tuple(fields)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        pullback, given = ctx.tape.pullback, cotangents[: ctx.tape.n_fields]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            present = [c is not None for c in given]
-            arrays = [c for c in given if c is not None]
-            gradients = _apply(_Back, pullback, present, *arrays, *ctx.saved_tensors)
-        else:
-            donated = not torch._C._autograd._get_current_graph_task_keep_graph()
-            gradients = _back(pullback, given, ctx.saved_tensors, donated=donated)
-        return (None, *gradients, *[None] * (ctx.n_tensors - len(gradients)))
+        return _back(ctx, cotangents)
+
+
+class _Transformed(Function):
+    """A call inside a transform: fields, and after them, not differentiable, what is saved."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, tape: _Tape, *tensors: Tensor) -> Any:
-        return _one_by_one(
-            lambda *sample: _apply(_Direct, tape, *sample), info.batch_size, in_dims[1:], tensors
-        )
-
-
-def _back(
-    pullback: _run.Pullback,
-    cotangents: Sequence[Tensor | None],
-    saved: Sequence[Tensor],
-    *,
-    donated: bool = False,
-) -> list[Tensor]:
-    needed = pullback.needed
-    tensors = dict(zip(needed, saved, strict=False))  # and behind them what was kept
-    return _run.backward(pullback, tensors, saved[len(needed) :], cotangents, donated=donated)
-
-
-class _Back(Function):
-    """The backward pass where a second derivative may be asked for, or under torch.func."""
-
-    @staticmethod
-    def forward(
-        pullback: _run.Pullback, present: Sequence[bool], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        given = iter(tensors)
-        cotangents = [next(given) if there else None for there in present]
-        return tuple(_back(pullback, cotangents, list(given)))
+    def forward(call: LossCall, *tensors: Tensor) -> tuple[Tensor, ...]:
+        fields, saved = _passes.forward(call, tensors, need_gradient=True)
+        return (*fields, *_passes.without_none(saved, fields[0]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.loss = inputs[0].call.loss
+        call, *tensors = inputs
+        saved = output[len(call.declaration.fields) :]
+        ctx.mark_non_differentiable(*saved)
+        _save(ctx, call, tensors, saved)
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            f"expected one derivative of visreg_torch.{ctx.loss}; found a second: "
-            f"torch differentiates visreg_core.{ctx.loss} as often as you like"
-        )
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _back(ctx, cotangents[: len(ctx.call.declaration.fields)])
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, pullback: Any, present: Any, *tensors: Tensor) -> Any:
-        return _one_by_one(
-            lambda *sample: _apply(_Back, pullback, present, *sample),
+    def vmap(info: Any, in_dims: Any, call: LossCall, *tensors: Tensor) -> Any:
+        return one_by_one(
+            lambda *sample: _apply(_Transformed, call, *sample),
             info.batch_size,
-            in_dims[2:],
+            in_dims[1:],
             tensors,
         )
 
 
-def _one_by_one(
+def _save(
+    ctx: Any, call: LossCall, tensors: Sequence[Tensor], saved: Sequence[Tensor | None]
+) -> None:
+    """Keep tensors and what was saved; of arrays whose shape is enough only the shape."""
+    absent = call.shape_only()
+    ctx.call, ctx.n_tensors = call, len(tensors)
+    ctx.shapes = [(i, tensors[i].dtype, tensors[i].shape) for i in absent]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*[t for i, t in enumerate(tensors) if i not in absent], *saved)
+
+
+def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients of the tensors of a call, given a cotangent of each field."""
+    call, n = ctx.call, ctx.n_tensors
+    for c in given:
+        if c is not None and torch._C._functorch.is_legacy_batchedtensor(c):
+            raise RuntimeError(
+                f"expected one cotangent of visreg_torch.{call.declaration.name} at a time; found "
+                "a batch of them (is_grads_batched, vectorize): use torch.func.jacrev or vmap"
+            )
+    left = list(ctx.saved_tensors)
+    for i, dtype, shape in ctx.shapes:  # in order, so that each lands in its place
+        left.insert(i, left[0].new_empty((), dtype=dtype).expand(shape))
+    tensors, saved = left[:n], left[n:]
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        present = [c is not None for c in given]
+        arrays = [c for c in given if c is not None]
+        saved = _passes.without_none(saved, tensors[0])
+        gradients = _apply(_Gradient, call, n, present, *arrays, *tensors, *saved)
+    else:
+        donated = not torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = _passes.backward(call, tensors, saved, given, donated=donated)
+    return (None, *gradients, *[None] * (n - len(gradients)))
+
+
+class _Gradient(Function):
+    """The backward pass where a second derivative may be asked for, or under torch.func."""
+
+    @staticmethod
+    def forward(
+        call: LossCall, n: int, present: Sequence[bool], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        left = iter(tensors)
+        cotangents = [next(left) if there else None for there in present]
+        inputs = [next(left) for _ in range(n)]
+        return tuple(_passes.backward(call, inputs, list(left), cotangents))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.loss = inputs[0].declaration.name
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_operators.second_derivative(ctx.loss))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, call: LossCall, n: int, present: Any, *tensors: Tensor
+    ) -> Any:
+        return one_by_one(
+            lambda *sample: _apply(_Gradient, call, n, present, *sample),
+            info.batch_size,
+            in_dims[3:],
+            tensors,
+        )
+
+
+def one_by_one(
     function: Callable[..., tuple[Tensor, ...]],
     size: int,
     in_dims: Sequence[int | None],
@@ -200,35 +192,3 @@ def _one_by_one(
     ]
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
-
-
-# --- traced ---------------------------------------------------------------------------------------
-
-
-class _Traced(Function):
-    """The same by the two operators, in code that torch can trace."""
-
-    @staticmethod
-    def forward(
-        text: str, numbers: list[float], n_fields: int, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.visreg.forward(list(tensors), text, numbers, True))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        text, numbers, n_fields, *tensors = inputs
-        ctx.text, ctx.numbers, ctx.n_fields, ctx.n_tensors = text, numbers, n_fields, len(tensors)
-        ctx.mark_non_differentiable(*output[n_fields:])
-        ctx.save_for_backward(*tensors, *output[n_fields:])
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        n = ctx.n_tensors
-        gradients = torch.ops.visreg.backward(
-            list(ctx.saved_tensors[:n]),
-            list(ctx.saved_tensors[n:]),
-            list(cotangents[: ctx.n_fields]),
-            ctx.text,
-            ctx.numbers,
-        )
-        return (None, None, None, *gradients, *[None] * (n - len(gradients)))

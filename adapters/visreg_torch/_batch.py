@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from visreg_core.losses.declaration import Declaration
 from visreg_torch import _agreement
 from visreg_torch.distributed import (
     ProcessShards,
@@ -20,12 +21,12 @@ from visreg_torch.distributed import (
     shards_of,
 )
 
-# The axis of an argument along which its rows lie.
-ROW_AXES = {"z": -2, "a": -2, "b": -2, "pairs": -1, "pair_weights": -1, "row_mask": -1}
+# The axes of rows of the arguments of functions that are no losses.
+_OF_ROWS = {"z": -2, "a": -2, "b": -2}
 
 
 def global_batch(
-    loss: str, arguments: Mapping[str, Any], sharding: Sharding, wanted: bool
+    declaration: Declaration, arguments: Mapping[str, Any], sharding: Sharding, wanted: bool
 ) -> dict[str, Any]:
     """The arguments of a loss, with as many rows on every process.
 
@@ -37,8 +38,8 @@ def global_batch(
 
     Parameters
     ----------
-    loss : str
-        Name of the loss.
+    declaration : Declaration
+        Of the loss.
     arguments : mapping
         Its arguments by name.
     sharding : Sharding
@@ -56,54 +57,64 @@ def global_batch(
     ValueError
         On every process, where the arguments do not fit, or where all together have too few rows.
     """
+    axes = {
+        name: declaration.row_axis(name, arguments)
+        for name in declaration.row_axes
+        if arguments[name] is not None
+    }
     if sharding.static_shapes:
-        of_rows = _of_rows(arguments).items()
-        lengths = [x.shape[ROW_AXES[k]] for k, x in of_rows if x.ndim >= -ROW_AXES[k]]
+        lengths = [arguments[k].shape[a] for k, a in axes.items() if arguments[k].ndim >= -a]
         own = max(lengths, default=2)
         size, masked = n_processes(sharding.group), arguments.get("row_mask") is not None
-        return _padded(arguments, [own] * size, rank=0, masked=masked)
-    headers = _exchange_headers(loss, arguments, sharding.group, wanted)
+        return _padded(arguments, axes, [own] * size, rank=0, masked=masked)
+    told = {**arguments, "sorting": sharding.sorting} if declaration.sorts else arguments
+    headers = _exchange_headers(declaration.name, told, axes, sharding.group, wanted)
     ranks = dist.get_process_group_ranks(sharding.group)
-    _agreement.check(headers, ranks, least=1 if loss == "invariance_loss" else 2)
+    _agreement.check(headers, ranks, least=declaration.min_rows)
     rows = [header["rows"] for header in headers]
     masked = any(header["masked"] for header in headers)
-    return _padded(arguments, rows, dist.get_rank(sharding.group), masked)
-
-
-def _of_rows(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: x for k, x in arguments.items() if k in ROW_AXES and isinstance(x, Tensor)}
+    return _padded(arguments, axes, rows, dist.get_rank(sharding.group), masked)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _exchange_headers(
-    loss: str, arguments: Mapping[str, Any], group: Any, wanted: bool = False
+    what: str,
+    arguments: Mapping[str, Any],
+    axes: Mapping[str, int],
+    group: Any,
+    wanted: bool = False,
 ) -> list[dict[str, Any]]:
     """Every process's header, in order of rank."""
-    text = _agreement.header(loss, arguments, ROW_AXES, wanted)
-    arrays = _of_rows(arguments)
+    text = _agreement.header(what, arguments, axes, wanted)
+    arrays = {name: arguments[name] for name in axes if isinstance(arguments[name], Tensor)}
     on_host = "cpu" in dist.get_backend_config(group)
     device = "cpu" if on_host else next((x.device for x in arrays.values()), "cuda")
     own = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
     passed = ", ".join(f"{name} {_agreement.array_text(x)}" for name, x in arrays.items())
-    every = ProcessShards(group, f"{loss} of {passed}").gather(own, axis=0).cpu().numpy().tobytes()
+    every = ProcessShards(group, f"{what} of {passed}").gather(own, axis=0).cpu().numpy().tobytes()
     return _agreement.read_headers(every)
 
 
 def _padded(
-    arguments: Mapping[str, Any], rows: list[int], rank: int, masked: bool
+    arguments: Mapping[str, Any],
+    axes: Mapping[str, int],
+    rows: list[int],
+    rank: int,
+    masked: bool,
 ) -> dict[str, Any]:
     most = max(2, *rows)
     if not masked and min(rows) == most:
         return dict(arguments)
-    of_rows = _of_rows(arguments)
+    of_rows = {name: arguments[name] for name in axes}
     out = dict(arguments)
     if out.get("row_mask") is None:
         some = next(iter(of_rows.values()))
         of_rows["row_mask"] = torch.ones(rows[rank], dtype=torch.bool, device=some.device)
+        axes = {**axes, "row_mask": -1}
     if "pairs" in of_rows:
         of_rows["pairs"] = _renumbered(of_rows["pairs"], rows, most)
     for name, x in of_rows.items():
-        out[name] = _with_rows(x, ROW_AXES[name], most)
+        out[name] = _with_rows(x, axes[name], most)
     return out
 
 
@@ -111,7 +122,12 @@ def _with_rows(x: Tensor, axis: int, length: int) -> Tensor:
     """`x` with zeros (False) added up to `length` along `axis`."""
     shape = list(x.shape)
     shape[axis] = length - shape[axis]
-    return torch.cat([x, x.new_zeros(shape)], axis) if shape[axis] else x
+    if not shape[axis]:
+        return x
+    # Autocast knows no mixture of its dtype and another 16-bit one, and would raise on the
+    # processes that pad alone.
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.cat([x, x.new_zeros(shape)], axis)
 
 
 def _renumbered(pairs: Tensor, rows: list[int], most: int) -> Tensor:
@@ -166,10 +182,11 @@ def agreed_rows(
     what: str, arguments: Mapping[str, Any], sharding: Sharding, least: int = 0
 ) -> list[int]:
     """Each process's number of rows; ValueError on all where anything else differs."""
+    axes = {name: axis for name, axis in _OF_ROWS.items() if name in arguments}
     if sharding.static_shapes:
-        own = next(x.shape[ROW_AXES[k]] for k, x in _of_rows(arguments).items())
+        own = next(arguments[name].shape[axis] for name, axis in axes.items())
         return [own] * n_processes(sharding.group)
-    headers = _exchange_headers(what, arguments, sharding.group)
+    headers = _exchange_headers(what, arguments, axes, sharding.group)
     _agreement.check(headers, dist.get_process_group_ranks(sharding.group), least=least)
     return [header["rows"] for header in headers]
 

@@ -15,10 +15,41 @@ from torch import Tensor
 import visreg_core
 from visreg_core import _checks, _slices_numpy, _tiles, _xp
 from visreg_core.slices import DOMAIN_SLICES, check_range, key_word, orthogonal_columns
-from visreg_torch import _op
+from visreg_torch import _operators
 from visreg_torch.kernels.dispatch import choose, load
 
 Word = int | Tensor
+
+
+def random_slices(
+    dim: int,
+    n_slices: int,
+    *,
+    seed: int | Tensor = 0,
+    step: int | Tensor = 0,
+    start: int = 0,
+    sampler: str = "gaussian",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Unit directions (dim, n_slices) by a counter-based stream, as `visreg_core.random_slices`.
+
+    Examples
+    --------
+    >>> from visreg_torch import random_slices
+    >>> random_slices(8, 5, seed=1, step=3).shape
+    torch.Size([8, 5])
+    """
+    return draw(
+        dim,
+        n_slices,
+        seed=seed,
+        step=step,
+        start=start,
+        sampler=sampler,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def draw(
@@ -60,7 +91,7 @@ def draw(
         if kernel is not None:
             return load("slices", kernel)(dim, n_slices, **options, dtype=dtype, device=device)
     if device.type == "cpu":
-        with _tiles.at_most_threads(torch.get_num_threads()):
+        with _tiles.at_most_threads(torch.get_num_threads(), 8 * dim * n_slices):
             return _drawn_by_numpy(dim, n_slices, **options, sampler=sampler, dtype=dtype)
     return visreg_core.random_slices(
         dim, n_slices, **options, sampler=sampler, xp=torch, dtype=dtype, device=device
@@ -70,10 +101,8 @@ def draw(
 def are_traced(*words: Word) -> bool:
     """Whether code is traced, or words may stand for several."""
     tensors = [w for w in words if isinstance(w, Tensor)]
-    return (
-        _op.is_needed(tensors)
-        or torch._C._get_tracing_state() is not None
-        or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+    return _operators.is_needed(tensors) or any(
+        torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
     )
 
 

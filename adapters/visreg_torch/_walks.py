@@ -25,13 +25,84 @@ from visreg_core.losses.random_walk import (
 )
 from visreg_torch import _batch
 from visreg_torch._call import check_tensor
-from visreg_torch._run import without_autocast
+from visreg_torch._passes import without_autocast
 from visreg_torch._slices import are_traced, word_for
-from visreg_torch.distributed import Sharding, rank_of
+from visreg_torch.distributed import Sharding, rank_of, sharding_of
 
 Word = int | Tensor
 
 _PAIRS = "random_walk_pairs"  # in messages
+
+
+def random_walk_affinity(
+    a: Tensor,
+    b: Tensor,
+    n_neighbors: int = 10,
+    percentile: float = 20,
+    *,
+    scale: str = "local",
+    symmetrize: bool = False,
+) -> Tensor:
+    """Affinity (N, N) of the rows of two views, as `visreg_core.random_walk_affinity`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from visreg_torch import random_walk_affinity
+    >>> a, b = torch.randn(2, 16, 4)
+    >>> random_walk_affinity(a, b, n_neighbors=3).shape
+    torch.Size([16, 16])
+    """
+    return affinity(
+        a,
+        b,
+        n_neighbors=n_neighbors,
+        percentile=percentile,
+        scale=scale,
+        symmetrize=symmetrize,
+    )
+
+
+def random_walk_pairs(
+    a: Tensor,
+    b: Tensor,
+    n_neighbors: int = 10,
+    percentile: float = 20,
+    *,
+    scale: str = "local",
+    symmetrize: bool = False,
+    n_steps: int = 1,
+    seed: int | Tensor = 0,
+    step: int | Tensor = 0,
+    scope: str = "local",
+    group: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """Pairs (N,) of the rows of two views and their weights, as `visreg_core.random_walk_pairs`.
+
+    In global scope b's rows are counted through all processes, and each gets the pairs of its own
+    rows of a.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from visreg_torch import random_walk_pairs, sag_vicreg_loss
+    >>> a, b = torch.randn(2, 16, 4)
+    >>> at, pair_weights = random_walk_pairs(a, b, n_neighbors=3, step=7)
+    >>> sag_vicreg_loss(a, b, at, pair_weights)._fields
+    ('total', 'invariance', 'variance', 'covariance')
+    """
+    return pairs(
+        a,
+        b,
+        sharding=sharding_of(scope, group),
+        n_neighbors=n_neighbors,
+        percentile=percentile,
+        scale=scale,
+        symmetrize=symmetrize,
+        n_steps=n_steps,
+        seed=seed,
+        step=step,
+    )
 
 
 def affinity(a: Tensor, b: Tensor, **options: Any) -> Tensor:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from visreg_core import _checks
-from visreg_core.losses._execution import SORTING
+from visreg_core.losses.execution import SORTING
 from visreg_torch import _agreement
 
 __all__ = ["Sharding", "Traffic", "gradient_factor"]

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 import visreg_core
-from visreg_core.losses._differentiable import implementation_of
-from visreg_core.losses._execution import PLAIN
-from visreg_core.losses._sliced import sorts_by_exchange
-from visreg_torch._run import UNSHARDED
+from visreg_core.losses.declaration import Declaration, declaration_of
+from visreg_core.losses.execution import PLAIN
+from visreg_core.losses.sliced import sorts_by_exchange
 from visreg_torch.distributed import DryShards, Sharding, Traffic, n_processes
 
 __all__ = ["Explanation", "explain"]
-
-SORTING_LOSSES = ("gaussian_sliced_wasserstein", "shape_loss", "visreg_loss")
 
 
 class Explanation(NamedTuple):
@@ -98,23 +95,27 @@ def explain(
     >>> explain("visreg_loss", z, slices, size=64).way
     'exchange'
     """
-    name = loss if isinstance(loss, str) else loss.__name__
-    function: Any = getattr(visreg_core, name, name)
-    implementation_of(function)
-    if name in UNSHARDED:
+    declaration = declaration_of(
+        getattr(visreg_core, loss, loss) if isinstance(loss, str) else loss
+    )
+    name = declaration.name
+    if not declaration.sharded:
         raise TypeError(f"expected a loss of the rows of a batch; found {name}")
     sharding = group if isinstance(group, Sharding) else Sharding(group)
     size = n_processes(sharding.group) if size is None else size
     if size == 1:
         return Explanation(name, size, "alone", "all rows are here", Traffic())
-    if name not in SORTING_LOSSES:
-        traffic = _traffic(name, arrays, options, size, "auto")
+    if not declaration.sorts:
+        traffic = _traffic(declaration, arrays, options, size, "auto")
         if "all_gather" not in traffic.calls:
             return Explanation(name, size, "moments", "it needs sums over rows", traffic)
         pairs = "its pairs are rows of any process"
         gram = "its products of rows are smaller than those of dimensions"
-        return Explanation(name, size, "rows", pairs if "sag" in name else gram, traffic)
-    both = {way: _traffic(name, arrays, options, size, way) for way in ("gather", "exchange")}
+        reason = pairs if "pairs" in declaration.row_axes else gram
+        return Explanation(name, size, "rows", reason, traffic)
+    both = {
+        way: _traffic(declaration, arrays, options, size, way) for way in ("gather", "exchange")
+    }
     dim, n_slices = arrays[0].shape[-1], arrays[1].shape[-1]
     execution = PLAIN._replace(shards=DryShards(size), sorting=sharding.sorting)
     exchange = sorts_by_exchange(execution, dim=dim, n_slices=n_slices)
@@ -129,17 +130,19 @@ def explain(
 
 
 def _traffic(
-    name: str, arrays: tuple[Tensor, ...], options: dict[str, Any], size: int, sorting: str
+    declaration: Declaration,
+    arrays: tuple[Tensor, ...],
+    options: dict[str, Any],
+    size: int,
+    sorting: str,
 ) -> Traffic:
     """Of the value and the gradient."""
-    shards = DryShards(size, name)
-    result, vjp = implementation_of(getattr(visreg_core, name))(
-        *map(_without_memory, arrays),
-        **{key: _without_memory(option) for key, option in options.items()},
-        need_grad=True,
-        execution=PLAIN._replace(shards=shards, sorting=sorting),
-    )
-    vjp(*[1.0] * (len(result) if isinstance(result, tuple) else 1))
+    shards = DryShards(size, declaration.name)
+    execution = PLAIN._replace(shards=shards, sorting=sorting, need_gradient=True)
+    bound = declaration.bind(arrays, options)
+    inputs = {name: _without_memory(value) for name, value in bound.items()}
+    _, saved = declaration.forward(execution, **inputs)
+    declaration.gradients(execution, inputs, saved, [1.0] * len(declaration.fields))
     return shards.traffic
 
 

@@ -32,10 +32,11 @@ from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import SAMPLERS
 from visreg_torch import distributed, functional
-from visreg_torch.functional import Number
 
 __all__ = [
     "BarlowTwinsLoss",
+    "JointObjective",
+    "JointTerms",
     "SAGVICRegLoss",
     "SIGRegLoss",
     "SlicedWassersteinLoss",
@@ -44,13 +45,26 @@ __all__ = [
     "VISRegObjective",
 ]
 
+Number = float | Tensor
 Step = int | Tensor | None
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+class JointTerms(NamedTuple):
+    """Terms of `JointObjective`; total = (1 − λ) invariance + λ regularizer.
+
+    ``terms`` is the regulariser's own result: named terms, or the loss alone.
+    """
+
+    total: Tensor
+    invariance: Tensor
+    regularizer: Tensor
+    terms: Any
+
+
 class VISRegObjective(NamedTuple):
-    """Terms of `VISRegLoss` with ``lam``; total = (1 − λ) invariance + λ regularizer."""
+    """Terms of ``VISRegLoss(lam=…)``; total = (1 − λ) invariance + λ regularizer."""
 
     total: Tensor
     invariance: Tensor
@@ -167,11 +181,103 @@ def _first_slice(scope: str, group: Any, n_slices: int) -> int:
     return 0 if scope == "global" else distributed.rank_of(group) * n_slices
 
 
+# --- the objective --------------------------------------------------------------------------------
+
+
+class JointObjective(nn.Module):
+    """(1 − λ) · invariance + λ · regularizer of the views (..., V, N, D) of a batch.
+
+    Parameters
+    ----------
+    regularizer : Module
+        A loss of embeddings: `VISRegLoss`, `SIGRegLoss`, `SlicedWassersteinLoss`, or any module
+        that is called as ``regularizer(z, step)`` and returns a loss, or named terms whose
+        first is ``total``. Where it has `scope` and `group` the invariance is computed over the
+        same processes.
+    lam : number
+        λ. VISReg trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6, LeJEPA with
+        0.02 or 0.05.
+    n_global : int, optional
+        How many views, the first, make the centre that all are drawn to; all if not given.
+    detach_center : bool
+        Hold that centre constant in the gradient.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For options out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> objective = JointObjective(SIGRegLoss(n_slices=64), lam=0.05)
+    >>> views = torch.randn(2, 256, 8, requires_grad=True)
+    >>> terms = objective(views)
+    >>> terms.total.backward()
+    >>> int(objective.regularizer.step)
+    1
+    """
+
+    def __init__(
+        self,
+        regularizer: nn.Module,
+        lam: Number,
+        *,
+        n_global: int | None = None,
+        detach_center: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.number("lam", lam)
+        if n_global is not None:
+            _checks.positive_int("n_global", n_global)
+        _checks.flag("detach_center", detach_center)
+        self.regularizer = regularizer
+        self.lam = lam
+        self.n_global = n_global
+        self.detach_center = detach_center
+
+    def extra_repr(self) -> str:
+        """Settings by name."""
+        return f"lam={self.lam}, n_global={self.n_global}, detach_center={self.detach_center}"
+
+    def forward(
+        self, z: Tensor, step: Step = None, *, row_mask: Tensor | None = None
+    ) -> JointTerms:
+        """Terms of the objective."""
+        masked = {} if row_mask is None else {"row_mask": row_mask}
+        terms = self.regularizer(z, step, **masked)
+        regularizer: Any = getattr(terms, "total", terms)
+        scope = getattr(self.regularizer, "scope", "local")
+        group = getattr(self.regularizer, "group", None)
+        total, invariance = _joined(self, z, regularizer, row_mask, scope, group)
+        return JointTerms(total, invariance, regularizer, terms)
+
+
+def _joined(
+    settings: Any,
+    z: Tensor,
+    regularizer: Tensor,
+    row_mask: Tensor | None,
+    scope: str,
+    group: Any,
+) -> tuple[Tensor, Tensor]:
+    """The objective, and the invariance in it."""
+    invariance = functional.invariance_loss(
+        z,
+        settings.n_global,
+        detach_center=settings.detach_center,
+        row_mask=row_mask,
+        scope=scope,
+        group=group,
+    )
+    return joint_objective(invariance, regularizer, settings.lam), invariance
+
+
 # --- one set of embeddings ------------------------------------------------------------------------
 
 
 class VISRegLoss(_Sliced):
-    """VISReg's regulariser, or with `lam` its whole objective.
+    """VISReg's regulariser. `JointObjective` adds the invariance of views.
 
     Parameters
     ----------
@@ -179,15 +285,9 @@ class VISRegLoss(_Sliced):
         Directions drawn for a forward pass; on several processes in local scope, by each.
     weights : three numbers
         λ_scale, λ_shape, λ_center; 0 is the ablation without that term.
-    lam : number, optional
-        λ of (1 − λ) · invariance + λ · regularizer, for embeddings (V, N, D) of V views; the
-        paper trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6. Not given: the
-        regulariser alone.
-    n_global : int, optional
-        With `lam`: how many views, the first, make the centre that all are drawn to; all if not
-        given.
-    detach_center : bool
-        With `lam`: hold that centre constant in the gradient.
+    lam, n_global, detach_center : optional
+        An older spelling of `JointObjective`: with `lam` the module returns the terms of the
+        whole objective, a `VISRegObjective`.
     detach_scale : bool
         Hold σ constant in the gradient of the shape (the paper's stop-gradient).
     eps : float
@@ -209,9 +309,9 @@ class VISRegLoss(_Sliced):
     Examples
     --------
     >>> import torch
-    >>> loss = VISRegLoss(n_slices=64, lam=0.9)
-    >>> views = torch.randn(2, 256, 8, requires_grad=True)
-    >>> terms = loss(views)
+    >>> loss = VISRegLoss(n_slices=64)
+    >>> z = torch.randn(2, 256, 8, requires_grad=True)
+    >>> terms = loss(z)
     >>> terms.total.backward()
     >>> int(loss.step)
     1
@@ -264,15 +364,7 @@ class VISRegLoss(_Sliced):
         )
         if self.lam is None:
             return terms
-        invariance = functional.invariance_loss(
-            z,
-            self.n_global,
-            detach_center=self.detach_center,
-            row_mask=row_mask,
-            scope=self.scope,
-            group=self.group,
-        )
-        total = joint_objective(invariance, terms.total, self.lam)
+        total, invariance = _joined(self, z, terms.total, row_mask, self.scope, self.group)
         return VISRegObjective(total, invariance, *terms)
 
 

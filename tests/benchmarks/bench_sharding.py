@@ -21,8 +21,9 @@ import visreg_core as vc
 from tests.benchmarks.bench_losses import print_table, write_json
 from tests.benchmarks.measure import interleaved_times, machine
 from visreg_core import _tiles
-from visreg_core.losses._differentiable import implementation_of
-from visreg_core.losses._execution import PLAIN
+from visreg_core.losses.declaration import declaration_of
+from visreg_core.losses.execution import PLAIN
+from visreg_core.losses.kernels import NUMPY
 from visreg_core.losses.random_walk import nearest, pairs_of_nearest
 
 SIZES = (1, 2, 3, 4)
@@ -143,13 +144,13 @@ def alone(name, shape, rounds):
     """Of each number of processes, seconds of one's share of a step, run alone by one thread."""
     loss, sorting, views = WORKS[name]
     slices = vc.random_slices(shape["d"], shape["k"], dtype=np.float32)
-    implementation = implementation_of(getattr(vc, loss))
+    declaration = declaration_of(getattr(vc, loss))
 
     def step_of(size):
         rows = np.random.default_rng(0).standard_normal(
             (shape["v"], shape["n"] // size, shape["d"]), dtype=np.float32
         )
-        execution = PLAIN._replace(sorting=sorting)
+        execution = PLAIN._replace(sorting=sorting, kernels=NUMPY, need_gradient=True)
         if size > 1:
             execution = execution._replace(shards=Echo(size))
         arrays = [rows[i] for i in range(views)] if views else [rows, slices]
@@ -163,9 +164,10 @@ def alone(name, shape, rounds):
 
         def step():
             paired = pairs() if loss == SAG_VICREG else ()
-            result, vjp = implementation(*arrays, *paired, need_grad=True, execution=execution)
-            others = len(result) - 1 if isinstance(result, tuple) else 0
-            vjp(1.0, *[0.0] * others)
+            inputs = declaration.bind((*arrays, *paired), {})
+            _, saved = declaration.forward(execution, **inputs)
+            cotangents = (1.0, *[0.0] * (len(declaration.fields) - 1))
+            declaration.gradients(execution, inputs, saved, cotangents)
 
         return step
 

@@ -25,7 +25,8 @@ from visreg_core.crosscheck import (
     _run,
     crosscheck,
 )
-from visreg_core.losses import _differentiable
+from visreg_core.crosscheck._losses import examples
+from visreg_core.losses.declaration import declaration_of, declared
 
 # Arithmetic on singular values, covariances, labels or dendrograms that are on the host already,
 # and a bootstrap of lca_similarity.
@@ -45,7 +46,7 @@ HOST_ARITHMETIC = {
     "tanglegram",
     "to_networkx",
 } | {n for n in metrics.__all__ if "_from_" in n}
-SORTING = {loss.function for loss in _registry.LOSSES if loss.sorts}
+SORTING = {loss.function for loss in examples() if loss.sorts}
 
 
 def disagreeing(records):
@@ -56,27 +57,27 @@ def disagreeing(records):
 
 
 def test_every_public_loss_is_checked():
-    checked = {c.function for c in _registry.CHECKS}
+    checked = {c.function for c in _registry.all_checks()}
     functions = {n for n in visreg_core.__all__ if n.islower() and not n.startswith("_")}
     # Every gradient comes from value_and_vjp, of which value_and_grad is one call.
-    assert functions - {"value_and_grad", "value_and_vjp"} <= checked
-    differentiable = {f.__name__ for f in _differentiable._IMPLEMENTATIONS}
-    assert differentiable == {c.function for c in _registry.CHECKS if c.of == "gradient"}
-    assert differentiable == {loss.function for loss in _registry.LOSSES if loss.differentiable}
+    assert functions - {"declare_loss", "value_and_grad", "value_and_vjp"} <= checked
+    differentiable = {d.name for d in declared()}
+    assert differentiable == {c.function for c in _registry.all_checks() if c.of == "gradient"}
+    assert differentiable == {loss.function for loss in examples() if loss.example.differentiable}
 
 
 def test_every_public_metric_is_checked():
     functions = {n for n in metrics.__all__ if n.islower()} - HOST_ARITHMETIC
-    assert functions <= {c.function for c in _registry.CHECKS}
+    assert functions <= {c.function for c in _registry.all_checks()}
 
 
 def test_names_of_checks_are_unique():
-    names = [(c.name, c.of) for c in _registry.CHECKS]
+    names = [(c.name, c.of) for c in _registry.all_checks()]
     assert len(names) == len(set(names))
 
 
 def test_everything_agrees():
-    device_checks = [c.function for c in _registry.CHECKS if not c.host]
+    device_checks = [c.function for c in _registry.all_checks() if not c.host]
     records = crosscheck(["numpy", "torch", "array_api_strict"], only=device_checks)
     assert [r for r in records if not r.agrees] == []
     assert {("torch", "bfloat16"), ("torch", "float16"), ("array_api_strict", "float32")} <= {
@@ -87,7 +88,7 @@ def test_everything_agrees():
 
 
 def test_what_is_computed_on_the_host_agrees():
-    host_checks = [c.function for c in _registry.CHECKS if c.host]
+    host_checks = [c.function for c in _registry.all_checks() if c.host]
     records = crosscheck(["torch"], dtypes=["float32"], only=host_checks)
     assert {(r.note, r.agrees) for r in records} == {("on the host", True)}
 
@@ -149,24 +150,19 @@ def test_a_lost_factor_in_one_library_is_caught(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", sorted({loss.function for loss in _registry.LOSSES}))
+@pytest.mark.parametrize("name", sorted({loss.function for loss in examples()}))
 def test_a_lost_factor_in_a_shared_gradient_is_caught(monkeypatch, name):
     """The reference has the defect, too, and its values tell."""
-    loss = getattr(visreg_core, name)
-    right = _differentiable._IMPLEMENTATIONS[loss]
+    declaration = declaration_of(getattr(visreg_core, name))
+    right = declaration.backward
 
-    def wrong(*args, **options):
-        result, vjp = right(*args, **options)
+    def halved(*args):
+        gradients = right(*args)
+        if isinstance(gradients, tuple):  # one of two is enough
+            return (gradients[0], gradients[1] / 2)
+        return gradients / 2
 
-        def halved(*cotangents):
-            gradients = vjp(*cotangents)
-            if isinstance(gradients, tuple):  # one of two is enough
-                return (gradients[0], gradients[1] / 2)
-            return gradients / 2
-
-        return result, halved
-
-    monkeypatch.setitem(_differentiable._IMPLEMENTATIONS, loss, wrong)
+    monkeypatch.setattr(declaration, "backward", halved)
     records = crosscheck(["numpy"], dtypes=["float64"], only=[name])
     assert {r.of for r in records if not r.agrees} == {"difference"}
 
@@ -231,7 +227,7 @@ def test_tolerances_are_not_stretched_on_the_own_inputs():
     """Where the condition of the inputs widens a tolerance, it does so by little."""
     for dtype in ("float64", "float32"):
         sets = _inputs.rounded(_inputs.input_sets(_inputs.own_embeddings()), dtype)
-        for check in _registry.CHECKS:
+        for check in _registry.all_checks():
             if check.sorts:
                 reference = _compare.reference_of(check, sets[check.inputs], dtype)
                 size = _compare.size_of(check, dtype)
@@ -240,19 +236,12 @@ def test_tolerances_are_not_stretched_on_the_own_inputs():
                     assert scale <= limit * size(f), (check.name, dtype)
 
 
-MAGNITUDES = {
-    loss.function: loss.magnitude
-    for loss in reversed(_registry.LOSSES)
-    if not loss.variant or loss.function == "variance_loss"
-}
-
-
 @each([c for c in CASES if not c.variant])
 def test_magnitudes_are_those_of_the_formula(case, rng):
     """Against the loops of the transcriptions; two are bounds from above."""
     arrays = case.draw(rng, 9, 5, 4)
     expected = case.expected(arrays)
-    found = MAGNITUDES[case.loss.name](*arrays.values(), **case.options)
+    found = declaration_of(case.function).magnitude(*arrays.values(), **case.options)
     for got, (name, term) in zip(found, expected.items(), strict=True):
         if "sliced_wasserstein" in case.id and "gaussian" not in case.id:
             assert term.magnitude <= got * (1 + 1e-12)
@@ -381,8 +370,10 @@ def test_records_are_told_as_they_come():
 @pytest.fixture
 def few_checks(monkeypatch):
     kept = ("random_slices", "gaussian_sliced_wasserstein", "rankme")
-    monkeypatch.setattr(_run, "CHECKS", [c for c in _registry.CHECKS if c.function in kept])
-    monkeypatch.setattr(_run, "LOSSES", [x for x in _registry.LOSSES if x.function in kept])
+    some = [c for c in _registry.all_checks() if c.function in kept]
+    monkeypatch.setattr(_run, "all_checks", lambda: some)
+    losses = [x for x in examples() if x.function in kept]
+    monkeypatch.setattr(_run, "examples", lambda: losses)
 
 
 @pytest.mark.usefixtures("few_checks")
@@ -442,4 +433,14 @@ def test_json_has_no_value_that_json_lacks():
 
 def test_registry_cannot_be_changed_by_accident():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        _registry.CHECKS[0].function = "other"
+        _registry.all_checks()[0].function = "other"
+
+
+@pytest.mark.parametrize("seed", [14, 2])  # the first raised one
+def test_places_that_change_in_float32_raise_no_alarm(seed):
+    """Two projections that differ by roundings may change places: in many sets some pair does."""
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((300, 24)) @ (np.eye(24) + 0.3 * rng.standard_normal((24, 24)))
+    sorting = [name for name in SORTING if name != "gaussian_sliced_energy_distance"]
+    records = crosscheck(["numpy"], dtypes=["float32"], embeddings=z.astype("f4"), only=sorting)
+    assert [r for r in records if not r.agrees] == []

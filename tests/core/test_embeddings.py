@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -283,6 +284,100 @@ def test_a_missing_library_is_named(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=r"needs h5py: pip install 'visreg-core\[io\]'"):
         load(folder / "plain.h5")
+
+
+# --- what other programs write, and what only looks sound ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape", ["(60L, 4L)", "(60L, 4)", "(60 , 4L ,)", "(60L,4L)", "(60L , 4L )", "(60, 4)"]
+)
+@pytest.mark.parametrize("version", [b"\x01\x00", b"\x02\x00"])
+def test_headers_of_python_2(tmp_path, shape, version):
+    z = np.arange(240, dtype="<f4").reshape(60, 4)
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 13) % 64) + b"\n"
+    size = len(header).to_bytes(2 if version[0] == 1 else 4, "little")
+    content = b"\x93NUMPY" + version + size + header + z.tobytes()
+    (tmp_path / "z.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
+        archive.writestr("z.npy", content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy warns of such headers
+        assert np.array_equal(np.load(tmp_path / "z.npy"), z)  # the oracle
+    assert np.array_equal(load(tmp_path / "z.npy").to_numpy(), z)
+    assert np.array_equal(load(tmp_path / "z.npz").to_numpy(), z)
+
+
+@pytest.mark.parametrize(
+    "header", [b"(60LL, 4)", b"{'descr': ", b"(" * 500, b"f()", b"\x00", b"1L"]
+)
+def test_malformed_headers_are_quoted(tmp_path, header):
+    size = struct.pack("<H", len(header))
+    (tmp_path / "z.npy").write_bytes(b"\x93NUMPY\x01\x00" + size + header)
+    line = refused(tmp_path / "z.npy")
+    assert "header" in line
+    assert "Error" not in line
+
+
+def test_errors_of_code_are_no_words_for_a_reader(tmp_path):
+    header = json.dumps({"z": {"dtype": "F32", "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "z.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert "a malformed description (KeyError: 'shape')" in refused(tmp_path / "z.safetensors")
+
+
+def test_two_arrays_of_one_name(tmp_path):
+    import torch
+
+    a, b = torch.zeros(3, 2), torch.ones(3, 2)
+    trees = (
+        ({"x/z": a, "x": {"z": b}}, "x/z"),
+        ({1: a, "1": b}, "1"),
+        ({"x": [a], "x/0": b}, "x/0"),
+    )
+    for tree, name in trees:
+        torch.save({**tree, "other": a}, tmp_path / "z.pt")
+        found = f"found 2 arrays named '{name}'; expected one array of that name"
+        assert found in refused(f"{tmp_path / 'z.pt'}::{name}")
+        assert load(f"{tmp_path / 'z.pt'}::other").shape == (3, 2)
+        assert "found 3 arrays" in refused(tmp_path / "z.pt")
+    with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
+        archive.writestr("z.npy", npy((2, 1), data=bytes(8)))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("z.npy", npy((3, 1), data=bytes(12)))
+    assert "2 arrays named 'z'" in refused(f"{tmp_path / 'z.npz'}::z")
+    assert "2 arrays (z, z)" in refused(tmp_path / "z.npz")
+    torch.save({"z": a}, tmp_path / "twice.pt")
+    with zipfile.ZipFile(tmp_path / "twice.pt", "a") as archive:
+        (member,) = [n for n in archive.namelist() if n.endswith("data/0")]
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(member, bytes(24))
+    assert "two members of one name" in refused(tmp_path / "twice.pt")
+    entry = '"z": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}'
+    header = f"{{{entry}, {entry}}}".encode()
+    (tmp_path / "z.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    assert "two entries of one name" in refused(tmp_path / "z.safetensors")
+
+
+def test_tensors_whose_signs_are_still_to_be_turned(tmp_path):
+    import torch
+
+    z = torch.from_numpy(values())
+    tensors = {
+        "imaginary": torch.complex(z, -z).conj().imag,
+        "single": torch._neg_view(-z),
+        "bfloat16": torch._neg_view(-z.bfloat16()),
+        "half": torch._neg_view(-z.half())[::2],
+    }
+    assert all(t.is_neg() for t in tensors.values())
+    torch.save(tensors, tmp_path / "z.pt")
+    for name, tensor in tensors.items():
+        read = load(f"{tmp_path / 'z.pt'}::{name}").to_numpy()
+        assert np.array_equal(read.astype(np.float32), tensor.resolve_neg().float().numpy())
+    torch.save(torch._neg_view(torch.zeros(1)).expand(10**9, 10**6), tmp_path / "wide.pt")
+    assert "by repeating values" in refused(tmp_path / "wide.pt")
+    torch.save(torch.complex(z, z).conj(), tmp_path / "complex.pt")
+    assert "dtype complex64" in refused(tmp_path / "complex.pt")
 
 
 # --- hostile input -------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def test_mutated_files(kind):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120 + count,
+        timeout=600 + 5 * count,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "0 complaints" in ran.stdout

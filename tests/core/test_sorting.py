@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visreg_core import _xp
-from visreg_core._sorting import sorted_rows, sorted_values, targets_by_rank
+from visreg_core._xp import sorted_rows, sorted_values, targets_by_rank
 
 LAYOUTS = {
     "normal": lambda rng, n: rng.normal(size=n),

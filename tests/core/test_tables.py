@@ -10,7 +10,7 @@ from pyarrow import feather, parquet
 
 from visreg_core._labels import load_labels
 from visreg_core.embeddings import EmbeddingsError, EmbeddingsWarning, load
-from visreg_core.metrics import rankme
+from visreg_core.metrics import hierarchical_labels, rankme
 
 N, D = 40, 5
 
@@ -145,6 +145,7 @@ def test_a_column_of_ids_among_fractions_is_refused(tmp_path, z, place):
         (",a,b\n0,1.5,2.5\n1,1.5\n", "row 1 of 2 fields"),
         (",a,b\n0,1.5,2.5\n1,x,2.5\n", "expected 2 numbers in each row beside its index"),
         (',a\n0,1.5\n"1,1.5\n2,2.5"\n', "row 1 of 1 fields"),
+        (',a\n0,1.5\n1,"2.5\n2,3.5"\n', "row 1 of 2 fields"),
         ("5,0,1\n0.5,1.5,2.5,3.5\n", "row 1 of 4 fields"),
     ],
 )
@@ -382,3 +383,41 @@ def test_columns_with_missing_numbers(tmp_path):
         assert np.array_equal(
             load(tmp_path / "z.parquet").to_numpy(), [[1, 4], [np.nan, 5], [3, 6]], equal_nan=True
         )
+
+
+# --- trees of classes ----------------------------------------------------------------------------
+
+PATHS = [["animal", "bird", "eagle"], ["animal", "fish", "eel"], ["thing", "tool", "saw"]]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda f, p: f.to_csv(p), id="plain"),
+        pytest.param(lambda f, p: f.to_csv(p, header=False), id="no header"),
+        pytest.param(lambda f, p: f.set_index([[7, 3, 5]]).to_csv(p), id="other index"),
+        pytest.param(lambda f, p: f.set_index([[7, 3, 5], list("abc")]).to_csv(p), id="multi"),
+        pytest.param(lambda f, p: f.reset_index().to_csv(p, index=False), id="reset"),
+    ],
+)
+def test_trees_of_a_frame_with_an_index(tmp_path, write):
+    classes = ["eel", "saw", "eel", "eagle"]
+    write(pd.DataFrame(PATHS, columns=["coarse", "middle", "fine"]), tmp_path / "tree.csv")
+    with pytest.warns(UserWarning, match=r"tree.csv: left out the table's index \("):
+        found = hierarchical_labels(classes, tmp_path / "tree.csv")
+    assert np.array_equal(found, hierarchical_labels(classes, PATHS))
+    np.save(tmp_path / "l.npy", np.array(classes))
+    with pytest.warns(EmbeddingsWarning, match=r"tree.csv: left out the table's index \("):
+        named = load_labels(str(tmp_path / "l.npy"), 4, str(tmp_path / "tree.csv"))
+    assert named[1].tolist() == ["thing", "thing / tool", "thing / tool / saw"]
+
+
+def test_trees_without_an_index_say_nothing(tmp_path):
+    frame = pd.DataFrame(PATHS)
+    frame.to_csv(tmp_path / "tree.csv", index=False, header=False)
+    found = hierarchical_labels(["eel", "saw"], tmp_path / "tree.csv")
+    assert np.array_equal(found, hierarchical_labels(["eel", "saw"], PATHS))
+    (tmp_path / "tree.csv").write_text("0\n1\n2\n")  # leaves alone, whatever their names
+    assert hierarchical_labels(["2", "0"], tmp_path / "tree.csv").tolist() == [[2], [0]]
+    (tmp_path / "tree.csv").write_text("animal,eel\nsaw\n\n ,\n")
+    assert hierarchical_labels(["saw", "eel"], tmp_path / "tree.csv").tolist() == [[1, 1], [0, 0]]

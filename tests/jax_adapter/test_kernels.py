@@ -9,6 +9,7 @@ import pytest
 
 import visreg_jax
 from visreg_core import _xp
+from visreg_core._xp.of_jax import order_of_pairs, order_of_words
 from visreg_jax._kernels import multiples
 
 
@@ -19,7 +20,9 @@ def test_sums_of_multiples_in_one_pass(n, masked, rng):
         angle = jnp.asarray(rng.normal(size=(3, n)))
         keep = jnp.asarray(rng.uniform(size=n) < 0.7)[None, :] if masked else None
         kept = np.ones(n) if keep is None else np.asarray(keep)[0]
-        got = jax.jit(lambda angle, keep: multiples(jnp, angle, 5).sums(keep))(angle, keep)
+        got = jax.jit(lambda angle, keep: multiples(jnp, angle, 5, sharded=False).sums(keep))(
+            angle, keep
+        )
         for part, function in zip(got, (np.cos, np.sin), strict=True):
             want = [(kept * function(j * np.asarray(angle))).sum(-1) for j in range(1, 6)]
             np.testing.assert_allclose(part, np.transpose(want), rtol=1e-12, atol=1e-12)
@@ -27,7 +30,7 @@ def test_sums_of_multiples_in_one_pass(n, masked, rng):
 
 def test_a_nan_is_heard_of():
     angle = jnp.ones((2, 40)).at[1, 3].set(jnp.nan)
-    cos, sin = multiples(jnp, angle, 3).sums(None)
+    cos, sin = multiples(jnp, angle, 3, sharded=False).sums(None)
     assert jnp.isnan(cos[1]).all() and jnp.isnan(sin[1]).all()
     assert jnp.isfinite(cos[0]).all() and jnp.isfinite(sin[0]).all()
 
@@ -39,7 +42,7 @@ def test_order_of_single_words_and_of_pairs(rng):
     p[3, ::2] = -np.abs(p[3, ::2])
     p[1, 0] = -np.nan
     want = np.argsort(p, axis=-1, kind="stable")
-    for order in (_xp._jax_order, _xp._jax_packed_order):
+    for order in (order_of_pairs, order_of_words):
         for run in (order, jax.jit(order)):
             np.testing.assert_array_equal(run(jnp.asarray(p)), want)
     stacked = jax.jit(jax.vmap(lambda p: _xp.stable_order(jnp, p)))(jnp.asarray(p)[:, None])

@@ -32,12 +32,13 @@ class Died(Exception):
     """A process ended without a result."""
 
 
-def run(size, work, *arguments, timeout=60.0, deadline=120.0):
+def run(size, work, *arguments, timeout=300.0, deadline=900.0):
     """``work(rank, *arguments)`` in `size` processes of a Gloo group: their results by rank.
 
     A result is what `torch.save` takes without pickling code: tensors, numbers, strings, lists and
     dictionaries. A process that raised or died gives its exception. `timeout` is the group's, in
-    seconds; after `deadline` all are killed and the test fails.
+    seconds; after `deadline` all are killed and the test fails. Both are for hangs: a busy machine
+    may take many times as long as a quiet one.
     """
     with tempfile.TemporaryDirectory() as folder, _environment(_ONE_THREAD):
         _CONTEXT.set_forkserver_preload(_PRELOADED)

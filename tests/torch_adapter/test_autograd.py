@@ -16,19 +16,19 @@ from tests.torch_adapter.calls import (
     value_and_gradients,
     weighted,
 )
-from visreg_torch import _run
+from visreg_torch import _passes
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """Whether gradients were asked for, of each forward pass."""
-    seen, forward = [], _run.forward
+    seen, forward = [], _passes.forward
 
-    def spied(call, arrays, *, need_grad):
-        seen.append(need_grad)
-        return forward(call, arrays, need_grad=need_grad)
+    def spied(call, arrays, *, need_gradient):
+        seen.append(need_gradient)
+        return forward(call, arrays, need_gradient=need_gradient)
 
-    monkeypatch.setattr(_run, "forward", spied)
+    monkeypatch.setattr(_passes, "forward", spied)
     return seen
 
 
@@ -77,7 +77,7 @@ def test_what_is_kept_is_one_gradient(name, dtype):
 def test_the_kept_gradient_is_handed_over(name, on_numpy, monkeypatch):
     """Where the graph goes, its memory becomes the result's; where it stays, it is not touched."""
     if not on_numpy:
-        monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+        monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
     z = torch.randn(3, 64, 24, requires_grad=True)
     slices = visreg_torch.random_slices(24, 16)
     saved, value = kept_by(lambda: weighted(getattr(visreg_torch, name)(z, slices)))
@@ -165,7 +165,7 @@ def test_saved_tensors_may_live_elsewhere(rng):
 def test_memory_is_free_when_the_step_is_done(case, on_numpy, monkeypatch, rng):
     """At once, and not when Python next looks for cycles."""
     if not on_numpy:
-        monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+        monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
 
     def step(backward):
         drawn = case.draw(rng)
@@ -338,8 +338,8 @@ def test_profilers_see_one_operator():
     with Names():
         visreg_torch.scale_loss(z).backward()
     assert [n for n in names if "visreg" in n] == [
-        "visreg.forward.default",
-        "visreg.backward.default",
+        "visreg.scale_loss.default",
+        "visreg.scale_loss_backward.default",
     ]
 
 
@@ -396,3 +396,44 @@ def test_unknown_groups_are_refused():
 def test_unknown_scopes_are_refused():
     with pytest.raises(ValueError, match=r"scope to be one of \['local', 'global'\]; found 'all'"):
         visreg_torch.scale_loss(torch.zeros(4, 3), scope="all")
+
+
+# --- older entry points ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@each(named("visreg_loss", "vicreg_loss"))
+def test_a_traced_loss_computes_what_it_is_given(case, rng):
+    """Not the first batch's loss for ever, and its gradient, though the example asked for none."""
+    first, second = (tensors(case, rng) for _ in range(2))
+    positional, keyword = case.split({name: a.detach() for name, a in first.items()})
+    traced = torch.jit.trace(lambda *a: weighted(ours(case)(*a, **keyword)), positional)
+    positional, _ = case.split(second)
+    leaves = [a for a in second.values() if a.requires_grad]
+    found, expected = traced(*positional), weighted(ours(case)(*positional, **keyword))
+    torch.testing.assert_close(found, expected)
+    assert_all_close(
+        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), rtol=0, atol=0
+    )
+
+
+def test_an_exported_model_has_its_loss():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.loss = torch.nn.Linear(4, 4), visreg_torch.VISRegLoss(8)
+
+        def forward(self, x):
+            return self.loss(self.linear(x), 3).total
+
+    model = Model()
+    exported = torch.export.export(model, (torch.randn(8, 4),)).module()
+    x = torch.randn(8, 4)
+    torch.testing.assert_close(exported(x), model(x))
+
+
+def test_batches_of_cotangents_are_refused_in_one_line():
+    z, slices = torch.randn(8, 4, requires_grad=True), visreg_torch.random_slices(4, 6)
+    terms = torch.stack(tuple(visreg_torch.visreg_loss(z, slices)))
+    with pytest.raises(RuntimeError, match=r"one cotangent of .*visreg_loss .* torch.func.jacrev"):
+        torch.autograd.grad(terms, z, torch.eye(4), is_grads_batched=True)

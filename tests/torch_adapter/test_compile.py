@@ -1,5 +1,7 @@
 """The losses under torch.compile: one graph, any number of rows, the same values and gradients."""
 
+import functools
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -20,10 +22,9 @@ from tests.torch_adapter.calls import (
     ours,
     tensors,
     value_and_gradients,
-    weighted,
 )
-from visreg_torch import _run
-from visreg_torch._call import Call, decode, encode, split
+from visreg_torch import _operators, _passes
+from visreg_torch._call import split
 
 # What torch's compiler itself does: it instantiates autograd functions, and uses torch.jit.
 pytestmark = [
@@ -43,11 +44,18 @@ def call_of(case, arrays, row_mask=None):
     positional, keyword = case.split(arrays)
     if row_mask is not None:
         keyword["row_mask"] = row_mask
-    names = ["a" if name == "views" else name for name in case.array_ndims]
-    arguments = {**dict(zip(names, positional, strict=False)), **keyword}
-    differentiated = names[: len(case.differentiated)]
-    held, named_tensors = split(arguments, differentiated)
-    return Call(case.loss.name, held, len(differentiated)), list(named_tensors.values())
+    declaration = case.function.declaration
+    call, named_tensors = split(declaration, declaration.bind(positional, keyword))
+    return call, list(named_tensors.values())
+
+
+def operator_arguments(call, tensors_):
+    """What the operator of a call takes, tensors detached."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_operators, "_apply", lambda operator, *values: seen.append(values) or [])
+        _operators.call(call, [t.detach() for t in tensors_], True)
+    return seen[0]
 
 
 DYNAMIC = ("shape_loss", "sliced_wasserstein", "epps_pulley", "sigreg_loss", "spectralnet_loss")
@@ -78,41 +86,41 @@ def test_compiles_into_one_graph(case, dynamic, rng):
 def test_operators_pass_torch_s_own_checks(case, need_grad, rng):
     """Schema, shapes (with symbols as sizes, too), and that nothing aliases or is written to."""
     call, arrays = call_of(case, tensors(case, rng, n=6, d=4, k=3))
-    arrays = [a.detach() for a in arrays]
-    text, numbers = encode(call)
-    torch.library.opcheck(torch.ops.visreg.forward.default, (arrays, text, numbers, need_grad))
+    values = operator_arguments(call, arrays)[:-1]
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    operator = getattr(torch.ops.visreg, case.loss.name)
+    torch.library.opcheck(operator.default, (*values, need_grad), test_utils=checks)
     if need_grad:
-        outputs = torch.ops.visreg.forward(arrays, text, numbers, True)
-        fields, kept = outputs[: len(case.loss.fields)], outputs[len(case.loss.fields) :]
-        cotangents = [torch.full_like(f, c) for f, c in zip(fields, COTANGENTS, strict=False)]
-        torch.library.opcheck(
-            torch.ops.visreg.backward.default, (arrays, kept, cotangents, text, numbers)
-        )
+        outputs = operator(*values, True)
+        out, saved = outputs[: len(case.loss.fields)], outputs[len(case.loss.fields) :]
+        cotangents = [torch.full_like(f, c) for f, c in zip(out, COTANGENTS, strict=False)]
+        back = getattr(torch.ops.visreg, f"{case.loss.name}_backward")
+        torch.library.opcheck(back.default, (*values, saved, cotangents), test_utils=checks)
 
 
 @pytest.mark.parametrize(("case", "masked"), MASKED_OR_NOT)
 @pytest.mark.parametrize("shape", [(12, 5, 7), (6, 9, 2)], ids=["N>D", "N<D"])
 def test_shapes_are_foretold(case, masked, shape, rng):
-    """A run on the meta device keeps what the runs on NumPy and on torch keep."""
+    """A run on the meta device returns what the runs on NumPy and on torch return."""
     n, d, k = shape
     drawn = tensors(case, rng, n=n, d=d, k=k)
     call, arrays = call_of(case, drawn, row_mask=mask_beside(drawn, n) if masked else None)
     arrays = [a.detach() for a in arrays]
 
-    def kept(tensors_, **patched):
-        found, others, pullback = _run.forward(call, tensors_, need_grad=True)
-        # Not the strides: an axis of length 1 may have any.
-        views = [
-            s if isinstance(s, int) else (s.number, s.size, s.offset) for s in pullback.sources
-        ]
-        return [(tuple(x.shape), x.dtype) for x in (*found, *others)], views
+    def told(outputs):
+        return [(tuple(x.shape), x.dtype) for x in outputs]
 
-    assert _run.runs_on_numpy(call, arrays)
-    on_numpy = kept(arrays)
+    def real():
+        fields, saved = _passes.forward(call, arrays, need_gradient=True)
+        return told([*fields, *_passes.without_none(saved, fields[0])])
+
+    assert _passes.runs_on_numpy(call, arrays)
+    on_numpy = real()
+    foretold = _passes.forward_of_shapes(call, [a.to("meta") for a in arrays], need_gradient=True)
+    assert told(foretold) == on_numpy
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_run, "runs_on_numpy", lambda *_: False)
-        assert kept(arrays) == on_numpy
-        assert kept([a.to("meta") for a in arrays]) == on_numpy
+        patch.setattr(_passes, "runs_on_numpy", lambda *_: False)
+        assert real() == on_numpy
 
 
 @pytest.mark.parametrize("shape", [(12, 5, 7), (6, 9, 2)], ids=["N>D", "N<D"])
@@ -122,8 +130,8 @@ def test_shapes_of_symbols_are_foretold(case, shape, rng):
     n, d, k = shape
     call, arrays = call_of(case, tensors(case, rng, n=n, d=d, k=k))
     arrays = [a.detach() for a in arrays]
-    text, numbers = encode(call)
-    real = torch.ops.visreg.forward(arrays, text, numbers, True)
+    fields, saved = _passes.forward(call, arrays, need_gradient=True)
+    real = [*fields, *_passes.without_none(saved, fields[0])]
     mode = FakeTensorMode(shape_env=ShapeEnv())
     symbols = [
         mode.from_tensor(
@@ -136,7 +144,7 @@ def test_shapes_of_symbols_are_foretold(case, shape, rng):
     ]
     assert any(not isinstance(size, int) for x in symbols for size in x.shape)
     with mode:
-        found = torch.ops.visreg.forward(symbols, text, numbers, True)
+        found = _passes.forward_of_shapes(call, symbols, need_gradient=True)
     assert [x.dtype for x in found] == [x.dtype for x in real]
     assert [[hint(size) for size in x.shape] for x in found] == [[*x.shape] for x in real]
 
@@ -229,35 +237,35 @@ def test_no_gradient_is_computed_where_none_is_wanted(rng):
     with torch.no_grad():
         compiled(z)
     (graph,) = counter.graphs
-    calls = [n for n in graph.graph.nodes if "visreg.forward" in str(n.target)]
+    calls = [n for n in graph.graph.nodes if "visreg.scale_loss" in str(n.target)]
     assert [n.args[-1] for n in calls] == [False]
 
 
-@each(CASES)
-def test_a_call_survives_as_text_and_numbers(case, rng):
-    call, _ = call_of(case, tensors(case, rng))
-    call.arguments.update(projection_dtype=torch.float16, chunk_size=3)
-    assert decode(*encode(call)) == call
+# Sizes on either side of every branch on sizes: N < D, N < 128, V N < D, one chunk and several.
+SIZES = ((8, 64, 5), (12, 64, 5), (40, 64, 5), (130, 64, 9), (131, 20, 9), (16, 64, 5))
+CONVENTIONS = ("vicreg", "solo-learn", "paper", "visreg")
+FUZZED = [
+    *(pytest.param(c, {}, id=str(c)) for c in PATHS),
+    *(
+        pytest.param(c, {"convention": convention}, id=f"{c}-{convention}")
+        for c in named("vicreg_loss")
+        for convention in CONVENTIONS[1:]
+    ),
+]
 
 
-def test_what_no_schema_can_hold_is_named():
-    with pytest.raises(TypeError, match=r"numbers, strings, dtypes.*found set"):
-        encode(Call("scale_loss", {"eps": {1}}, 1))
-
-
-def test_a_forgotten_call_is_run_again(rng, monkeypatch):
-    """The backward operator of a call whose forward pass was many calls ago."""
-    from visreg_torch import _op
-
-    (case,) = named("shape_loss")
-    arrays = tensors(case, rng)
-    compiled = torch.compile(ours(case), fullgraph=True, backend="aot_eager")
-    positional, keyword = case.split(arrays)
-    result = weighted(compiled(*positional, **keyword))
-    monkeypatch.setattr(_op, "_PULLBACKS", {})
-    (found,) = torch.autograd.grad(result, arrays["z"])
-    _, (expected,) = value_and_gradients(ours(case), case, arrays)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("case", "options"), FUZZED)
+def test_compiled_is_eager_at_changing_sizes(case, options, dtype, rng):
+    """One compiled function, called with sizes that take every branch on sizes."""
+    function = functools.partial(ours(case), **options)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for n, d, k in SIZES[:: 1 if dtype == torch.bfloat16 else 2]:
+        arrays = tensors(case, rng, dtype, n=n, d=d, k=k)
+        found = value_and_gradients(compiled, case, arrays)
+        expected = value_and_gradients(function, case, arrays)
+        for f, e in zip(found, expected, strict=True):
+            assert_all_close(f, e, rtol=1e-5, atol=1e-6)
 
 
 def test_one_tensor_may_be_both_views():
@@ -290,7 +298,6 @@ def test_calls_alike_go_back_each_by_itself(name, twice_first):
 
 
 def test_calls_of_other_numbers_go_back_each_by_itself(rng):
-    """Whose text is one, because numbers are not part of it."""
     (case,) = named("visreg_loss")
     z, slices = tensors(case, rng).values()
     weights = (2.0, 5.0)

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from tests.cases import PRIMARY
-from tests.core.losses.test_execution import SHARDED
+from tests.core.losses.test_execution import SHARDED, both_passes
 from tests.torch_adapter.processes import run, successful
 from tests.torch_adapter.test_distributed_values import draw, part, ways
-from visreg_core.losses._differentiable import implementation_of
-from visreg_core.losses._execution import PLAIN
+from visreg_core.losses.execution import PLAIN
 from visreg_torch import Sharding, explain, functional
 
 SIZE, ROWS = 3, (6, 6, 6)
@@ -38,13 +37,8 @@ def counted(rank):
     for name, dim, sorting in KEYS:
         shards = ProcessShards(None, name)
         positional, keyword = arguments_of(name, dim, rank)
-        result, vjp = implementation_of(CASES[name].function)(
-            *positional,
-            **keyword,
-            need_grad=True,
-            execution=PLAIN._replace(shards=shards, sorting=sorting),
-        )
-        vjp(*[1.0] * (len(result) if isinstance(result, tuple) else 1))
+        execution = PLAIN._replace(shards=shards, sorting=sorting)
+        both_passes(CASES[name].function, execution, positional, keyword, [1.0] * 4)
         found[name, dim, sorting] = [shards.traffic.n_calls, shards.traffic.n_bytes]
     return found
 
@@ -136,7 +130,7 @@ def test_as_text():
     assert str(explain(functional.scale_loss, z)) == (
         "scale_loss: nothing is sent, all rows are here"
     )
-    with pytest.raises(TypeError, match="expected one of the losses"):
+    with pytest.raises(TypeError, match="expected a declared loss"):
         explain("spectral", z)
     with pytest.raises(TypeError, match="expected a loss of the rows of a batch; found sliced"):
         explain("sliced_wasserstein", z, z, slices, size=2)

@@ -285,7 +285,7 @@ def test_threads_do_not_mix_up_collectives():
     from visreg_torch import functional
 
     rows = (400, 300)
-    results = successful(run(2, two_threads, rows, timeout=20))
+    results = successful(run(2, two_threads, rows))
     z = batch(sum(rows)).requires_grad_()
     slices = random_slices(DIM, 512, xp=torch, dtype=torch.float64)
     for i, loss in enumerate((functional.sigreg_loss, functional.gaussian_sliced_wasserstein)):

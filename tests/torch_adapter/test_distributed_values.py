@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests.cases import CASES, PRIMARY
-from tests.core.losses.test_execution import SHARDED, SORTING
+from tests.core.losses.test_execution import SHARDED, SORTING, both_passes
 from tests.torch_adapter.processes import run, successful
-from visreg_core.losses._differentiable import implementation_of
+from visreg_core.losses.execution import PLAIN
 
 # Rows of each rank, by number of ranks: another number on each, one without any.
 UNEVEN = {1: (7,), 2: (9, 3), 3: (7, 0, 5), 4: (1, 6, 0, 5)}
@@ -40,14 +40,14 @@ def part(case, arrays, rows, rank):
 
 def on_rank(rank, plan, **sharding):
     """{key: [values, gradients]} of every key (case, rows, dim, sorting, path) in the plan."""
-    from visreg_torch import _run, functional
+    from visreg_torch import _passes, functional
     from visreg_torch.distributed import Sharding
 
     found = {}
-    numpy_fits = _run.runs_on_numpy
+    numpy_fits = _passes.runs_on_numpy
     for key in plan:
         name, rows, dim, sorting, path = key
-        _run.runs_on_numpy = numpy_fits if path == "NumPy" else lambda *call: False
+        _passes.runs_on_numpy = numpy_fits if path == "NumPy" else lambda *call: False
         case = BY_NAME[name]
         own = part(case, draw(case, rows, dim), rows, rank)
         positional, keyword = case.split(own)
@@ -67,10 +67,7 @@ def whole(name, rows, dim):
     """The same of one process with all rows."""
     case = BY_NAME[name]
     positional, keyword = case.split(draw(case, rows, dim))
-    result, vjp = implementation_of(case.function)(*positional, **keyword, need_grad=True)
-    fields = tuple(result) if isinstance(result, tuple) else (result,)
-    gradients = vjp(*COTANGENTS[: len(fields)])
-    return fields, gradients if isinstance(gradients, tuple) else (gradients,)
+    return both_passes(case.function, PLAIN, positional, keyword, COTANGENTS)[:2]
 
 
 def assert_is_whole(results, key):

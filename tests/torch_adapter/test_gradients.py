@@ -1,7 +1,10 @@
 """Values and gradients of the adapter, against torch's autograd through the core's plain value."""
 
+import ast
 import inspect
 import itertools
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +22,10 @@ from tests.torch_adapter.calls import (
     tensors,
     value_and_gradients,
 )
-from visreg_torch import _run
-from visreg_torch._call import Call
+from visreg_torch import _passes
+from visreg_torch._call import LossCall
+
+ADAPTERS = Path(visreg_torch.__file__).parents[1]
 
 
 @pytest.mark.parametrize(("case", "masked"), MASKED_OR_NOT)
@@ -40,9 +45,10 @@ def test_value_and_gradient_are_those_of_autograd(case, masked, shape, rng):
 def test_torch_path_is_the_same(case, rng, monkeypatch):
     """What runs where NumPy cannot: on devices, on shards."""
     arrays = tensors(case, rng)
-    assert _run.runs_on_numpy(Call(case.loss.name, {}, 1), list(arrays.values()))
+    call = LossCall(case.function.declaration, {}, [])
+    assert _passes.runs_on_numpy(call, list(arrays.values()))
     on_numpy = value_and_gradients(ours(case), case, arrays)
-    monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+    monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
     on_torch = value_and_gradients(ours(case), case, arrays)
     for f, e in zip(on_torch, on_numpy, strict=True):
         assert_all_close(f, e, rtol=1e-10, atol=1e-12)
@@ -125,3 +131,10 @@ def test_arguments_are_the_core_s(name):
     assert list(core) == [n for n in ours if n not in further]
     for n, parameter in core.items():
         assert (ours[n].kind, ours[n].default) == (parameter.kind, parameter.default)
+
+
+def test_the_stub_is_what_the_declarations_say():
+    """``make stubs`` writes it; compared as parsed, since layout is the formatter's."""
+    script = runpy.run_path(str(ADAPTERS / "write_stubs.py"))
+    written = ast.dump(ast.parse(script["STUB"].read_text()))
+    assert ast.dump(ast.parse(script["stub"]())) == written

@@ -290,3 +290,30 @@ def test_all_is_sorted_and_is_what_is_public():
             assert getattr(module, name).__doc__, name
     for module in (modules, visreg_torch.functional):
         assert set(module.__all__) <= set(visreg_torch.__all__)
+
+
+@pytest.mark.parametrize("name", ["VISRegLoss", "SIGRegLoss", "SlicedWassersteinLoss"])
+def test_the_joint_objective_serves_every_regulariser(name):
+    regularizer = getattr(visreg_torch, name)(16, seed=3)
+    alone = getattr(visreg_torch, name)(16, seed=3)
+    objective = visreg_torch.JointObjective(regularizer, 0.3, n_global=2, detach_center=True)
+    views = torch.randn(3, 24, 6, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(24, dtype=torch.bool)
+    mask[5] = False
+    terms = objective(views, row_mask=mask)
+    own = alone(views, row_mask=mask)
+    expected = own.total if isinstance(own, tuple) else own
+    invariance = visreg_torch.invariance_loss(views, 2, detach_center=True, row_mask=mask)
+    torch.testing.assert_close(terms.regularizer, expected)
+    torch.testing.assert_close(terms.invariance, invariance)
+    torch.testing.assert_close(terms.total, 0.7 * invariance + 0.3 * expected)
+    assert int(regularizer.step) == 1
+    assert "lam=0.3" in repr(objective)
+
+
+def test_the_older_spelling_of_the_joint_objective():
+    views = torch.randn(2, 24, 6)
+    older = visreg_torch.VISRegLoss(16, lam=0.3, n_global=1)(views)
+    terms = visreg_torch.JointObjective(visreg_torch.VISRegLoss(16), 0.3, n_global=1)(views)
+    assert older._fields == ("total", "invariance", "regularizer", "scale", "shape", "center")
+    assert older.total == terms.total and older.scale == terms.terms.scale

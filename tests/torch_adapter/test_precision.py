@@ -9,7 +9,7 @@ import visreg_torch
 from tests.cases import PRIMARY, each, named
 from tests.torch_adapter.calls import fields, ours, tensors, value_and_gradients, weighted
 from visreg_core import _tiles
-from visreg_torch import _run
+from visreg_torch import _passes
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
@@ -17,7 +17,7 @@ HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 @pytest.fixture(params=["numpy", "torch"])
 def path(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(_run, "runs_on_numpy", lambda *_: False)
+        monkeypatch.setattr(_passes, "runs_on_numpy", lambda *_: False)
     return request.param
 
 

@@ -83,7 +83,7 @@ def kill(processes):
         process.join(30)
 
 
-def status(processes, timeout=120):
+def status(processes, timeout=900):
     """Exit statuses; the others are killed once one has failed, as a launcher does."""
     for process in processes:
         process.join(timeout)

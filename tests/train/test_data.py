@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from reference_train import data, sources
+from reference_train import data, images, sources
 from reference_train.config import Data
 from reference_train.errors import LocalError, TrainError
+from reference_train.splits import open_splits
 from reference_train.streams import mixed
 
 
@@ -73,7 +74,7 @@ def test_a_position_is_a_place_in_the_same_order(start):
 
 
 def test_too_few_images_for_a_batch():
-    source = sources.open_splits(Data(source="synthetic", samples=7, size=4)).train
+    source = open_splits(Data(source="synthetic", samples=7, size=4)).train
     with pytest.raises(TrainError, match="7 training images do not fill one batch of 2 x 4"):
         data.batches_per_epoch(source, Data(batch_size=4), 2)
 
@@ -84,7 +85,7 @@ def test_too_few_images_for_a_batch():
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    splits = sources.open_splits(Data(source="digits", size=8, channels=1, classes=[3, 5]))
+    splits = open_splits(Data(source="digits", size=8, channels=1, classes=[3, 5]))
     assert len(splits.bank) + len(splits.test) == 1797
     assert set(splits.train.labels) == {3, 5} and set(splits.test.labels) == set(range(10))
     image, label, _ = splits.bank[0]  # the second of all: every fifth, from the first, is a test's
@@ -95,9 +96,9 @@ def test_digits_are_scikit_learns():
 
 def test_square_keeps_the_middle_at_the_aspect():
     wide = Image.fromarray(np.repeat(np.arange(60, dtype=np.uint8)[None], 20, axis=0))
-    cut = sources.square(wide, 20, 1)
+    cut = images.square(wide, 20, 1)
     np.testing.assert_array_equal(cut[0, 0], np.arange(20, 40))
-    halved = sources.square(wide, 10, 3)
+    halved = images.square(wide, 10, 3)
     assert halved.shape == (3, 10, 10)
     np.testing.assert_allclose(halved[0, 5], np.arange(20, 40, 2) + 0.5, atol=1)
 
@@ -105,12 +106,12 @@ def test_square_keeps_the_middle_at_the_aspect():
 def test_sixteen_bits_keep_their_upper_eight():
     deep = Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8))
     np.testing.assert_array_equal(
-        sources.square(deep, 8, 3)[1].flatten(), np.arange(64) * 1000 // 256
+        images.square(deep, 8, 3)[1].flatten(), np.arange(64) * 1000 // 256
     )
 
 
 def test_a_folder_of_classes(folder):
-    splits = sources.open_splits(of_folder(folder))
+    splits = open_splits(of_folder(folder))
     assert splits.train.labels.tolist() == [0] * 6 + [1] * 6
     assert splits.test.labels.tolist() == [0] * 3 + [1] * 3
     for index in (0, 7):
@@ -123,22 +124,22 @@ def test_test_folders_are_the_training_folders_classes(folder):
     (folder / "train" / "beetle").mkdir()
     picture(3).save(folder / "train" / "beetle" / "0.png")
     (folder / "val" / "bee").rename(folder / "val" / "beetle")
-    assert sources.open_splits(of_folder(folder)).test.labels.tolist() == [0] * 3 + [2] * 3
+    assert open_splits(of_folder(folder)).test.labels.tolist() == [0] * 3 + [2] * 3
     (folder / "val" / "beetle").rename(folder / "val" / "wasp")
     with pytest.raises(TrainError, match=r"val: 'wasp' is no class of data.train_split"):
-        sources.open_splits(of_folder(folder))
+        open_splits(of_folder(folder))
 
 
 def test_probes_are_fitted_on_the_long_tail_too(folder):
     settings = {"long_tail": "exponential", "long_tail_max": 4, "long_tail_min": 1}
-    splits = sources.open_splits(of_folder(folder, **settings, classes=[0]))
+    splits = open_splits(of_folder(folder, **settings, classes=[0]))
     assert sorted(np.bincount(splits.bank.labels)) == [1, 4]
     assert len(splits.train) == np.bincount(splits.bank.labels)[0]
 
 
 def test_a_list_of_files(folder):
     (folder / "list.txt").write_text("train/bee/2.png 7\ntrain/ant/0.png 3\n")
-    splits = sources.open_splits(of_folder(folder, file_list=str(folder / "list.txt")))
+    splits = open_splits(of_folder(folder, file_list=str(folder / "list.txt")))
     assert splits.train.labels.tolist() == [7, 3]
     assert splits.train[0].image.unique().item() == 102
 
@@ -151,7 +152,7 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
         ({"path": str(folder), "classes": [9]}, "data.classes: no image of the classes [9]"),
     ):
         with pytest.raises(TrainError) as caught:
-            sources.open_splits(Data(source="folder", size=8, **settings))
+            open_splits(Data(source="folder", size=8, **settings))
         assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -166,7 +167,7 @@ def test_a_hugging_face_data_set(tmp_path, streaming):
         source="hf", path=str(tmp_path / "d"), size=8, batch_size=4, samples=12, shuffle_buffer=3
     )
     settings.streaming = streaming
-    splits = sources.open_splits(settings)
+    splits = open_splits(settings)
     assert (splits.test is None) == streaming
     read = take(splits.train, settings, 6)
     for epoch in (read[:3], read[3:]):
@@ -180,7 +181,7 @@ def test_a_hugging_face_data_set(tmp_path, streaming):
 def test_a_hugging_face_column_that_is_not_there(tmp_path):
     datasets.Dataset.from_dict({"picture": [1]}).save_to_disk(tmp_path / "d")
     with pytest.raises(TrainError, match=r"data.image_key='image': the columns are picture"):
-        sources.open_splits(Data(source="hf", path=str(tmp_path / "d"), test_split=None))
+        open_splits(Data(source="hf", path=str(tmp_path / "d"), test_split=None))
 
 
 def test_labels_that_are_missing_or_no_numbers(tmp_path):
@@ -191,11 +192,11 @@ def test_labels_that_are_missing_or_no_numbers(tmp_path):
         '{"splits": ["train", "unlabelled", "named"]}'
     )
     settings = Data(source="hf", path=str(tmp_path / "d"), size=8, test_split="unlabelled")
-    splits = sources.open_splits(settings)
+    splits = open_splits(settings)
     assert splits.bank is not None and splits.test is None
     settings.train_split = "named"
     with pytest.raises(TrainError, match=r"data.label_key='label': expected a column of integers"):
-        sources.open_splits(settings)
+        open_splits(settings)
 
 
 # --- shards ---------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def greys(batches):
 
 
 def test_shards_are_all_read_once_in_a_pass(shards):
-    stream = sources.open_splits(shards).train
+    stream = open_splits(shards).train
     read = take(stream, shards, 16)
     for epoch in (read[:8], read[8:]):
         values = [v for batch in greys(epoch) for v in batch]
@@ -241,13 +242,13 @@ def test_shards_are_all_read_once_in_a_pass(shards):
 
 def test_passes_read_the_shards_in_other_orders(shards):
     shards.shuffle_buffer, shards.batch_size = 1, 6
-    read = greys(take(sources.open_splits(shards).train, shards, 24))
+    read = greys(take(open_splits(shards).train, shards, 24))
     orders = {tuple(batch[0] // 10 for batch in read[4 * i : 4 * i + 4]) for i in range(6)}
     assert len(orders) > 2 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
 
 
 def test_shards_are_shared_out_over_processes(shards):
-    stream = sources.open_splits(shards).train
+    stream = open_splits(shards).train
     read = [greys(take(stream, shards, 4, rank=r, world=2)) for r in range(2)]
     values = [v for process in read for batch in process for v in batch]
     assert sorted(values) == sorted(10 * s + i for s in range(4) for i in range(6))
@@ -256,7 +257,7 @@ def test_shards_are_shared_out_over_processes(shards):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_resumes_at_its_position(shards, workers):
     shards.workers = workers
-    stream = sources.open_splits(shards).train
+    stream = open_splits(shards).train
     whole = greys(take(stream, shards, 12))
     for start in (1, 5):
         assert greys(take(stream, shards, 12 - start, start=start)) == whole[start:]
@@ -264,27 +265,27 @@ def test_a_stream_resumes_at_its_position(shards, workers):
 
 def test_fewer_shards_than_readers(shards):
     with pytest.raises(TrainError, match="4 shards for 5 readers"):
-        take(sources.open_splits(shards).train, shards, 1, world=5)
+        take(open_splits(shards).train, shards, 1, world=5)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_is_wrong_with_shards_is_one_line(shards, workers):
     shards.workers, shards.image_key = workers, "gif"
     with pytest.raises(LocalError) as caught:
-        take(sources.open_splits(shards).train, shards, 1)
+        take(open_splits(shards).train, shards, 1)
     key = rf"cannot read {shards.path}: data.image_key='gif': \d_0 has png, cls"
     assert re.fullmatch(re.sub("[{}]", ".", key), str(caught.value))
     shards.path, shards.image_key = shards.path.replace("{0..3}", "0"), "png"
     with open(shards.path, "r+b") as file:
         file.truncate(600)
     with pytest.raises(LocalError, match=r"0.tar: .*end of data"):
-        take(sources.open_splits(shards).train, shards, 1)
+        take(open_splits(shards).train, shards, 1)
 
 
 def test_a_stream_needs_the_length_of_an_epoch(shards):
     shards.samples = None
     with pytest.raises(TrainError, match=r"data.samples has to be given"):
-        data.batches_per_epoch(sources.open_splits(shards).train, shards, 1)
+        data.batches_per_epoch(open_splits(shards).train, shards, 1)
 
 
 def test_the_buffer_mixes_and_loses_nothing():
@@ -302,7 +303,7 @@ def test_an_unreadable_image_stops_with_its_name(folder):
     (folder / "train/ant/3.png").write_bytes(b"not a picture")
     settings = of_folder(folder)
     with pytest.raises(TrainError, match=r"cannot read .*train/ant/3.png: cannot identify image"):
-        take(sources.open_splits(settings).train, settings, 3)
+        take(open_splits(settings).train, settings, 3)
 
 
 def test_a_broken_chunk_is_an_unreadable_image(folder):
@@ -313,7 +314,7 @@ def test_a_broken_chunk_is_an_unreadable_image(folder):
     path.write_bytes(content)
     settings = of_folder(folder)
     with pytest.raises(LocalError, match=r"cannot read .*train/ant/3.png: "):
-        take(sources.open_splits(settings).train, settings, 3)
+        take(open_splits(settings).train, settings, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -321,7 +322,7 @@ def test_an_unreadable_image_may_be_skipped(folder, workers):
     whole = (folder / "train/ant/3.png").read_bytes()
     (folder / "train/ant/3.png").write_bytes(whole[: len(whole) // 2])
     settings = of_folder(folder, unreadable="skip", workers=workers)
-    read = take(sources.open_splits(settings).train, settings, 3)
+    read = take(open_splits(settings).train, settings, 3)
     values = sorted(v for batch in greys(read) for v in batch)
     assert values == [0, 1, 2, 4, 4, 5, *range(100, 106)]
 

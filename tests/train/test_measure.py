@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
 from reference_train import config, measure
-from reference_train.sources import open_splits
+from reference_train.splits import open_splits
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from reference_train.augment import MultiCrop, Resize
 from reference_train.config import METHODS, Augment, Data
 from reference_train.errors import TrainError
 from reference_train.model import Learner, Outputs, backbone, rounded
-from reference_train.sources import open_splits
+from reference_train.splits import open_splits
 from reference_train.train import new_learner
 
 SMALL = [

@@ -156,6 +156,28 @@ def test_without_labels_there_is_no_probe_and_no_table(tmp_path):
     assert codes == [0], printed
     assert "linear probe" not in printed
     assert "probe_loss" not in (tmp_path / "run" / "metrics.csv").read_text()
+    assert "train: 256 of 256 images have no label: no probe and no evaluation\n" in printed
+    assert "val: 64 of 64 images have no label: nothing is tested\n" in printed
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(tmp_path):
+    from PIL import Image
+
+    for i in range(40):
+        path = tmp_path / "images/train" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 6 * i).save(path)
+    (tmp_path / "images/train/._a").write_bytes(b"")
+    (tmp_path / "images/train/b/notes.txt").write_bytes(b"")
+    given = ["data.source=folder", f"data.path={tmp_path / 'images'}", "data.classes=null"]
+    arguments = runs.command(tmp_path / "run", *given, "run.max_steps=2", "data.batch_size=4")
+    codes, printed = runs.run(main, arguments, output=tmp_path / "output", processes=2)
+    assert codes == [0, 0], printed
+    line = (
+        f"{tmp_path / 'images/train'}: left out 1 hidden files ('._a'), "
+        "1 files of other suffixes ('notes.txt')\n"
+    )
+    assert printed.count(line) == 1
 
 
 def main_without_labels(arguments):

@@ -9,7 +9,7 @@ import numpy as np
 from visreg_core import _xp
 from visreg_core.crosscheck._check import Call, Place
 from visreg_core.crosscheck._inputs import Arrays
-from visreg_core.crosscheck._losses import Loss
+from visreg_core.crosscheck._losses import LossExample
 from visreg_core.crosscheck._records import CheckRecord
 
 # Of a directional derivative against a central difference: above what the kinks of the losses that
@@ -18,12 +18,12 @@ TOLERANCE = 1e-4
 _STEP = 1e-6
 
 
-def difference(loss: Loss, arrays: Arrays) -> CheckRecord:
+def difference(loss: LossExample, arrays: Arrays) -> CheckRecord:
     """⟨gradient, v⟩ against a central difference of the value, along v = gradient + noise."""
     start = time.perf_counter()
     numpy = Place(_xp.as_namespace(None), None, "float64")
     gradients = loss.gradient(Call(numpy, arrays, 1.0))
-    names = loss.arguments[: len(gradients)]
+    names = loss.embeddings
     sizes = [float(np.linalg.norm(arrays[name])) for name in names]
     rng = np.random.default_rng(9)
     direction = [_unit(_unit(g) + 0.5 * _unit(rng.normal(size=g.shape))) for g in gradients]

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-import visreg_core
 from visreg_core import _xp
-from visreg_core._typing import Array
-from visreg_core.crosscheck import _magnitudes as magnitudes
 from visreg_core.crosscheck._check import TOLERANCES, Call, Check, Fields, Place, as_fields
 from visreg_core.crosscheck._inputs import Arrays
-from visreg_core.losses._differentiable import value_and_vjp
+from visreg_core.losses.declaration import Declaration, Example, declared, value_and_vjp
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A way to call a loss: names of its arrays, its options, and its magnitudes."""
+class LossExample:
+    """A declared loss and one of its examples."""
 
-    function: str
-    arguments: tuple[str, ...]
-    magnitude: Callable[..., tuple[float, ...]]
-    variant: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, str] = field(default_factory=dict)
-    inputs: str = "given"
-    sorts: bool = False
-    differentiable: bool = True
-    root: float = 1  # the loss is a root of this order of a mean of powers
+    declaration: Declaration
+    example: Example
+
+    @property
+    def function(self) -> str:
+        """Name of the loss."""
+        return self.declaration.name
+
+    @property
+    def variant(self) -> str:
+        """Name of the example."""
+        return self.example.name
 
     @property
     def name(self) -> str:
@@ -39,28 +37,46 @@ class Loss:
         return f"{self.function} ({self.variant})" if self.variant else self.function
 
     @property
-    def public(self) -> Callable[..., Any]:
-        """The loss itself, looked up when it is called."""
-        return getattr(visreg_core, self.function)
+    def inputs(self) -> str:
+        """Name of the sample."""
+        return self.example.inputs
 
-    def bound(self, arrays: Arrays) -> tuple[list[Array], dict[str, Any]]:
-        """Positional and keyword arguments."""
-        keywords = {k: arrays[name] for k, name in self.weights.items()}
-        return [arrays[name] for name in self.arguments], {**self.options, **keywords}
+    @property
+    def sorts(self) -> bool:
+        """Whether a rank swap may move single elements of the gradient."""
+        return self.declaration.sorts and self.inputs != "ties"  # exact in every dtype
+
+    @property
+    def arrays(self) -> dict[str, str]:
+        """Names of the sample arrays by the arguments' names, the embeddings first."""
+        needed = dict.fromkeys((*self.declaration.differentiated, *self.declaration.required))
+        taken = {name: name for name in needed} | dict(self.example.arrays)
+        return {argument: name for argument, name in taken.items() if name is not None}
+
+    @property
+    def embeddings(self) -> list[str]:
+        """Names of the sample arrays that are differentiated."""
+        arrays = self.arrays
+        return [arrays[a] for a in self.declaration.differentiated if a in arrays]
+
+    def bound(self, arrays: Arrays) -> dict[str, Any]:
+        """All arguments by name."""
+        return {a: arrays[name] for a, name in self.arrays.items()} | dict(self.example.options)
 
     def magnitudes(self, arrays: Arrays) -> tuple[float, ...]:
         """Sums of absolute values before cancellation, one for each field."""
-        return self.magnitude(*(arrays[name] for name in self.arguments), **self.options)
+        if self.declaration.magnitude is None:
+            host = Place(_xp.as_namespace(None), None, "float64")
+            return tuple(float(np.sum(np.abs(v))) for v in self.value(Call(host, arrays, 1.0)))
+        return self.declaration.magnitude(**self.bound(arrays))
 
     def value(self, call: Call) -> Fields:
         """Fields of the loss's result."""
-        positional, keywords = self.bound(call.arrays)
-        return as_fields(self.public(*positional, **keywords))
+        return as_fields(self.declaration.public(**self.bound(call.arrays)))
 
     def gradient(self, call: Call) -> Fields:
         """Gradients of `upstream` times the loss (its total, its sum)."""
-        positional, keywords = self.bound(call.arrays)
-        result, vjp = value_and_vjp(self.public)(*positional, **keywords)
+        result, vjp = value_and_vjp(self.declaration.public)(**self.bound(call.arrays))
         others = len(as_fields(result)) - 1
         return as_fields(vjp(call.upstream, *[0.0] * others))
 
@@ -79,26 +95,27 @@ class Loss:
         say) has no relative accuracy of its own. A p-th root L = S^(1/p) divides the gradient of
         the sum S by L^(p−1), and so its error.
         """
-        size = float(np.linalg.norm(arrays[self.arguments[index]]))
+        size = float(np.linalg.norm(arrays[self.embeddings[index]]))
         if size == 0:
             return 0.0
         (magnitude, *_) = self.magnitudes(arrays)
-        if self.root == 1:
+        root = self.declaration.root
+        order = 1.0 if root is None else root(**self.example.options)
+        if order == 1:
             return magnitude / size
         host = Place(_xp.as_namespace(None), None, "float64")
         (value,) = self.value(Call(host, arrays, 1.0))
         if value == 0:
             return math.inf  # where the root has no derivative
-        return magnitude / size * (magnitude / float(value)) ** (self.root - 1)
+        return magnitude / size * (magnitude / float(value)) ** (order - 1)
 
 
-def checks_of(loss: Loss) -> list[Check]:
+def checks_of(loss: LossExample) -> list[Check]:
     """The check of a loss's value and that of its gradient."""
-    exact = loss.inputs == "ties"  # every projection is exact in every dtype
 
     def gradient_scales(arrays: Arrays, reference: Fields) -> tuple[float, ...]:
         floors = [loss.gradient_floor(arrays, i) for i in range(len(reference))]
-        if loss.sorts and not exact:
+        if loss.sorts:
             return tuple(floors)
         return tuple(f / math.sqrt(r.size) for f, r in zip(floors, reference, strict=True))
 
@@ -122,98 +139,16 @@ def checks_of(loss: Loss) -> list[Check]:
             gradient_scales,
             TOLERANCES["gradient"],
             "input",
-            sorts=loss.sorts and not exact,
-            conditioned=loss.sorts and not exact,
+            sorts=loss.sorts,
+            conditioned=loss.sorts,
         ),
     ]
 
 
-_Z, _Z_SLICES, _X_Y_SLICES = ("z",), ("z", "slices"), ("z", "y", "slices")
-_PAIR, _VIEWS = ("a", "b"), ("views",)
-
-LOSSES: tuple[Loss, ...] = (
-    Loss("center_loss", _Z, magnitudes.center),
-    Loss("scale_loss", _Z, magnitudes.scale),
-    # The default holds σ fixed in the gradient, which differences of the value do not.
-    Loss("shape_loss", _Z_SLICES, magnitudes.shape, sorts=True, differentiable=False),
-    Loss(
-        "shape_loss",
-        _Z_SLICES,
-        magnitudes.shape,
-        "detach_scale=False",
-        {"detach_scale": False},
-        sorts=True,
-    ),
-    Loss("visreg_loss", _Z_SLICES, magnitudes.visreg, sorts=True, differentiable=False),
-    Loss(
-        "visreg_loss",
-        _Z_SLICES,
-        magnitudes.visreg,
-        "detach_scale=False",
-        {"detach_scale": False, "weights": (0.5, 2.0, 3.0)},
-        sorts=True,
-    ),
-    Loss("invariance_loss", _VIEWS, magnitudes.invariance),
-    Loss("invariance_loss", _VIEWS, magnitudes.invariance, "n_global=2", {"n_global": 2}),
-    Loss("gaussian_sliced_wasserstein", _Z_SLICES, magnitudes.to_quantiles, sorts=True),
-    Loss(
-        "gaussian_sliced_wasserstein",
-        _Z_SLICES,
-        magnitudes.to_quantiles,
-        "equal keys",
-        inputs="ties",
-        sorts=True,
-        differentiable=False,
-    ),
-    Loss("sliced_wasserstein", ("a", "b", "slices"), magnitudes.two_sample, sorts=True, root=2),
-    Loss(
-        "sliced_wasserstein",
-        _X_Y_SLICES,
-        magnitudes.two_sample,
-        "unequal sizes",
-        sorts=True,
-        root=2,
-    ),
-    Loss(
-        "sliced_wasserstein",
-        _X_Y_SLICES,
-        magnitudes.two_sample,
-        "weights, p=1.5",
-        {"p": 1.5},
-        {"x_weights": "z_weights", "y_weights": "y_weights"},
-        sorts=True,
-        root=1.5,
-    ),
-    Loss(
-        "sliced_wasserstein",
-        _X_Y_SLICES,
-        magnitudes.two_sample,
-        "equal keys",
-        {"power": True},
-        inputs="ties",
-        sorts=True,
-        differentiable=False,
-    ),
-    Loss("max_sliced_wasserstein", _X_Y_SLICES, magnitudes.farthest, sorts=True, root=2),
-    Loss("epps_pulley", ("line",), magnitudes.epps_pulley),
-    Loss("sigreg_loss", _Z_SLICES, magnitudes.sigreg),
-    Loss("variance_loss", _Z, magnitudes.variance, "gamma=2", {"gamma": 2.0}),
-    Loss("covariance_loss", _Z, magnitudes.covariance),
-    Loss("covariance_loss", _Z, magnitudes.covariance, "N < D", inputs="wide"),
-    *(
-        Loss(
-            "vicreg_loss",
-            _PAIR,
-            magnitudes.vicreg,
-            "" if convention == "vicreg" else convention,
-            {"convention": convention},
-        )
-        for convention in ("vicreg", "solo-learn", "paper", "visreg")
-    ),
-    Loss("vicreg_loss", _VIEWS, magnitudes.vicreg_of_views, "three views"),
-    Loss("barlow_twins_loss", _PAIR, magnitudes.barlow_twins),
-    Loss("barlow_twins_loss", _PAIR, magnitudes.barlow_twins, "N < D", inputs="wide"),
-    Loss("barlow_twins_loss", _VIEWS, magnitudes.barlow_twins_of_views, "three views"),
-    Loss("sag_vicreg_loss", (*_PAIR, "pairs", "pair_weights"), magnitudes.sag_vicreg),
-    Loss("spectralnet_loss", ("z", "affinity"), magnitudes.spectralnet),
-)
+def examples() -> tuple[LossExample, ...]:
+    """The declared examples of all declared losses."""
+    return tuple(
+        LossExample(declaration, example)
+        for declaration in declared()
+        for example in declaration.examples
+    )

@@ -28,9 +28,9 @@ from visreg_core.crosscheck._inputs import (
     shipped,
     users_embeddings,
 )
-from visreg_core.crosscheck._losses import Loss
+from visreg_core.crosscheck._losses import LossExample, examples
 from visreg_core.crosscheck._records import CheckRecord, Combination
-from visreg_core.crosscheck._registry import CHECKS, LOSSES
+from visreg_core.crosscheck._registry import all_checks
 from visreg_core.embeddings import Embeddings
 
 
@@ -185,17 +185,18 @@ def _has_device(xp: Any, device: str) -> bool:
     return True
 
 
-def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[Loss]]:
+def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]:
     """The checks of the public names in `only`, and the losses to differentiate."""
-    known = dict.fromkeys(c.function for c in CHECKS)
+    checks = all_checks()
+    known = dict.fromkeys(c.function for c in checks)
     for function in only or ():
         _checks.choice("only", function, known)
     return (
-        [c for c in CHECKS if only is None or c.function in only],
+        [c for c in checks if only is None or c.function in only],
         [
             loss
-            for loss in LOSSES
-            if loss.differentiable and (only is None or loss.function in only)
+            for loss in examples()
+            if loss.example.differentiable and (only is None or loss.function in only)
         ],
     )
 

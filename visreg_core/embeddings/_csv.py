@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from visreg_core.embeddings._index import RowNumbers, counted, is_number, leading_index, left_out
+from visreg_core._table_index import RowNumbers, counted, is_number, leading_index, left_out
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -175,7 +175,7 @@ def _parse(block: list[str], index: int, width: int, done: int, label: str) -> n
                 delimiter=",",
                 comments=None,
                 quotechar='"',
-                usecols=range(index, width),
+                usecols=range(index, width) if index else None,
                 ndmin=2,
                 dtype=np.float64,
             )

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from visreg_core.embeddings import _csv, _numpy_files, _stores, _tables, _tensors
+from visreg_core.embeddings import _csv, _numpy_files, _stores, _tables, _tensors, _zarr
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -29,7 +29,7 @@ _READERS: dict[str, Callable[[Path, str | None, str], Embeddings]] = {
     ".feather": _tables.read_arrow,
     ".h5": _stores.read_hdf5,
     ".hdf5": _stores.read_hdf5,
-    ".zarr": _stores.read_zarr,
+    ".zarr": _zarr.read_zarr,
     ".csv": _csv.read_csv,
 }
 
@@ -118,5 +118,5 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     with parsing(label, f"a whole and well-formed {suffix} file"):
         opened = _READERS[suffix](path, name, label)
     for note in opened.notes:
-        warnings.warn(f"{one_line(label)}: {note}", EmbeddingsWarning, stacklevel=2)
+        warnings.warn(one_line(f"{label}: {note}"), EmbeddingsWarning, stacklevel=2)
     return opened

@@ -21,6 +21,7 @@ from visreg_core.embeddings._source import (
     embeddings,
     map_array,
     no_name,
+    one_line,
     pick,
 )
 
@@ -51,12 +52,12 @@ def read_npy(path: Path, name: str | None, label: str) -> Embeddings:
 def read_npz(path: Path, name: str | None, label: str) -> Embeddings:
     """One member of an .npz archive: mapped if it is stored, streamed if it is deflated."""
     with zipfile.ZipFile(path) as archive:
-        members = {
-            info.filename.removesuffix(".npy"): info
+        members = [
+            (info.filename.removesuffix(".npy"), info)
             for info in archive.infolist()
             if info.filename.endswith(".npy")
-        }
-        member = members[pick(label, list(members), name)]
+        ]
+        member = dict(members)[pick(label, [key for key, _ in members], name)]
         if member.flag_bits & 1 or member.compress_type not in (
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
@@ -132,7 +133,7 @@ def _read_header(stream: IO[bytes], label: str) -> _Header:
     text = stream.read(length)
     if len(text) != length:
         raise EmbeddingsError(label, f"{len(text)} bytes of header", f"{length} bytes")
-    fields = ast.literal_eval(text.decode("utf-8" if start[-2] == 3 else "latin-1").strip())
+    fields = _literal(text.decode("utf-8" if start[-2] == 3 else "latin-1").strip(), label)
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
         raise EmbeddingsError(label, "a malformed header", "descr, fortran_order and shape")
     shape, fortran = fields["shape"], fields["fortran_order"]
@@ -146,6 +147,18 @@ def _read_header(stream: IO[bytes], label: str) -> _Header:
     check_shape(label, shape)
     offset = len(start) + length_bytes + length
     return _Header(dtype, shape, fortran, offset)
+
+
+def _literal(text: str, label: str) -> object:
+    """The value that a header writes down; Python 2 wrote some integers with an L behind."""
+    for written in (text, re.sub(r"(?<=\d)L(?=\s*[,)])", "", text)):
+        try:
+            return ast.literal_eval(written)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            pass
+    raise EmbeddingsError(
+        label, f"the header {one_line(text, 60)!r}", "a dictionary of descr, fortran_order, shape"
+    )
 
 
 _KINDS = {"i": "int", "u": "uint", "c": "complex", "f": "float"}

@@ -53,6 +53,10 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
 
 
+# What a parser raises where it looks for something that is not there: no words for a reader.
+_STUMBLED = (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError)
+
+
 @contextmanager
 def parsing(file: str, expected: str) -> Iterator[None]:
     """Turn whatever a parser raises on hostile bytes into one EmbeddingsError.
@@ -69,6 +73,8 @@ def parsing(file: str, expected: str) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().split("\n")[0]
         found = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        if isinstance(error, _STUMBLED):
+            found = f"a malformed description ({found})"
         raise EmbeddingsError(file, one_line(found, 200), expected) from error
 
 
@@ -195,7 +201,8 @@ def embeddings(
     check_dtype(file, _xp.dtype_name(native))
     if shape[1] * native.itemsize > ROW_BYTES:
         raise EmbeddingsError(file, f"shape {tuple(shape)}", f"rows of at most {ROW_BYTES} bytes")
-    return Embeddings(file, (int(shape[0]), int(shape[1])), native, pieces, notes=notes)
+    shape = int(shape[0]), int(shape[1])
+    return Embeddings(file, shape, native, pieces, notes=tuple(map(one_line, notes)))
 
 
 def check_shape(file: str, shape: Sequence[int]) -> None:
@@ -224,6 +231,9 @@ def check_chunk(file: str, chunk_bytes: int, stored_bytes: int) -> None:
 
 def pick(file: str, names: Sequence[str], name: str | None) -> str:
     """The array to read: the one asked for, or the only one there is."""
+    if name is not None and names.count(name) > 1:
+        found = f"{names.count(name)} arrays named {one_line(name, 60)!r}"
+        raise EmbeddingsError(file, found, "one array of that name")
     if name is not None:
         if name not in names:
             raise EmbeddingsError(

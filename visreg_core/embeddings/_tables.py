@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from visreg_core._optional import require
-from visreg_core.embeddings._index import arrow_index, left_out
+from visreg_core._table_index import arrow_index, left_out
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,

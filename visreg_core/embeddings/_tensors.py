@@ -37,13 +37,19 @@ def read_safetensors(path: Path, name: str | None, label: str) -> Embeddings:
     Layout: the header's length (8 bytes, little-endian), a JSON object of tensors, their bytes.
     """
     size = path.stat().st_size
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):  # of which Python would keep the later
+            raise EmbeddingsError(label, "two entries of one name", "different names")
+        return dict(pairs)
+
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(_HEADER_BYTES, size - 8):
             raise EmbeddingsError(
                 label, f"a header of {length} bytes in a file of {size}", "a header that fits"
             )
-        header = json.loads(stream.read(length))
+        header = json.loads(stream.read(length), object_pairs_hook=unique)
     if not isinstance(header, dict):
         raise EmbeddingsError(label, "a malformed header", "a JSON object of tensors")
     header.pop("__metadata__", None)
@@ -87,15 +93,14 @@ def read_torch(path: Path, name: str | None, label: str) -> Embeddings:
         no_name(label, name, "single-tensor .pt")
         tensor = loaded
     else:
-        tensors = dict(_tensors("", loaded))
-        tensor = tensors[pick(label, list(tensors), name)]
+        tensors = _tensors("", loaded)
+        tensor = dict(tensors)[pick(label, [key for key, _ in tensors], name)]
     check_dtype(label, _xp.dtype_name(tensor))
     check_shape(label, tuple(tensor.shape))
+    if tensor.nbytes > path.stat().st_size:
+        found = f"shape {tuple(tensor.shape)} by repeating values"
+        raise EmbeddingsError(label, found, "a tensor with values of its own")
     array = _host_view(tensor, label)
-    if array.nbytes > path.stat().st_size:
-        raise EmbeddingsError(
-            label, f"shape {array.shape} by repeating values", "a tensor with values of its own"
-        )
     return embeddings(label, array.shape, array.dtype, lambda rows: [array])
 
 
@@ -103,6 +108,8 @@ def _check_archive(path: Path, label: str) -> None:
     """Refuse compressed members and pickles that name anything but tensors' own parts."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if len({m.filename for m in members}) != len(members):
+            raise EmbeddingsError(label, "two members of one name", "different names")
         if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
             raise EmbeddingsError(label, "compressed members", "members stored as torch.save does")
         pickles = [m for m in members if m.filename.split("/")[-1] == "data.pkl"]
@@ -140,7 +147,12 @@ def _tensors(prefix: str, tree: Any) -> list[tuple[str, Array]]:
 
 
 def _host_view(tensor: Array, label: str) -> np.ndarray:
-    """The tensor's values as a NumPy array over the same memory, bfloat16 as bfloat16."""
+    """The tensor's values as a NumPy array over the same memory, bfloat16 as bfloat16.
+
+    Signs that are still to be turned (a view of a conjugate's imaginary part) are turned: NumPy
+    does not know of them.
+    """
+    tensor = tensor.resolve_neg()
     if _xp.dtype_name(tensor) != "bfloat16":
         return _xp.to_numpy(tensor)
     return _xp.to_numpy(_xp.bits(tensor)).view(bfloat16(label))

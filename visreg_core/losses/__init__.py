@@ -1,8 +1,15 @@
 """Losses: one family a module, each with its value and its analytic gradient."""
 
-from visreg_core.losses._differentiable import value_and_grad, value_and_vjp
 from visreg_core.losses.barlow_twins import BarlowTwinsTerms, barlow_twins_loss
+from visreg_core.losses.declaration import (
+    Example,
+    declare_loss,
+    value_and_grad,
+    value_and_vjp,
+)
 from visreg_core.losses.epps_pulley import epps_pulley, sigreg_loss
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.gaussian_sliced_energy_distance import gaussian_sliced_energy_distance
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_sliced_wasserstein
 from visreg_core.losses.invariance import invariance_loss, joint_objective
 from visreg_core.losses.random_walk import (
@@ -33,13 +40,17 @@ from visreg_core.losses.visreg import (
 
 __all__ = [
     "BarlowTwinsTerms",
+    "Example",
+    "Execution",
     "SAGVICRegTerms",
     "VICRegTerms",
     "VISRegTerms",
     "barlow_twins_loss",
     "center_loss",
     "covariance_loss",
+    "declare_loss",
     "epps_pulley",
+    "gaussian_sliced_energy_distance",
     "gaussian_sliced_wasserstein",
     "invariance_loss",
     "joint_objective",

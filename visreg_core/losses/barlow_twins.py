@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace, Scalar
-from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by
-from visreg_core.losses._execution import PLAIN, Execution, Shards
-from visreg_core.losses.vicreg import as_views, off_diagonal, view_gradients, view_pairs
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Example, Inputs, declare_loss
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.vicreg import (
+    VIEWS,
+    as_views,
+    check_views,
+    off_diagonal,
+    over_pairs,
+    view_gradients,
+    view_pairs,
+    weighted_total,
+)
 
 
 class BarlowTwinsTerms(NamedTuple):
@@ -22,105 +32,57 @@ class BarlowTwinsTerms(NamedTuple):
     off_diagonal: Array
 
 
-def _pair_terms(
-    xp: Namespace, a: Array, b: Array, n: Scalar, shards: Shards
-) -> tuple[Array, Array, Callable[[Scalar, Scalar], tuple[Array, Array]]]:
-    """Σ(1 − C_ii)² and Σ_{i≠j} C_ij² of C = âᵀb̂/n, (..., 1, 1), and their pullback to â, b̂.
+class BarlowTwinsSaved(NamedTuple):
+    """What Barlow Twins saves: each field but the last three has one entry a view.
 
-    Where N < D, Σ_ij C_ij² = ⟨ââᵀ, b̂b̂ᵀ⟩/n² by the N × N Gram matrices and no D × D array is made.
-    A shard then gathers all rows, which are fewer numbers, and makes its rows of the Gram matrices.
+    first, rest : the batch mean in two parts, (..., 1, D); reciprocal : 1/σ, 0 for σ = 0,
+    (..., 1, D); gram : own rows of x̂x̂ᵀ, (..., N, ΣN), where N < D, else None; every : x̂ of all
+    shards (..., ΣN, D), None on one; n : kept rows, () or None; diagonal : C_ii of each pair of
+    views, (P, ..., 1, D); others : C without its diagonal, (P, ..., D, D), where N >= D, else None.
     """
-    rows, dim = a.shape[-2] * shards.size, a.shape[-1]
-    diagonal = shards.sum(_xp.sum_rows(xp, a * b)) / n  # (..., 1, D)
-    on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1), keepdims=True)
-    if rows < dim:
-        every_a, every_b = (shards.gather(x, axis=-2) for x in (a, b))
-        gram_a, gram_b = a @ xp.matrix_transpose(every_a), b @ xp.matrix_transpose(every_b)
-        every = xp.sum(gram_a * gram_b, axis=(-2, -1), keepdims=True)
-        every = shards.sum(every) / (n * n)
-        off = every - xp.sum(diagonal * diagonal, axis=(-2, -1), keepdims=True)
-        included = diagonal  # of the diagonal in the products that follow
 
-        def products(factor: Scalar) -> tuple[Array, Array]:
-            return (gram_b * (factor / n)) @ every_a, (gram_a * (factor / n)) @ every_b
-    else:
-        others = off_diagonal(xp, shards.sum(xp.matrix_transpose(a) @ b) / n)
-        off = xp.sum(others * others, axis=(-2, -1), keepdims=True)
-        included = xp.zeros_like(diagonal)
-
-        def products(factor: Scalar) -> tuple[Array, Array]:
-            scaled = others * factor
-            return b @ xp.matrix_transpose(scaled), a @ scaled
-
-    def pullback(on_scale: Scalar, off_scale: Scalar) -> tuple[Array, Array]:
-        # Factors go onto a row or the smaller matrix, not onto (N, D) entries.
-        factor = 2 * off_scale / n
-        on_other = (diagonal - 1) * (2 * on_scale / n) - included * factor
-        of_a, of_b = products(factor)
-        return of_a + b * on_other, of_b + a * on_other
-
-    return on, off, pullback
+    first: tuple[Array, ...]
+    rest: tuple[Array, ...]
+    reciprocal: tuple[Array, ...]
+    gram: tuple[Array | None, ...]
+    every: tuple[Array | None, ...]
+    n: Array | None
+    diagonal: Array
+    others: Array | None
 
 
-def _barlow_twins_loss(
-    a: Array,
-    b: Array | None = None,
-    off_diagonal_weight: Scalar = 0.0051,
-    *,
-    eps: float = 0.0,
-    row_mask: Array | None = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[BarlowTwinsTerms, Callable[..., object]]:
-    xp = _xp.namespace(a, b, row_mask)
-    views = as_views(xp, a, b)
-    _checks.row_mask(row_mask, views[0])
-    _checks.not_negative("eps", eps)
-    _checks.number("off_diagonal_weight", off_diagonal_weight)
-    shards = execution.shards
-    rows, centred = zip(*(_rows.centre(xp, z, row_mask, shards) for z in views), strict=True)
-    n = rows[0].n
-    reciprocals = [
-        _rows.safe_reciprocal(xp, _rows.standard_deviation(r, c, eps=eps))
-        for r, c in zip(rows, centred, strict=True)
-    ]
-    standard = [c * s for c, s in zip(centred, reciprocals, strict=True)]
-    pairs = view_pairs(len(views))
-    terms = [_pair_terms(xp, standard[i], standard[j], n, shards) for i, j in pairs]
-    on_diagonal = sum(xp.mean(on) for on, _, _ in terms[1:]) + xp.mean(terms[0][0])
-    off_diagonal = sum(xp.mean(off) for _, off, _ in terms[1:]) + xp.mean(terms[0][1])
-    on_diagonal, off_diagonal = on_diagonal / len(pairs), off_diagonal / len(pairs)
-    total = on_diagonal + off_diagonal_weight * off_diagonal
-
-    def vjp(on_total: Scalar, on_on: Scalar, on_off: Scalar) -> object:
-        share = len(pairs) * math.prod(views[0].shape[:-2])
-        gradients: list[Array | None] = [None] * len(views)
-        for (i, j), (_, _, pullback) in zip(pairs, terms, strict=True):
-            both = pullback(
-                (on_total + on_on) / share, (on_total * off_diagonal_weight + on_off) / share
-            )
-            for v, g in zip((i, j), both, strict=True):
-                gradients[v] = g if gradients[v] is None else gradients[v] + g
-        carried = []
-        for r, x, s, g in zip(rows, standard, reciprocals, gradients, strict=True):
-            # x̂ = ẑ / sqrt(var + ε): along x̂ itself the standardisation takes the gradient away.
-            # The centring takes nothing: g and x̂ are combinations of centred columns.
-            through = x * (r.sum(g * x) / n)
-            carried.append((g - through) * s)
-        return view_gradients(xp, carried, a, b)
-
-    return BarlowTwinsTerms(total, on_diagonal, off_diagonal), vjp
+def _magnitude(
+    a: np.ndarray, b: np.ndarray, *, off_diagonal_weight: float = 0.0051
+) -> tuple[float, ...]:
+    """Σ_i (1 + |C|_ii)² and Σ_ij |C|_ij² with |C| = |â|ᵀ|b̂|/N."""
+    standard = []
+    for z in (a, b):
+        deviation = z.std(axis=0)
+        standard.append(np.abs(z - z.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))
+    a, b = standard
+    n, d = a.shape
+    on = float(np.sum((1 + np.mean(a * b, axis=0)) ** 2))
+    off = np.sum((a @ a.T) * (b @ b.T)) if n < d else np.sum((a.T @ b) ** 2)
+    return weighted_total((1, off_diagonal_weight), (on, float(off) / n**2))
 
 
-@differentiated_by(_barlow_twins_loss)
+@declare_loss(
+    differentiated=("a", "b"),
+    row_axes={"a": -2, "b": -2, "row_mask": -1},
+    terms=BarlowTwinsTerms,
+    saved=BarlowTwinsSaved,
+    magnitude=over_pairs(_magnitude),
+    examples=(Example(), Example("N < D", inputs="wide"), VIEWS),
+)
 def barlow_twins_loss(
+    execution: Execution,
     a: Array,
     b: Array | None = None,
     off_diagonal_weight: Scalar = 0.0051,
     *,
     eps: float = 0.0,
     row_mask: Array | None = None,
-) -> BarlowTwinsTerms:
+) -> tuple[BarlowTwinsTerms, BarlowTwinsSaved]:
     """Barlow Twins of two views, or the mean over all pairs of several.
 
     Σ_i (1 − C_ii)² + λ Σ_{i≠j} C_ij², C the cross-correlation of the batch-standardised views.
@@ -163,6 +125,112 @@ def barlow_twins_loss(
     >>> bool(barlow_twins_loss(a, a).on_diagonal < 1e-20)
     True
     """
-    return _barlow_twins_loss(
-        a, b, off_diagonal_weight, eps=eps, row_mask=row_mask, need_grad=False
-    )[0]
+    xp = _xp.namespace(a, b, row_mask)
+    check_views(a, b)
+    _checks.row_mask(row_mask, a)
+    _checks.not_negative("eps", eps)
+    _checks.number("off_diagonal_weight", off_diagonal_weight)
+    views, shards = as_views(xp, a, b), execution.shards
+    rows, standard, reciprocals = [], [], []
+    for view in views:
+        r, centred = _rows.centre(xp, view, row_mask, shards)
+        reciprocal = _rows.safe_reciprocal(xp, _rows.standard_deviation(r, centred, eps=eps))
+        rows.append(r)
+        reciprocals.append(reciprocal)
+        standard.append(centred * reciprocal)
+    n, dim = rows[0].n, views[0].shape[-1]
+    pairs = view_pairs(len(views))
+    diagonal = xp.stack(
+        [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
+    )
+    on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1))
+    nothing: list[Array | None] = [None] * len(views)
+    grams, every, others = nothing, nothing, None
+    if views[0].shape[-2] * shards.size < dim:
+        # Σ_ij C_ij² = ⟨ââᵀ, b̂b̂ᵀ⟩/n², and no D × D array is made. A shard gathers all rows, which
+        # are fewer numbers, and makes its own rows of the Gram matrices.
+        gathered = [shards.gather(x, axis=-2) for x in standard]
+        own = [x @ xp.matrix_transpose(e) for x, e in zip(standard, gathered, strict=True)]
+        products = [xp.sum(own[i] * own[j], axis=(-2, -1)) for i, j in pairs]
+        off = shards.sum(xp.stack(products)) / (n * n)
+        off = off - xp.sum(diagonal * diagonal, axis=(-2, -1))
+        grams, every = own, nothing if shards.size == 1 else gathered
+    else:
+        others = xp.stack(
+            [
+                off_diagonal(xp, shards.sum(xp.matrix_transpose(standard[i]) @ standard[j]) / n)
+                for i, j in pairs
+            ]
+        )
+        off = xp.sum(others * others, axis=(-2, -1))
+    on_diagonal, off_diagonal_ = xp.mean(on), xp.mean(off)
+    total = on_diagonal + off_diagonal_weight * off_diagonal_
+    saved = BarlowTwinsSaved(
+        tuple(r.first for r in rows),
+        tuple(r.rest for r in rows),
+        tuple(reciprocals),
+        tuple(grams),
+        tuple(every),
+        rows[0].masked_n(),
+        diagonal,
+        others,
+    )
+    return BarlowTwinsTerms(total, on_diagonal, off_diagonal_), saved
+
+
+@barlow_twins_loss.backward
+def _backward(
+    execution: Execution,
+    inputs: Inputs,
+    saved: BarlowTwinsSaved,
+    on_total: Scalar,
+    on_on: Scalar,
+    on_off: Scalar,
+) -> Any:
+    a, b, mask = inputs["a"], inputs["b"], inputs["row_mask"]
+    xp = _xp.namespace(a)
+    views, shards = as_views(xp, a, b), execution.shards
+    rows = [
+        _rows.again(xp, view, mask, shards, first, rest, saved.n)
+        for view, first, rest in zip(views, saved.first, saved.rest, strict=True)
+    ]
+    standard = [r.centred() * s for r, s in zip(rows, saved.reciprocal, strict=True)]
+    n, pairs = rows[0].n, view_pairs(len(views))
+    share = len(pairs) * math.prod(views[0].shape[:-2])
+    # Factors go onto a row or the smaller matrix, not onto (N, D) entries.
+    on_factor = 2 * ((on_total + on_on) / share) / n
+    off_factor = 2 * ((on_total * inputs["off_diagonal_weight"] + on_off) / share) / n
+    gradients: list[Array | None] = [None] * len(views)
+    for p, (i, j) in enumerate(pairs):
+        on_other = (saved.diagonal[p, ...] - 1) * on_factor
+        if saved.others is None:
+            on_other = on_other - saved.diagonal[p, ...] * off_factor
+        for v, other in ((i, j), (j, i)):
+            g = _product(xp, saved, standard, p, v, other, off_factor, n)
+            g += standard[other] * on_other
+            gradients[v] = g if gradients[v] is None else gradients[v] + g
+    through = []
+    for r, x, s, g in zip(rows, standard, saved.reciprocal, gradients, strict=True):
+        # x̂ = ẑ / sqrt(var + ε): along x̂ itself the standardisation takes the gradient away.
+        # The centring takes nothing: g and x̂ are combinations of centred columns.
+        along = r.sum(g * x) / n
+        through.append((g - x * along) * s)
+    return view_gradients(xp, through, b)
+
+
+def _product(
+    xp: Namespace,
+    saved: BarlowTwinsSaved,
+    standard: list[Array],
+    p: int,
+    v: int,
+    other: int,
+    factor: Scalar,
+    n: Scalar,
+) -> Array:
+    """Gradient for x̂_v of factor n / 2 times Σ_ij C_ij² of pair p, the diagonal as stored."""
+    if saved.others is None:
+        every = saved.every[v]
+        return (saved.gram[other] * (factor / n)) @ (standard[v] if every is None else every)
+    scaled = saved.others[p, ...] * factor
+    return standard[other] @ (xp.matrix_transpose(scaled) if v < other else scaled)

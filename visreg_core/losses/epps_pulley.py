@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import epps_pulley_knots
-from visreg_core.losses import _epps_pulley_numpy, _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
-from visreg_core.losses._execution import PLAIN, Execution
-from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+
+# Arrays of the samples' size that a row works with: cosine, sine, and the multiples in turn.
+_SCRATCH = 8
+
+
+class EppsPulleySaved(NamedTuple):
+    """What a statistic of slices saves.
+
+    gradient : of the sum over slices or leading axes, of the embeddings' shape; n : kept rows, ()
+    or None.
+    """
+
+    gradient: Array | None
+    n: Array | None
 
 
 class Knots(NamedTuple):
-    """Knots 1 … m of the integral (knot 0 adds nothing), as arrays (1, m) beside the samples."""
+    """Knots 1 … m of the integral (knot 0 adds nothing), as arrays (1, m)."""
 
     first: float
     knots: Array
@@ -23,7 +39,7 @@ class Knots(NamedTuple):
     targets: Array
 
 
-def knots_beside(xp: Namespace, x: Array, t_max: float, n_knots: int) -> Knots:
+def knots_like(xp: Namespace, x: Array, t_max: float, n_knots: int) -> Knots:
     """The integral's constants in x's dtype and on its device."""
     constants = epps_pulley_knots(t_max, n_knots)
     arrays = [xp.asarray([c[1:]], dtype=x.dtype, **_xp.on_device(x)) for c in constants]
@@ -69,98 +85,74 @@ def value_from_moments(xp: Namespace, real: Array, imaginary: Array, n: Scalar, 
     return n * xp.sum(k.weights * (off * off + imaginary * imaginary), axis=-1)
 
 
-def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool = False) -> Any:
-    """The twin of `Multiples` that is fastest here, for samples in one place or on shards."""
-    if _xp.name(xp) != "numpy":
-        return Multiples(xp, angle, m)
-    on_numpy: Any = _epps_pulley_numpy.InTiles if sharded else _epps_pulley_numpy.Multiples
-    return on_numpy(angle, m)
-
-
 def term(
     xp: Namespace,
     x: Array,
     n: Scalar,
     k: Knots,
     mask: Array | None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
+    execution: Execution,
 ) -> tuple[Array, ...]:
-    """Statistic of each row of x (R, N) and, if wanted, its gradient (R, N).
+    """Statistic of each row of x (R, N) and, if one is needed, its gradient (R, N).
 
     dT/dx_n = Σ_j 2 w_j t_j [S_j cos(t_j x_n) − (C_j − e_j) sin(t_j x_n)] with C, S the parts of φ̂:
     a trigonometric polynomial.
     """
     keep = None if mask is None else mask[None, :]
     angle = k.first * _rows.kept(xp, keep, x)
-    m = k.knots.shape[-1]
-    if "multiples" in execution.kernels:
-        of_angle = execution.kernels["multiples"](xp, angle, m)
-    else:
-        of_angle = multiples(xp, angle, m, sharded=execution.shards.size > 1)
+    m, sharded = k.knots.shape[-1], execution.shards.size > 1
+    make: Any = execution.kernels.get("multiples", multiples)
+    of_angle = make(xp, angle, m, sharded=sharded)
     sums = xp.concat(of_angle.sums(keep), axis=-1)
     moments = execution.shards.sum(sums) / n
     real, imaginary = moments[:, :m], moments[:, m:]
     value = value_from_moments(xp, real, imaginary, n, k)
-    if not need_grad:
+    if not execution.need_gradient:
         return (value,)
     slope = 2 * k.weights * k.knots
     gradient = of_angle.polynomial(slope * imaginary, -slope * (real - k.targets))
     return value, _rows.kept(xp, keep, gradient)
 
 
-def _epps_pulley(
-    x: Array,
-    t_max: float = 3.0,
-    n_knots: int = 17,
-    *,
-    axis: int = -1,
-    row_mask: Array | None = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(x, row_mask)
-    _checks.floating("x", x)
-    _checks.choice("axis", axis, (-1, -2))
-    if x.ndim < -axis or x.shape[axis] < 2 or 0 in x.shape:
-        raise ValueError(
-            f"expected x with at least 2 samples along axis {axis}; found shape {tuple(x.shape)}"
-        )
-    moved = x if axis == -1 else xp.matrix_transpose(x)
-    _checks.row_mask(row_mask, moved[..., None])
-    rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
-    n = _rows.count(xp, rows[..., None], row_mask, execution.shards)
-    knots = knots_beside(xp, rows, t_max, n_knots)
+def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool) -> Any:
+    """`Multiples`.
 
-    def of_rows(tile: Array) -> tuple[Array, ...]:
-        return term(xp, tile, n, knots, row_mask, need_grad, execution)
-
-    if execution.shards.size > 1:  # what they reduce they do once, and all in the same order
-        values, *gradient = of_rows(rows)
-    else:
-        scratch = _epps_pulley_numpy.scratch(n_knots)
-        values, *gradient = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
-    shape = moved.shape[:-1]
-
-    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
-        if _xp.is_array(cotangent) and cotangent.ndim:
-            cotangent = cotangent[..., None]
-        scaled = times(xp.reshape(gradient[0], moved.shape), cotangent, donated)
-        scaled = scaled if axis == -1 else xp.matrix_transpose(scaled)
-        return _xp.cast_finite(xp, scaled, x.dtype)
-
-    return xp.reshape(values, shape), vjp
+    A kernel may want to know whether the sums are reduced over shards before the polynomial.
+    """
+    return Multiples(xp, angle, m)
 
 
-@differentiated_by(_epps_pulley)
+def _scratch(execution: Execution, n_knots: int) -> int:
+    of_kernel = execution.kernels.get("multiples_scratch")
+    return _SCRATCH if of_kernel is None else of_kernel(n_knots)
+
+
+def _epps_pulley_magnitude(
+    x: np.ndarray, t_max: float = 3.0, n_knots: int = 17
+) -> tuple[float, ...]:
+    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: an angle t·x counts with its own size."""
+    n = x.shape[0]
+    size = float(np.mean(np.abs(x)))
+    knots = zip(*epps_pulley_knots(t_max, n_knots), strict=True)
+    return (n * sum(weight * (1 + t * size + target) ** 2 for t, weight, target in knots),)
+
+
+@declare_loss(
+    differentiated=("x",),
+    row_axes={"x": "axis", "row_mask": -1},
+    saved=EppsPulleySaved,
+    magnitude=_epps_pulley_magnitude,
+    examples=(Example(arrays={"x": "line"}),),
+)
 def epps_pulley(
+    execution: Execution,
     x: Array,
     t_max: float = 3.0,
     n_knots: int = 17,
     *,
     axis: int = -1,
     row_mask: Array | None = None,
-) -> Array:
+) -> tuple[Array, EppsPulleySaved]:
     """Epps-Pulley statistic of standard normality of one-dimensional samples.
 
     N ∫ |φ̂(t) − e^{−t²/2}|² e^{−t²/2} dt over [−t_max, t_max], with φ̂ the empirical
@@ -204,66 +196,71 @@ def epps_pulley(
     >>> epps_pulley(x).shape
     (3,)
     """
-    return _epps_pulley(x, t_max, n_knots, axis=axis, row_mask=row_mask, need_grad=False)[0]
+    xp = _xp.namespace(x, row_mask)
+    _checks.floating("x", x)
+    _checks.choice("axis", axis, (-1, -2))
+    if x.ndim < -axis or x.shape[axis] < 2 or 0 in x.shape:
+        raise ValueError(
+            f"expected x with at least 2 samples along axis {axis}; found shape {tuple(x.shape)}"
+        )
+    moved = x if axis == -1 else xp.matrix_transpose(x)
+    _checks.row_mask(row_mask, moved[..., None])
+    rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
+    n = _rows.count(xp, rows[..., None], row_mask, execution.shards)
+    knots = knots_like(xp, rows, t_max, n_knots)
+
+    def of_rows(tile: Array) -> tuple[Array, ...]:
+        return term(xp, tile, n, knots, row_mask, execution)
+
+    if execution.shards.size > 1:  # what they reduce they do once, and all in the same order
+        values, *gradients = of_rows(rows)
+    else:
+        scratch = _scratch(execution, n_knots)
+        values, *gradients = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
+    gradient = None
+    if gradients:
+        gradient = xp.reshape(gradients[0], moved.shape)
+        gradient = gradient if axis == -1 else xp.matrix_transpose(gradient)
+    return xp.reshape(values, moved.shape[:-1]), EppsPulleySaved(gradient, None)
 
 
-def _sigreg(
-    z: Array,
-    slices: Array,
-    t_max: float = 3.0,
-    n_knots: int = 17,
-    *,
-    scale_by_n: bool = True,
-    row_mask: Array | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.flag("scale_by_n", scale_by_n)
-    n = _rows.count(xp, z, row_mask, execution.shards)
-    wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
-    wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)
-    knots = knots_beside(xp, wide, t_max, n_knots)
-
-    values, gradients = sliced(
-        xp,
-        (wide,),
-        flat_slices(xp, slices, z),
-        lambda gradients, p: term(xp, p, n, knots, row_mask, gradients, execution),
-        # What shards reduce, they do once a chunk.
-        scratch=_epps_pulley_numpy.scratch(n_knots) if execution.shards.size == 1 else None,
-        need_grad=need_grad,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
-        shards=execution.shards,
-    )
-    divisor: Any = 1.0 if scale_by_n else n
-    value = xp.mean(values) / divisor
-
-    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
-        size = values.shape[0] * values.shape[1]
-        return gradient_like(xp, times(gradients[0], cotangent / (size * divisor), donated), z)
-
-    return value, vjp
-
-
-@differentiated_by(_sigreg)
-def sigreg_loss(
-    z: Array,
-    slices: Array,
-    t_max: float = 3.0,
-    n_knots: int = 17,
-    *,
-    scale_by_n: bool = True,
-    row_mask: Array | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
+@epps_pulley.backward
+def _epps_pulley_backward(
+    execution: Execution, inputs: Inputs, saved: EppsPulleySaved, cotangent: Scalar
 ) -> Array:
+    if _xp.is_array(cotangent) and cotangent.ndim:
+        axis = inputs["axis"]
+        cotangent = cotangent[..., None] if axis == -1 else cotangent[..., None, :]
+    return times(saved.gradient, cotangent, execution.donated)
+
+
+def _sigreg_magnitude(
+    z: np.ndarray, slices: np.ndarray, *, scale_by_n: bool = True
+) -> tuple[float, ...]:
+    """`_epps_pulley_magnitude` of the projections."""
+    (size,) = _epps_pulley_magnitude((z @ slices).reshape(-1))
+    return (size / (slices.shape[1] if scale_by_n else slices.shape[1] * z.shape[0]),)
+
+
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
+    saved=EppsPulleySaved,
+    magnitude=_sigreg_magnitude,
+)
+def sigreg_loss(
+    execution: Execution,
+    z: Array,
+    slices: Array,
+    t_max: float = 3.0,
+    n_knots: int = 17,
+    *,
+    scale_by_n: bool = True,
+    row_mask: Array | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: DType = None,
+) -> tuple[Array, EppsPulleySaved]:
     """SIGReg: mean over slices of the Epps-Pulley statistic of the projections.
 
     Parameters
@@ -308,14 +305,39 @@ def sigreg_loss(
     >>> bool(sigreg_loss(z, random_slices(16, 64)) < sigreg_loss(0.1 * z, random_slices(16, 64)))
     True
     """
-    return _sigreg(
-        z,
-        slices,
-        t_max,
-        n_knots,
-        scale_by_n=scale_by_n,
-        row_mask=row_mask,
+    xp = _xp.namespace(z, slices, row_mask)
+    _checks.embeddings("z", z)
+    _checks.slices(slices, z)
+    _checks.row_mask(row_mask, z)
+    _checks.flag("scale_by_n", scale_by_n)
+    n = _rows.count(xp, z, row_mask, execution.shards)
+    wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
+    wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)
+    knots = knots_like(xp, wide, t_max, n_knots)
+    values, gradients = sliced(
+        xp,
+        (wide,),
+        flat_slices(xp, slices, z),
+        lambda _, p: term(xp, p, n, knots, row_mask, execution),
+        execution,
+        # What shards reduce, they do once a chunk.
+        scratch=_scratch(execution, n_knots) if execution.shards.size == 1 else None,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-        need_grad=False,
-    )[0]
+        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+        shards=execution.shards,
+    )
+    value = _rows.mean_of(xp, values)
+    gradient = xp.reshape(gradients[0], z.shape) if execution.need_gradient else None
+    saved = EppsPulleySaved(gradient, None if row_mask is None else n)
+    return (value if scale_by_n else value / n), saved
+
+
+@sigreg_loss.backward
+def _sigreg_backward(
+    execution: Execution, inputs: Inputs, saved: EppsPulleySaved, cotangent: Scalar
+) -> Array:
+    z, slices = inputs["z"], inputs["slices"]
+    divisor = math.prod(z.shape[:-2]) * slices.shape[-1]
+    if not inputs["scale_by_n"]:
+        divisor = divisor * (z.shape[-2] * execution.shards.size if saved.n is None else saved.n)
+    return times(saved.gradient, cotangent / divisor, execution.donated)

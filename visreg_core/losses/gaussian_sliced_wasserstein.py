@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import sorted_values, targets_by_rank
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
-from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
-from visreg_core.losses._execution import PLAIN, Execution
-from visreg_core.losses._sliced import (
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.sliced import (
     flat_batch,
     flat_slices,
     projection_dtype_for,
@@ -22,7 +23,18 @@ from visreg_core.losses._sliced import (
 REDUCTIONS = ("mean", "sum")
 
 
-def quantiles_beside(xp: Namespace, size: int, z: Array, n: Scalar, masked: bool) -> Array:
+class SlicedGaussianSaved(NamedTuple):
+    """What the distance saves.
+
+    gradient : of the mean over slices of Σ_n (sort(z w)_n − q_n)², (..., N, D); n : kept rows, ()
+    or None.
+    """
+
+    gradient: Array | None
+    n: Array | None
+
+
+def quantiles_like(xp: Namespace, size: int, z: Array, n: Scalar, masked: bool) -> Array:
     """Gaussian quantiles for `size` rows, of which `n` are kept, in z's dtype and on its device."""
     if not masked:
         return normal_quantiles(size, xp=xp, dtype=z.dtype, device=_xp.on_device(z).get("device"))
@@ -46,7 +58,7 @@ def gaussian_term(
         kept = xp.where(row_mask, p, xp.zeros_like(p))
         p = xp.where(row_mask, p, xp.inf * xp.ones_like(p))
     if not need_grad:
-        ordered = sorted_values(xp, p)
+        ordered = _xp.sorted_values(xp, p)
         if row_mask is not None:
             rank = xp.arange(p.shape[-1], **_xp.on_device(p))
             inside = rank < xp.sum(xp.astype(row_mask, rank.dtype))
@@ -55,7 +67,7 @@ def gaussian_term(
             ordered = ordered + 0 * xp.sum(kept, axis=-1, keepdims=True)
         difference = ordered - q[None, :]
         return (xp.sum(difference * difference, axis=-1),)
-    targets = targets_by_rank(xp, p, q)
+    targets = _xp.targets_by_rank(xp, p, q)
     if row_mask is not None:
         p = xp.where(row_mask, p, targets)
     difference = p - targets
@@ -68,15 +80,15 @@ def sliced_gaussian(
     slices: Array,
     n: Scalar,
     row_mask: Array | None,
+    execution: Execution,
     *,
-    need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
-    execution: Execution = PLAIN,
 ) -> tuple[Array, Array | None]:
     """Mean over batch and slices of Σ_n (sort(z w)_n − q_n)², and its gradient (B, N, D)."""
     shards = execution.shards
-    q = quantiles_beside(xp, z.shape[-2] * shards.size, z, n, row_mask is not None)
+    quantiles = execution.kernels.get("quantiles", quantiles_like)
+    q = quantiles(xp, z.shape[-2] * shards.size, z, n, row_mask is not None)
     mask = None if row_mask is None else shards.gather(row_mask, axis=0)
     size = math.prod(z.shape[:-2]) * slices.shape[-1]
     row_term = execution.kernels.get("gaussian_term", gaussian_term)
@@ -86,52 +98,32 @@ def sliced_gaussian(
         flat_slices(xp, slices, z),
         lambda gradients, p: row_term(xp, p, q, mask, gradients, 2 / size),
         execution,
-        need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
     )
-    return xp.mean(values), gradient
+    return _rows.mean_of(xp, values), gradient
 
 
-def _gaussian_sliced_wasserstein(
-    z: Array,
-    slices: Array,
-    *,
-    reduction: str = "mean",
-    row_mask: Array | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    n = _rows.count(xp, z, row_mask, execution.shards)
-    wide = _xp.cast(xp, z, _xp.compute_dtype(xp, z))
-    value, gradient = sliced_gaussian(
-        xp,
-        _rows.kept(xp, _rows.keep_column(row_mask), wide),
-        slices,
-        n,
-        row_mask,
-        need_grad=need_grad,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
-        execution=execution,
-    )
-    divisor = n if reduction == "mean" else 1.0
-
-    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
-        return gradient_like(xp, times(gradient, cotangent / divisor, donated), z)
-
-    return value / divisor, vjp
+def distance_to_quantiles(
+    z: np.ndarray, slices: np.ndarray, *, reduction: str = "mean"
+) -> tuple[float, ...]:
+    """The magnitude mean_{k,n} (|p_nk| + |q_n|)² of sorted projections p."""
+    p = np.sort(z @ slices, axis=0)
+    squares = (np.abs(p) + np.abs(normal_quantiles(z.shape[0]))[:, None]) ** 2
+    return (float(np.mean(squares)) * (z.shape[0] if reduction == "sum" else 1),)
 
 
-@differentiated_by(_gaussian_sliced_wasserstein)
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
+    saved=SlicedGaussianSaved,
+    sorts=True,
+    magnitude=distance_to_quantiles,
+    examples=(Example(), Example("equal keys", inputs="ties", differentiable=False)),
+)
 def gaussian_sliced_wasserstein(
+    execution: Execution,
     z: Array,
     slices: Array,
     *,
@@ -139,7 +131,7 @@ def gaussian_sliced_wasserstein(
     row_mask: Array | None = None,
     chunk_size: int | None = None,
     projection_dtype: DType = None,
-) -> Array:
+) -> tuple[Array, SlicedGaussianSaved]:
     """Squared sliced 2-Wasserstein distance to the standard Gaussian, on its quantiles.
 
     mean_{k,n} (sort(z w_k)_n − q_n)²: `shape_loss` without centring or normalising.
@@ -183,12 +175,34 @@ def gaussian_sliced_wasserstein(
     >>> bool(gaussian_sliced_wasserstein(z, random_slices(16, 64)) < 0.1)
     True
     """
-    return _gaussian_sliced_wasserstein(
-        z,
+    xp = _xp.namespace(z, slices, row_mask)
+    _checks.embeddings("z", z)
+    _checks.slices(slices, z)
+    _checks.row_mask(row_mask, z)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    n = _rows.count(xp, z, row_mask, execution.shards)
+    wide = _xp.cast(xp, z, _xp.compute_dtype(xp, z))
+    value, gradient = sliced_gaussian(
+        xp,
+        _rows.kept(xp, _rows.keep_column(row_mask), wide),
         slices,
-        reduction=reduction,
-        row_mask=row_mask,
+        n,
+        row_mask,
+        execution,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-        need_grad=False,
-    )[0]
+        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+    )
+    if gradient is not None:
+        gradient = xp.reshape(gradient, z.shape)
+    saved = SlicedGaussianSaved(gradient, None if row_mask is None else n)
+    return (value / n if reduction == "mean" else value), saved
+
+
+@gaussian_sliced_wasserstein.backward
+def _backward(
+    execution: Execution, inputs: Inputs, saved: SlicedGaussianSaved, cotangent: Scalar
+) -> Array:
+    if inputs["reduction"] == "mean":
+        size = inputs["z"].shape[-2] * execution.shards.size
+        cotangent = cotangent / (size if saved.n is None else saved.n)
+    return times(saved.gradient, cotangent, execution.donated)

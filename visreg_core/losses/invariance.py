@@ -3,78 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Scalar
-from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like
-from visreg_core.losses._execution import PLAIN, Execution
+from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Example, Inputs, declare_loss
+from visreg_core.losses.execution import Execution
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS
 
 
-def _invariance_loss(
-    z: Array,
-    n_global: int | None = None,
-    *,
-    detach_center: bool = False,
-    reduction: str = "mean",
-    row_mask: Array | None = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    _checks.flag("detach_center", detach_center)
-    if z.ndim < 3 or z.shape[-3] < 2:
-        raise ValueError(
-            f"expected z of shape (..., V, N, D) with V >= 2 views; found shape {tuple(z.shape)}"
-        )
-    views = z.shape[-3]
-    n_global = views if n_global is None else n_global
-    _checks.positive_int("n_global", n_global)
-    if n_global > views:
-        raise ValueError(f"expected n_global <= {views} views; found {n_global}")
-    keep = _rows.keep_column(row_mask)
-    shards = execution.shards
-    # A mean over all entries; masked rows add 0 and are not counted.
-    rows = z.shape[-2] * shards.size
-    if row_mask is not None:
-        rows = shards.sum(xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z))))
-    averaged = math.prod(z.shape[:-2]) * (1 if reduction == "sum" else z.shape[-1])
-    scale = 1 / (rows * averaged)
+class InvarianceSaved(NamedTuple):
+    """n : number of kept rows of all shards, () or None."""
 
-    def difference() -> Array:
-        wide = _rows.kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
-        center = xp.mean(wide[..., :n_global, :, :], axis=-3, keepdims=True)
-        return wide - (_xp.stop_gradient(center) if detach_center else center)
-
-    of_views = difference()
-    value = shards.sum(xp.sum(of_views * of_views)) * scale
-
-    def vjp(cotangent: Scalar) -> Array:
-        gradient = difference()
-        if not detach_center:
-            through = xp.sum(gradient, axis=-3, keepdims=True) / n_global
-            local = xp.zeros_like(gradient[..., n_global:, :, :])
-            spread = xp.broadcast_to(through, gradient[..., :n_global, :, :].shape)
-            gradient = gradient - xp.concat([spread, local], axis=-3)
-        return gradient_like(xp, gradient * (cotangent * scale * 2), z)
-
-    return value, vjp
+    n: Array | None
 
 
-@differentiated_by(_invariance_loss)
-def invariance_loss(
-    z: Array,
-    n_global: int | None = None,
-    *,
-    detach_center: bool = False,
-    reduction: str = "mean",
-    row_mask: Array | None = None,
+def _difference(
+    xp: Namespace, z: Array, n_global: int | None, detach_center: bool, row_mask: Array | None
 ) -> Array:
+    """Views less the mean of the global ones; masked rows 0."""
+    keep = _rows.keep_column(row_mask)
+    wide = _rows.kept(xp, keep, _xp.cast(xp, z, _xp.compute_dtype(xp, z)))
+    center = xp.mean(wide[..., :n_global, :, :], axis=-3, keepdims=True)
+    return wide - (_xp.stop_gradient(center) if detach_center else center)
+
+
+def _share(execution: Execution, z: Array, n: Array | None, reduction: str) -> Scalar:
+    """What each squared entry counts for: the inverse of the number of those averaged over."""
+    rows = z.shape[-2] * execution.shards.size if n is None else n
+    return 1 / (rows * math.prod(z.shape[:-2]) * (1 if reduction == "sum" else z.shape[-1]))
+
+
+def _magnitude(z: np.ndarray, *, n_global: int | None = None, **_: bool) -> tuple[float, ...]:
+    """mean (|z_v| + |c|)², c the mean of the global views."""
+    return (float(np.mean((np.abs(z) + np.abs(z[:n_global].mean(axis=0))) ** 2)),)
+
+
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    saved=InvarianceSaved,
+    min_rows=1,
+    magnitude=_magnitude,
+    examples=(
+        Example(arrays={"z": "views"}),
+        Example("n_global=2", {"z": "views"}, {"n_global": 2}),
+    ),
+)
+def invariance_loss(
+    execution: Execution,
+    z: Array,
+    n_global: int | None = None,
+    *,
+    detach_center: bool = False,
+    reduction: str = "mean",
+    row_mask: Array | None = None,
+) -> tuple[Array, InvarianceSaved]:
     """Mean squared distance of every view from the mean of the global views.
 
     Parameters
@@ -114,14 +101,41 @@ def invariance_loss(
     >>> float(invariance_loss(z))
     0.25
     """
-    return _invariance_loss(
-        z,
-        n_global,
-        detach_center=detach_center,
-        reduction=reduction,
-        row_mask=row_mask,
-        need_grad=False,
-    )[0]
+    xp = _xp.namespace(z, row_mask)
+    _checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
+    _checks.row_mask(row_mask, z)
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    _checks.flag("detach_center", detach_center)
+    if z.ndim < 3 or z.shape[-3] < 2:
+        raise ValueError(
+            f"expected z of shape (..., V, N, D) with V >= 2 views; found shape {tuple(z.shape)}"
+        )
+    if n_global is not None:
+        _checks.positive_int("n_global", n_global)
+        if n_global > z.shape[-3]:
+            raise ValueError(f"expected n_global <= {z.shape[-3]} views; found {n_global}")
+    n, shards = None, execution.shards
+    if row_mask is not None:
+        n = shards.sum(xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z))))
+    difference = _difference(xp, z, n_global, detach_center, row_mask)
+    value = shards.sum(xp.sum(difference * difference)) * _share(execution, z, n, reduction)
+    return value, InvarianceSaved(n)
+
+
+@invariance_loss.backward
+def _backward(
+    execution: Execution, inputs: Inputs, saved: InvarianceSaved, cotangent: Scalar
+) -> Array:
+    z, n_global, detached = inputs["z"], inputs["n_global"], inputs["detach_center"]
+    xp = _xp.namespace(z)
+    gradient = _difference(xp, z, n_global, detached, inputs["row_mask"])
+    if not detached:
+        n_global = z.shape[-3] if n_global is None else n_global
+        through = xp.sum(gradient, axis=-3, keepdims=True) / n_global
+        local = xp.zeros_like(gradient[..., n_global:, :, :])
+        spread = xp.broadcast_to(through, gradient[..., :n_global, :, :].shape)
+        gradient = gradient - xp.concat([spread, local], axis=-3)
+    return gradient * (cotangent * _share(execution, z, saved.n, inputs["reduction"]) * 2)
 
 
 def joint_objective(invariance: Scalar, regularizer: Scalar, lam: Scalar) -> Scalar:

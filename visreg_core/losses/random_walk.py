@@ -7,7 +7,7 @@ from typing import NamedTuple
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._selection import smallest
 from visreg_core._typing import Array, Namespace, Scalar
-from visreg_core.losses._rows import safe_reciprocal, safe_root
+from visreg_core.losses.rows import safe_reciprocal, safe_root
 from visreg_core.slices import DOMAIN_WALKS, uniforms
 
 SCALES = ("local", "global")

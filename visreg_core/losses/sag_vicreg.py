@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Scalar
-from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by
-from visreg_core.losses._execution import PLAIN, Execution
-from visreg_core.losses.vicreg import as_views, branch_terms, view_gradients
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Inputs, declare_loss
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.vicreg import (
+    VICRegSaved,
+    as_views,
+    branches_forward,
+    branches_gradient,
+    check_views,
+    vicreg_loss,
+    weighted_total,
+)
 
 
 class SAGVICRegTerms(NamedTuple):
@@ -23,23 +32,21 @@ class SAGVICRegTerms(NamedTuple):
     covariance: Array
 
 
-def _sag_vicreg_loss(
-    a: Array,
-    b: Array,
-    pairs: Array,
-    pair_weights: Array,
-    weights: tuple[Scalar, Scalar, Scalar] = (25, 25, 1),
-    *,
-    gamma: float = 1.0,
-    eps: float = 1e-4,
-    row_mask: Array | None = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[SAGVICRegTerms, Callable[..., object]]:
-    xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
+def _magnitude(
+    a: np.ndarray, b: np.ndarray, pairs: np.ndarray, pair_weights: np.ndarray
+) -> tuple[float, ...]:
+    """Of VICReg, with mean w_i (|a_i| + |b_j(i)|)²."""
+    of_vicreg = vicreg_loss.declaration.magnitude
+    assert of_vicreg is not None
+    _, _, variances, covariances = of_vicreg(a, b)
+    squares = np.mean(pair_weights[:, None] * (np.abs(a) + np.abs(b[pairs])) ** 2)
+    return weighted_total((25, 25, 1), (float(squares), variances, covariances))
+
+
+def _check(a: Array, b: Array, pairs: Array, pair_weights: Array) -> None:
     if b is None:
         raise TypeError("expected b to be an array; found None")
-    views = as_views(xp, a, b)
+    check_views(a, b)
     size = a.shape[-2]
     for argument, x in (("pairs", pairs), ("pair_weights", pair_weights)):
         if not _xp.is_array(x):
@@ -49,45 +56,25 @@ def _sag_vicreg_loss(
     if "int" not in _xp.dtype_name(pairs):
         raise TypeError(f"expected pairs of an integer dtype; found {_xp.dtype_name(pairs)}")
     _checks.floating("pair_weights", pair_weights)
-    _checks.row_mask(row_mask, a)
-    _checks.not_negative("eps", eps)
-    _checks.number("gamma", gamma)
-    w_invariance, w_variance, w_covariance = _checks.weights(
-        "weights", weights, SAGVICRegTerms._fields[1:]
-    )
-    dtype = _xp.compute_dtype(xp, a)
-    keep = _rows.keep_column(row_mask)
-    wide_a, wide_b = (_rows.kept(xp, keep, v) for v in views)
-    pair_weight = _xp.cast(xp, _xp.stop_gradient(pair_weights), dtype)[:, None]
-    pair_weight = _xp.of_rank(xp, _rows.kept(xp, keep, pair_weight), a.ndim)
-    shards = execution.shards
-    difference = wide_a - xp.take(shards.gather(wide_b, axis=-2), pairs, axis=-2)
-    entries = math.prod(a.shape[:-2]) * a.shape[-1]  # of one row
-    scale = 1 / (_rows.count(xp, a, row_mask, shards) * entries)
-    invariance = shards.sum(xp.sum(pair_weight * difference**2)) * scale
-    variance, covariance, of_branches = branch_terms(
-        xp, views, gamma, eps, "vicreg", row_mask, shards
-    )
-    total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
-
-    def vjp(
-        on_total: Scalar, on_invariance: Scalar, on_variance: Scalar, on_covariance: Scalar
-    ) -> object:
-        branches = of_branches(
-            on_total * w_variance + on_variance, on_total * w_covariance + on_covariance
-        )
-        to_a = pair_weight * difference * (2 * scale * (on_total * w_invariance + on_invariance))
-        to_b = _xp.add_rows(xp, size * shards.size, pairs, to_a)
-        to_b = shards.scatter_sum(to_b, axis=-2)
-        pairing = (to_a, -to_b)
-        gradients = [g + p for g, p in zip(branches, pairing, strict=True)]
-        return view_gradients(xp, gradients, a, b)
-
-    return SAGVICRegTerms(total, invariance, variance, covariance), vjp
 
 
-@differentiated_by(_sag_vicreg_loss)
+def _pair_column(a: Array, pair_weights: Array, row_mask: Array | None) -> Array:
+    """The weights as a column (N, 1), 0 for masked rows."""
+    xp = _xp.namespace(a)
+    column = _xp.cast(xp, _xp.stop_gradient(pair_weights), _xp.compute_dtype(xp, a))[:, None]
+    return _xp.of_rank(xp, _rows.kept(xp, _rows.keep_column(row_mask), column), a.ndim)
+
+
+@declare_loss(
+    differentiated=("a", "b"),
+    row_axes={"a": -2, "b": -2, "pairs": -1, "pair_weights": -1, "row_mask": -1},
+    constants=("pair_weights",),
+    terms=SAGVICRegTerms,
+    saved=VICRegSaved,
+    magnitude=_magnitude,
+)
 def sag_vicreg_loss(
+    execution: Execution,
     a: Array,
     b: Array,
     pairs: Array,
@@ -97,7 +84,7 @@ def sag_vicreg_loss(
     gamma: float = 1.0,
     eps: float = 1e-4,
     row_mask: Array | None = None,
-) -> SAGVICRegTerms:
+) -> tuple[SAGVICRegTerms, VICRegSaved]:
     """SAG-VICReg: VICReg whose invariance joins pairs drawn by a random walk.
 
     Parameters
@@ -140,14 +127,57 @@ def sag_vicreg_loss(
     >>> terms.total == vicreg_loss(a, b).total
     np.True_
     """
-    return _sag_vicreg_loss(
-        a,
-        b,
-        pairs,
-        pair_weights,
-        weights,
-        gamma=gamma,
-        eps=eps,
-        row_mask=row_mask,
-        need_grad=False,
-    )[0]
+    xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
+    _check(a, b, pairs, pair_weights)
+    _checks.row_mask(row_mask, a)
+    _checks.not_negative("eps", eps)
+    _checks.number("gamma", gamma)
+    w_invariance, w_variance, w_covariance = _checks.weights(
+        "weights", weights, SAGVICRegTerms._fields[1:]
+    )
+    views, shards, keep = as_views(xp, a, b), execution.shards, _rows.keep_column(row_mask)
+    wide_a, wide_b = (_rows.kept(xp, keep, v) for v in views)
+    difference = wide_a - xp.take(shards.gather(wide_b, axis=-2), pairs, axis=-2)
+    n = _rows.count(xp, a, row_mask, shards)
+    weighted = _pair_column(a, pair_weights, row_mask) * difference**2
+    invariance = shards.sum(xp.sum(weighted)) * (1 / (n * _entries(a)))
+    variance, covariance, branches = branches_forward(
+        execution, views, gamma, eps, "vicreg", row_mask
+    )
+    total = w_invariance * invariance + w_variance * variance + w_covariance * covariance
+    saved = VICRegSaved.of(branches, None if row_mask is None else n, difference)
+    return SAGVICRegTerms(total, invariance, variance, covariance), saved
+
+
+def _entries(a: Array) -> int:
+    """Entries of one row, over the leading axes."""
+    return math.prod(a.shape[:-2]) * a.shape[-1]
+
+
+@sag_vicreg_loss.backward
+def _backward(
+    execution: Execution,
+    inputs: Inputs,
+    saved: VICRegSaved,
+    on_total: Scalar,
+    on_invariance: Scalar,
+    on_variance: Scalar,
+    on_covariance: Scalar,
+) -> tuple[Array, Array]:
+    a, pairs, shards = inputs["a"], inputs["pairs"], execution.shards
+    xp = _xp.namespace(a)
+    w_invariance, w_variance, w_covariance = inputs["weights"]
+    of_a, of_b = branches_gradient(
+        execution,
+        as_views(xp, a, inputs["b"]),
+        inputs,
+        "vicreg",
+        saved.branches(),
+        on_total * w_variance + on_variance,
+        on_total * w_covariance + on_covariance,
+    )
+    n = _rows.count(xp, a, None, shards) if saved.n_rows is None else saved.n_rows
+    scale = 2 / (n * _entries(a)) * (on_total * w_invariance + on_invariance)
+    to_a = _pair_column(a, inputs["pair_weights"], inputs["row_mask"]) * saved.difference * scale
+    to_b = _xp.add_rows(xp, a.shape[-2] * shards.size, pairs, to_a)
+    return of_a + to_a, of_b - shards.scatter_sum(to_b, axis=-2)

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from visreg_core import _checks, _xp
-from visreg_core._sorting import sorted_rows, sorted_values
 from visreg_core._typing import Array, DType, Namespace, Scalar
-from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
-from visreg_core.losses._rows import power_of_two_below
-from visreg_core.losses._sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.rows import power_of_two_below
+from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+
+
+class SlicedWassersteinSaved(NamedTuple):
+    """What the distance saves.
+
+    slopes : derivative of each distance by its mean of W_p^p, (B,); of_x, of_y : gradients of the
+    sum of W_p^p over slices, of the samples' shapes with one batch axis.
+    """
+
+    slopes: Array
+    of_x: Array | None
+    of_y: Array | None
+
+
+class MaxSlicedWassersteinSaved(NamedTuple):
+    """What the distance saves.
+
+    slopes : (B,), as in `SlicedWassersteinSaved`; farthest : index of the farthest slice, (B, 1).
+    """
+
+    slopes: Array
+    farthest: Array
 
 
 def _power(xp: Namespace, difference: Array, p: float, need_grad: bool) -> tuple[Array, ...]:
@@ -37,6 +60,7 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns the order statistic of either sample and the mass of each interval; exact, because the
     ends i/n and j/m are compared as integers over their common denominator.
     """
+    n, m = int(n), int(m)  # torch's symbols become constants: the result's size is no multiple
     ends_x = np.arange(1, n + 1, dtype=np.int64) * m
     ends_y = np.arange(1, m + 1, dtype=np.int64) * n
     ends = np.sort(np.concatenate([ends_x, ends_y]))
@@ -57,9 +81,9 @@ def two_sample_term(
 
     def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         if not need_grad:
-            difference = sorted_values(xp, px) - sorted_values(xp, py)
+            difference = _xp.sorted_values(xp, px) - _xp.sorted_values(xp, py)
             return (xp.sum(_power(xp, difference, p, False)[0], axis=-1) / n,)
-        (xs, order_x), (ys, order_y) = sorted_rows(xp, px), sorted_rows(xp, py)
+        (xs, order_x), (ys, order_y) = _xp.sorted_rows(xp, px), _xp.sorted_rows(xp, py)
         value, slope = _power(xp, xs - ys, p, True)
         slope = slope / n
         total = xp.sum(value, axis=-1) / n
@@ -76,9 +100,9 @@ def two_sample_term(
 
     def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         if need_grad:
-            (xs, order_x), (ys, order_y) = sorted_rows(xp, px), sorted_rows(xp, py)
+            (xs, order_x), (ys, order_y) = _xp.sorted_rows(xp, px), _xp.sorted_rows(xp, py)
         else:
-            xs, ys = sorted_values(xp, px), sorted_values(xp, py)
+            xs, ys = _xp.sorted_values(xp, px), _xp.sorted_values(xp, py)
         difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
         value, *slope = _power(xp, difference, p, need_grad)
         total = xp.sum(mass * value, axis=-1)
@@ -98,8 +122,8 @@ def _weighted_term(
     n, m = x_weights.shape[0], y_weights.shape[0]
 
     def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        xs, order_x = sorted_rows(xp, px)
-        ys, order_y = sorted_rows(xp, py)
+        xs, order_x = _xp.sorted_rows(xp, px)
+        ys, order_y = _xp.sorted_rows(xp, py)
         ends_x = _cumulative(xp, x_weights, order_x)
         ends_y = _cumulative(xp, y_weights, order_y)
         ends = xp.concat([ends_x, ends_y], axis=-1)
@@ -141,7 +165,30 @@ def _check_weights(argument: str, weights: Array | None, x: Array) -> None:
         )
 
 
-def _two_sample(
+class _TwoSamples(NamedTuple):
+    """Samples (B, N, D) divided by a power of two, `unit` (B,): p-th powers of 1e8 overflow."""
+
+    xp: Namespace
+    wide: tuple[Array, Array]
+    unit: Array
+    term: Callable[..., tuple[Array, ...]]
+    chunk_size: int | None
+    projection_dtype: DType
+
+    def evaluate(self, columns: Array, execution: Execution) -> tuple[Array, tuple[Array, ...]]:
+        """W_p^p (B, K) and, if needed, the gradients of its sum."""
+        return sliced(
+            self.xp,
+            self.wide,
+            columns,
+            self.term,
+            execution,
+            chunk_size=self.chunk_size,
+            projection_dtype=self.projection_dtype,
+        )
+
+
+def _two_samples(
     x: Array,
     y: Array,
     slices: Array,
@@ -150,11 +197,8 @@ def _two_sample(
     y_weights: Array | None,
     chunk_size: int | None,
     projection_dtype: DType,
-) -> tuple[Array, Callable[..., tuple[Array, tuple[Array, ...]]]]:
-    """Check the arguments; return a unit (B,) and slices, need_grad -> (W_p^p (B, K), gradients).
-
-    Both are those of the samples divided by the unit, a power of two: p-th powers of 1e8 overflow.
-    """
+) -> _TwoSamples:
+    """Check the arguments and scale the samples."""
     xp = _xp.namespace(x, y, slices, x_weights, y_weights)
     _checks.embeddings("x", x, min_rows=1)
     _checks.embeddings("y", y, min_rows=1)
@@ -172,28 +216,17 @@ def _two_sample(
     wide = tuple(_xp.cast(xp, flat_batch(xp, s), dtype) for s in (x, y))
     of_x, of_y = (xp.max(xp.abs(_xp.stop_gradient(s)), axis=(-2, -1)) for s in wide)
     unit = power_of_two_below(xp, xp.maximum(of_x, of_y))
-    wide = tuple(s / unit[:, None, None] for s in wide)
+    wide_x, wide_y = (s / unit[:, None, None] for s in wide)
     if x_weights is None and y_weights is None:
-        term = two_sample_term(xp, x.shape[-2], y.shape[-2], p, wide[0])
+        term = two_sample_term(xp, x.shape[-2], y.shape[-2], p, wide_x)
     else:
         weights = [
             xp.ones_like(s[0, :, 0]) if w is None else _xp.cast(xp, _xp.stop_gradient(w), dtype)
             for s, w in zip(wide, (x_weights, y_weights), strict=True)
         ]
         term = _weighted_term(xp, weights[0], weights[1], p)
-
-    def evaluate(columns: Array, need_grad: bool) -> tuple[Array, tuple[Array, ...]]:
-        return sliced(
-            xp,
-            wide,
-            columns,
-            term,
-            need_grad=need_grad,
-            chunk_size=chunk_size,
-            projection_dtype=projection_dtype_for(xp, x, projection_dtype),
-        )
-
-    return unit, evaluate
+    projected = projection_dtype_for(xp, x, projection_dtype)
+    return _TwoSamples(xp, (wide_x, wide_y), unit, term, chunk_size, projected)
 
 
 def _root(xp: Namespace, mean: Array, unit: Array, p: float, power: bool) -> tuple[Array, Array]:
@@ -212,50 +245,68 @@ def _root(xp: Namespace, mean: Array, unit: Array, p: float, power: bool) -> tup
     return root * unit, xp.where(zero, xp.zeros_like(mean), safe ** (1 / p - 1) / p)
 
 
-def _scaled(
-    xp: Namespace,
-    gradients: tuple[Array, ...],
-    scale: Array,
-    x: Array,
-    y: Array,
-    donated: bool = False,
-) -> tuple[Array, Array]:
-    """Gradients (B, N, D) times a scale (B,), as those of x and of y."""
-    of_x, of_y = (times(g, scale[:, None, None], donated) for g in gradients)
-    return gradient_like(xp, of_x, x), gradient_like(xp, of_y, y)
-
-
-def _sliced_wasserstein(
-    x: Array,
-    y: Array,
-    slices: Array,
-    p: float = 2,
-    x_weights: Array | None = None,
-    y_weights: Array | None = None,
+def _magnitude(
+    x: np.ndarray,
+    y: np.ndarray,
+    slices: np.ndarray,
     *,
+    p: float = 2,
     power: bool = False,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
-    need_grad: bool,
-) -> tuple[Array, Callable[..., tuple[Array, Array]]]:
-    _checks.flag("power", power)
-    unit, evaluate = _two_sample(
-        x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype
-    )
-    xp = _xp.namespace(x)
-    values, gradients = evaluate(flat_slices(xp, slices, x), need_grad)
-    # One distance for each leading index, then their mean.
-    roots, slopes = _root(xp, xp.mean(values, axis=-1), unit, p, power)
+    **_: Array,
+) -> tuple[float, ...]:
+    """‖x w‖ + ‖y w‖, root mean p-th powers over rows and slices (to the p-th where `power`).
 
-    def vjp(cotangent: Scalar, *, donated: bool = False) -> tuple[Array, Array]:
-        scale = slopes * (cotangent / math.prod(values.shape))
-        return _scaled(xp, gradients, scale, x, y, donated)
-
-    return xp.mean(roots), vjp
+    By Minkowski's inequality at least (mean (|x_n w_k| + |y_n w_k|)^p)^(1/p), and without sorting.
+    """
+    sizes = [float(np.mean(np.abs(s @ slices) ** p)) ** (1 / p) for s in (x, y)]
+    return (sum(sizes) ** (p if power else 1),)
 
 
-@differentiated_by(_sliced_wasserstein)
+def _max_magnitude(
+    x: np.ndarray,
+    y: np.ndarray,
+    slices: np.ndarray,
+    *,
+    p: float = 2,
+    power: bool = False,
+    **_: Array,
+) -> tuple[float, ...]:
+    """The largest of `_magnitude` over the slices."""
+    columns = [slices[:, k : k + 1] for k in range(slices.shape[1])]
+    return max(_magnitude(x, y, column, p=p, power=power) for column in columns)
+
+
+def _order(p: float = 2, power: bool = False) -> float:
+    return 1 if power else p
+
+
+_PAIR = {"x": "z", "y": "y"}
+
+
+@declare_loss(
+    differentiated=("x", "y"),
+    row_axes={"x": -2, "y": -2, "x_weights": -1, "y_weights": -1},
+    constants=("x_weights", "y_weights"),
+    shape_only=("slices",),
+    saved=SlicedWassersteinSaved,
+    sorts=True,
+    sharded=False,
+    min_rows=1,
+    root=_order,
+    magnitude=_magnitude,
+    examples=(
+        Example(arrays={"x": "a", "y": "b"}),
+        Example("unequal sizes", _PAIR),
+        Example(
+            "weights, p=1.5",
+            {**_PAIR, "x_weights": "z_weights", "y_weights": "y_weights"},
+            {"p": 1.5},
+        ),
+        Example("equal keys", _PAIR, {"power": True}, inputs="ties", differentiable=False),
+    ),
+)
 def sliced_wasserstein(
+    execution: Execution,
     x: Array,
     y: Array,
     slices: Array,
@@ -266,7 +317,7 @@ def sliced_wasserstein(
     power: bool = False,
     chunk_size: int | None = None,
     projection_dtype: DType = None,
-) -> Array:
+) -> tuple[Array, SlicedWassersteinSaved]:
     """Sliced p-Wasserstein distance between two samples: (mean_k W_p^p)^(1/p).
 
     Parameters
@@ -314,57 +365,47 @@ def sliced_wasserstein(
     >>> round(float(sliced_wasserstein(x, x + 1.0, random_slices(4, 50_000))), 2)
     1.0
     """
-    return _sliced_wasserstein(
-        x,
-        y,
-        slices,
-        p,
-        x_weights,
-        y_weights,
-        power=power,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-        need_grad=False,
-    )[0]
-
-
-def _max_sliced_wasserstein(
-    x: Array,
-    y: Array,
-    slices: Array,
-    p: float = 2,
-    x_weights: Array | None = None,
-    y_weights: Array | None = None,
-    *,
-    power: bool = False,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
-    need_grad: bool,
-) -> tuple[Array, Callable[..., tuple[Array, Array]]]:
     _checks.flag("power", power)
-    unit, evaluate = _two_sample(
-        x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype
-    )
-    xp = _xp.namespace(x)
-    columns = flat_slices(xp, slices, x)
-    values, _ = evaluate(columns, False)
-    farthest = xp.argmax(values, axis=-1)[:, None]
-    largest = xp.take_along_axis(values, farthest, axis=-1)[:, 0]
-    roots, slopes = _root(xp, largest, unit, p, power)
-
-    def vjp(cotangent: Scalar) -> tuple[Array, Array]:
-        # Only the farthest slice has a gradient, so that one is evaluated again.
-        batch = values.shape[0]
-        every = xp.broadcast_to(columns, (batch, *columns.shape[1:]))
-        index = xp.broadcast_to(farthest[:, None, :], (batch, columns.shape[1], 1))
-        _, gradients = evaluate(xp.take_along_axis(every, index, axis=-1), True)
-        return _scaled(xp, gradients, slopes * (cotangent / batch), x, y)
-
-    return xp.mean(roots), vjp
+    samples = _two_samples(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
+    xp = samples.xp
+    values, gradients = samples.evaluate(flat_slices(xp, slices, x), execution)
+    # One distance for each leading index, then their mean.
+    roots, slopes = _root(xp, xp.mean(values, axis=-1), samples.unit, p, power)
+    of_x, of_y = gradients if execution.need_gradient else (None, None)
+    return xp.mean(roots), SlicedWassersteinSaved(slopes, of_x, of_y)
 
 
-@differentiated_by(_max_sliced_wasserstein)
+@sliced_wasserstein.backward
+def _sliced_wasserstein_backward(
+    execution: Execution, inputs: Inputs, saved: SlicedWassersteinSaved, cotangent: Scalar
+) -> tuple[Array, Array]:
+    size = math.prod(saved.slopes.shape) * inputs["slices"].shape[-1]
+    return _scaled(execution, inputs, (saved.of_x, saved.of_y), saved.slopes * (cotangent / size))
+
+
+def _scaled(
+    execution: Execution, inputs: Inputs, gradients: tuple[Array, ...], scale: Array
+) -> tuple[Array, Array]:
+    """Gradients (B, N, D) times a scale (B,), as those of x and of y."""
+    xp = _xp.namespace(scale)
+    of_x, of_y = (times(g, scale[:, None, None], execution.donated) for g in gradients)
+    return xp.reshape(of_x, inputs["x"].shape), xp.reshape(of_y, inputs["y"].shape)
+
+
+@declare_loss(
+    differentiated=("x", "y"),
+    row_axes={"x": -2, "y": -2, "x_weights": -1, "y_weights": -1},
+    constants=("x_weights", "y_weights"),
+    saved=MaxSlicedWassersteinSaved,
+    sorts=True,
+    sharded=False,
+    min_rows=1,
+    root=_order,
+    magnitude=_max_magnitude,
+    examples=(Example(arrays=_PAIR),),
+)
 def max_sliced_wasserstein(
+    execution: Execution,
     x: Array,
     y: Array,
     slices: Array,
@@ -375,7 +416,7 @@ def max_sliced_wasserstein(
     power: bool = False,
     chunk_size: int | None = None,
     projection_dtype: DType = None,
-) -> Array:
+) -> tuple[Array, MaxSlicedWassersteinSaved]:
     """Largest p-Wasserstein distance between two samples over the given slices.
 
     Parameters
@@ -407,15 +448,29 @@ def max_sliced_wasserstein(
     >>> float(max_sliced_wasserstein(x, y, np.eye(2)))
     3.0
     """
-    return _max_sliced_wasserstein(
-        x,
-        y,
-        slices,
-        p,
-        x_weights,
-        y_weights,
-        power=power,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-        need_grad=False,
-    )[0]
+    _checks.flag("power", power)
+    samples = _two_samples(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
+    xp = samples.xp
+    values, _ = samples.evaluate(
+        flat_slices(xp, slices, x), execution._replace(need_gradient=False)
+    )
+    farthest = xp.argmax(values, axis=-1)[:, None]
+    largest = xp.take_along_axis(values, farthest, axis=-1)[:, 0]
+    roots, slopes = _root(xp, largest, samples.unit, p, power)
+    return xp.mean(roots), MaxSlicedWassersteinSaved(slopes, farthest)
+
+
+@max_sliced_wasserstein.backward
+def _max_sliced_wasserstein_backward(
+    execution: Execution, inputs: Inputs, saved: MaxSlicedWassersteinSaved, cotangent: Scalar
+) -> tuple[Array, Array]:
+    # Only the farthest slice has a gradient, so that one is evaluated again.
+    names = ("x", "y", "slices", "p", "x_weights", "y_weights", "chunk_size", "projection_dtype")
+    samples = _two_samples(*(inputs[name] for name in names))
+    xp, batch = samples.xp, saved.slopes.shape[0]
+    columns = flat_slices(xp, inputs["slices"], inputs["x"])
+    every = xp.broadcast_to(columns, (batch, *columns.shape[1:]))
+    index = xp.broadcast_to(saved.farthest[:, None, :], (batch, columns.shape[1], 1))
+    own = execution._replace(need_gradient=True, donated=True)
+    _, gradients = samples.evaluate(xp.take_along_axis(every, index, axis=-1), own)
+    return _scaled(own, inputs, gradients, saved.slopes * (cotangent / batch))

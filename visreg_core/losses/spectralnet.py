@@ -3,59 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
 
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, Scalar
-from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like
-from visreg_core.losses._sliced import flat_batch
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.sliced import flat_batch
 from visreg_core.slices import orthonormal_columns
 
 
-def _spectralnet_loss(
-    y: Array, affinity: Array, *, row_mask: Array | None = None, need_grad: bool
-) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(y, affinity, row_mask)
-    _checks.embeddings("y", y)
-    _checks.floating("affinity", affinity)
-    _checks.row_mask(row_mask, y)
-    size = y.shape[-2]
-    if tuple(affinity.shape) != (size, size):
-        raise ValueError(
-            f"expected affinity of shape ({size}, {size}) beside y of shape {tuple(y.shape)}; "
-            f"found {tuple(affinity.shape)}"
-        )
-    dtype = _xp.compute_dtype(xp, y)
-    keep = _rows.keep_column(row_mask)
-    n = _rows.count(xp, y, row_mask)
-    wide = _rows.kept(xp, keep, _xp.cast(xp, flat_batch(xp, y), dtype))
-    weights = _rows.kept(xp, keep, _xp.cast(xp, affinity, dtype))
-    weights = _rows.kept(xp, row_mask, weights)[None, :, :, None]
-    symmetric = weights + xp.permute_dims(weights, (0, 2, 1, 3))
+class SpectralNetSaved(NamedTuple):
+    """What the loss saves.
 
-    def body(columns: Array) -> tuple[list[Array], list[Array]]:
-        # Differences, not degrees less affinities: where the rows that W joins are close to each
-        # other, which is what the loss is for, those would cancel to nothing.
-        difference = columns[:, :, None, :] - columns[:, None, :, :]
-        square = xp.sum(weights * difference * difference, axis=2)
-        square = xp.sum(square, axis=1)  # rows first: two short sums round less than a long one
-        if not need_grad:
-            return [square], []
-        return [square, xp.sum(symmetric * difference, axis=2)], []
+    gradient : Σ_j (W_ij + W_ji)(y_i − y_j), (..., N, D); scale : 1 / (B N²) of the kept rows, () or
+    None.
+    """
 
-    chunk = _tiles.default_chunk(xp, math.prod(wide.shape[:2]) * size * 8)
-    found, _ = _xp.accumulate(xp, body, wide, min(chunk, y.shape[-1]))
-    scale = 1 / (wide.shape[0] * n * n)
-
-    def vjp(cotangent: Scalar) -> Array:
-        return gradient_like(xp, found[1] * (2 * scale * cotangent), y)
-
-    return xp.sum(found[0]) * scale, vjp
+    gradient: Array | None
+    scale: Array | None
 
 
-@differentiated_by(_spectralnet_loss)
-def spectralnet_loss(y: Array, affinity: Array, *, row_mask: Array | None = None) -> Array:
+def _magnitude(y: np.ndarray, affinity: np.ndarray) -> tuple[float, ...]:
+    """(1/N²) Σ_ij W_ij ‖|y_i| + |y_j|‖²."""
+    y = np.abs(y)
+    squares = np.sum(y * y, axis=1)
+    pairs = squares[:, None] + squares[None, :] + 2 * y @ y.T
+    return (float(np.sum(affinity * pairs)) / y.shape[0] ** 2,)
+
+
+@declare_loss(
+    differentiated=("y",),
+    row_axes={"y": -2, "row_mask": -1},
+    constants=("affinity",),
+    saved=SpectralNetSaved,
+    sharded=False,
+    magnitude=_magnitude,
+    examples=(Example(arrays={"y": "z"}),),
+)
+def spectralnet_loss(
+    execution: Execution, y: Array, affinity: Array, *, row_mask: Array | None = None
+) -> tuple[Array, SpectralNetSaved]:
     """SpectralNet's loss (1/N²) Σ_ij W_ij ‖y_i − y_j‖².
 
     Parameters
@@ -91,7 +82,50 @@ def spectralnet_loss(y: Array, affinity: Array, *, row_mask: Array | None = None
     >>> float(spectralnet_loss(np.array([[0.0], [2.0]]), np.ones((2, 2))))
     2.0
     """
-    return _spectralnet_loss(y, affinity, row_mask=row_mask, need_grad=False)[0]
+    xp = _xp.namespace(y, affinity, row_mask)
+    _checks.embeddings("y", y)
+    _checks.floating("affinity", affinity)
+    _checks.row_mask(row_mask, y)
+    size = y.shape[-2]
+    if tuple(affinity.shape) != (size, size):
+        raise ValueError(
+            f"expected affinity of shape ({size}, {size}) for y of shape {tuple(y.shape)}; "
+            f"found {tuple(affinity.shape)}"
+        )
+    dtype = _xp.compute_dtype(xp, y)
+    keep = _rows.keep_column(row_mask)
+    n = _rows.count(xp, y, row_mask)
+    wide = _rows.kept(xp, keep, _xp.cast(xp, flat_batch(xp, y), dtype))
+    weights = _rows.kept(xp, keep, _xp.cast(xp, affinity, dtype))
+    weights = _rows.kept(xp, row_mask, weights)[None, :, :, None]
+    symmetric = weights + xp.permute_dims(weights, (0, 2, 1, 3))
+
+    def body(columns: Array) -> tuple[list[Array], list[Array]]:
+        # Differences, not degrees less affinities: where the rows that W joins are close to each
+        # other, which is what the loss is for, those would cancel to nothing.
+        difference = columns[:, :, None, :] - columns[:, None, :, :]
+        square = xp.sum(weights * difference * difference, axis=2)
+        square = xp.sum(square, axis=1)  # rows first: two short sums round less than a long one
+        if not execution.need_gradient:
+            return [square], []
+        return [square, xp.sum(symmetric * difference, axis=2)], []
+
+    chunk = _tiles.default_chunk(xp, math.prod(wide.shape[:2]) * size * 8)
+    found, _ = _xp.accumulate(xp, body, wide, min(chunk, y.shape[-1]))
+    scale = 1 / (wide.shape[0] * n * n)
+    gradient = xp.reshape(found[1], y.shape) if execution.need_gradient else None
+    saved = SpectralNetSaved(gradient, None if row_mask is None else scale)
+    return xp.sum(found[0]) * scale, saved
+
+
+@spectralnet_loss.backward
+def _backward(
+    execution: Execution, inputs: Inputs, saved: SpectralNetSaved, cotangent: Scalar
+) -> Array:
+    y, scale = inputs["y"], saved.scale
+    if scale is None:
+        scale = 1 / (math.prod(y.shape[:-2]) * y.shape[-2] ** 2)
+    return times(saved.gradient, 2 * scale * cotangent, execution.donated)
 
 
 def orthonormalize(y: Array) -> Array:

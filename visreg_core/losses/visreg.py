@@ -1,24 +1,25 @@
-"""VISReg: centre, scale and shape of the embeddings, their sum, and the prediction loss."""
+"""VISReg: centre, scale and shape of the embeddings, and their sum."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
+from visreg_core import _checks, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
-from visreg_core.losses import _rows
-from visreg_core.losses._differentiable import differentiated_by, gradient_like, times
-from visreg_core.losses._execution import PLAIN, Execution
-from visreg_core.losses._sliced import projection_dtype_for
-from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS, sliced_gaussian
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.gaussian_sliced_wasserstein import (
+    REDUCTIONS,
+    distance_to_quantiles,
+    sliced_gaussian,
+)
+from visreg_core.losses.sliced import projection_dtype_for
 
 EPS = 1e-6
-_BLOCK_BYTES = 1 << 19
-_DEVICE_BLOCK_BYTES = 1 << 26
 
 
 class VISRegTerms(NamedTuple):
@@ -30,46 +31,47 @@ class VISRegTerms(NamedTuple):
     center: Array
 
 
+class VISRegSaved(NamedTuple):
+    """What the losses of this module save for their gradient.
+
+    first, rest : the batch mean in two parts, (..., 1, D); n : number of kept rows, () or None;
+    sigma : standard deviations (..., 1, D); gradient : G = ds/dz̃ (..., N, D) of the shape term
+    s = Σ_n (sort(z̃ w)_n − q_n)²; along : Σ_n G ẑ, (..., 1, D), where σ is not held constant.
+    """
+
+    first: Array
+    rest: Array
+    n: Array | None
+    sigma: Array | None = None
+    gradient: Array | None = None
+    along: Array | None = None
+
+
 # --- the terms, from moments ----------------------------------------------------------------------
 
 
 def center_from_mean(xp: Namespace, mean: Array, reduction: str = "mean") -> Array:
     """Centre loss of a batch mean (..., 1, D)."""
-    return xp.mean(mean * mean) * (1 if reduction == "mean" else mean.shape[-1])
+    return _rows.mean_of(xp, mean * mean) * (1 if reduction == "mean" else mean.shape[-1])
 
 
 def scale_from_deviation(xp: Namespace, sigma: Array) -> Array:
     """Scale loss of biased standard deviations (..., 1, D)."""
-    return xp.mean((1 - sigma) * (1 - sigma))
-
-
-class _Shape(NamedTuple):
-    """What the shape term keeps for its gradient; G = ds/dz̃ of s = Σ_n (sort(z̃ w)_n − q_n)².
-
-    total : mean of s over batch and slices; divisor : σ + ε, (..., 1, D); gradient : G (..., N, D);
-    along : Σ_n G ẑ, where the divisor is not held constant. The last two are None without a
-    gradient.
-    """
-
-    total: Array
-    divisor: Array
-    gradient: Array = None
-    along: Array = None
+    return _rows.mean_of(xp, (1 - sigma) * (1 - sigma))
 
 
 def _shape_term(
+    execution: Execution,
     z: Array,
     slices: Array,
     row_mask: Array | None,
     *,
     detach_scale: bool,
     eps: float,
-    need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
-    execution: Execution,
-) -> tuple[_rows.Rows, Array, _Shape]:
-    """The rows of z, their standard deviations (..., 1, D), and the shape that these two leave."""
+) -> tuple[_rows.Rows, Array, VISRegSaved]:
+    """The rows of z, the mean of s over batch and slices, and what is saved."""
     xp = _xp.namespace(z, slices, row_mask)
     _checks.embeddings("z", z)
     _checks.slices(slices, z)
@@ -79,39 +81,40 @@ def _shape_term(
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
-    if _xp.name(xp) == "numpy" or (_xp.name(xp) == "torch" and not _xp.requires_grad(centred)):
-        centred /= divisor  # nobody needs them again
-    else:
-        centred = centred / divisor
     total, gradient = sliced_gaussian(
         xp,
-        centred,
+        execution.kernels.get("divide", _divide)(centred, divisor),
         slices,
         rows.n,
         row_mask,
-        need_grad=need_grad,
+        execution,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype_for(xp, z, projection_dtype),
-        execution=execution,
     )
-    if gradient is None:
-        return rows, sigma, _Shape(total, divisor)
-    gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, z.shape))
-    along = None if detach_scale else rows.sum(gradient * rows.centred())
-    return rows, sigma, _Shape(total, divisor, gradient, along)
+    along = None
+    if gradient is not None:
+        gradient = _rows.kept(xp, rows.keep, xp.reshape(gradient, z.shape))
+        if not detach_scale:
+            along = rows.sum(gradient * rows.centred())
+    saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma, gradient, along)
+    return rows, total, saved
+
+
+def _divide(x: Array, divisor: Array) -> Array:
+    """The quotient of an array that nobody needs again: a kernel may write into it."""
+    return x / divisor
 
 
 def _gradient(
-    rows: _rows.Rows,
-    sigma: Array,
+    execution: Execution,
+    inputs: Inputs,
+    saved: VISRegSaved,
     *,
     center: Scalar = 0.0,
     scale: Scalar = 0.0,
-    on_shape: Scalar = 0.0,
-    shape: _Shape | None = None,
-    donated: bool = False,
+    shape: Scalar = 0.0,
 ) -> Array:
-    """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + on_shape · s(z̃).
+    """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + shape · s(z̃).
 
     With G = ds/dz̃, columns a, f and a row r it is G a + ẑ f + r, so that every pass over (N, D)
     beyond this sum is gone:
@@ -122,90 +125,52 @@ def _gradient(
       rows and the quantiles both sum to 0, and so do G's columns; with the divisor σ + ε not held
       constant, the multiple of ẑ that σ brings.
     """
-    xp = rows.xp
-    per_deviation = _rows.safe_reciprocal(xp, sigma) / rows.n
-    on_centred = (2 * scale) * (sigma - 1) * per_deviation
-    on_all = (2 * center) * rows.mean() / rows.n
-    if shape is not None:
-        of_shape = on_shape / shape.divisor
-        if shape.along is not None:
-            on_centred = on_centred - of_shape / shape.divisor * shape.along * per_deviation
+    z, row_mask = inputs["z"], inputs["row_mask"]
+    xp = _xp.namespace(z)
+    rows = _rows.again(xp, z, row_mask, execution.shards, saved.first, saved.rest, saved.n)
+    constant = (2 * center) * rows.mean() / rows.n
+    if saved.sigma is None:
+        return _rows.kept(xp, rows.keep, xp.zeros_like(rows.shifted()) + constant)
+    per_deviation = _rows.safe_reciprocal(xp, saved.sigma) / rows.n
+    on_centred = (2 * scale) * (saved.sigma - 1) * per_deviation
+    on_shape = None
+    if saved.gradient is not None:
+        divisor = saved.sigma + inputs["eps"]
+        on_shape = shape / divisor
+        if saved.along is not None:
+            on_centred = on_centred - on_shape / divisor * saved.along * per_deviation
     # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
-    on_all = on_all - rows.rest * on_centred
-    if shape is None:
-        return _rows.kept(xp, rows.keep, rows.shifted() * on_centred + on_all)
-    if _xp.name(xp) == "numpy" and rows.keep is None:
-        return _combined(rows, shape.gradient, of_shape, on_centred, on_all, donated)
-    if _xp.name(xp) == "torch" and not _xp.requires_grad(shape.gradient):
-        return _added(rows, times(shape.gradient, of_shape, donated), on_centred, on_all)
-    gradient = shape.gradient * of_shape + (rows.shifted() * on_centred + on_all)
-    return _rows.kept(xp, rows.keep, gradient)
+    constant = constant - rows.rest * on_centred
+    combine = execution.kernels.get("combine", _combine)
+    return combine(rows, saved.gradient, on_shape, on_centred, constant, execution.donated)
 
 
-def _added(rows: _rows.Rows, g: Array, f: Array, r: Array) -> Array:
-    """g + (z − first) f + r on torch, in g's own memory and in blocks of rows."""
-    xp, size = rows.xp, rows.z.shape[-2]
-    block = max(1, _DEVICE_BLOCK_BYTES * size // (g.itemsize * math.prod(g.shape)))
-    for start in range(0, size, block):
-        n = slice(start, start + block)
-        part = _xp.cast(xp, rows.z[..., n, :], g.dtype) - rows.first
-        part *= f
-        part += r
-        own = g[..., n, :]
-        own += _rows.kept(xp, None if rows.keep is None else rows.keep[n, :], part)
-    return g
-
-
-def _combined(
-    rows: _rows.Rows, g: np.ndarray, a: np.ndarray, f: np.ndarray, r: np.ndarray, donated: bool
-) -> np.ndarray:
-    """G a + (z − first) f + r on NumPy, in blocks of rows: no array of z's size in between."""
-    out = g if donated else np.empty_like(g)
-    flat = [x.reshape(-1, *x.shape[-2:]) for x in (out, g, rows.z, a, f, r, rows.first)]
-    block = max(1, _BLOCK_BYTES // (g.itemsize * g.shape[-1]))
-
-    def work(items: Sequence[tuple[int, int]]) -> None:
-        for b, start in items:
-            n = slice(start, start + block)
-            o, g_b, z_b, a_b, f_b, r_b, first = (x[b] for x in flat)
-            shifted = z_b[n].astype(out.dtype) - first
-            shifted *= f_b
-            shifted += r_b
-            np.multiply(g_b[n], a_b, out=o[n])
-            o[n] += shifted
-
-    starts = range(0, g.shape[-2], block)
-    _tiles.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], g.nbytes)
-    return out
+def _combine(
+    rows: _rows.Rows, g: Array | None, a: Array | None, f: Array, r: Array, donated: bool
+) -> Array:
+    """g a + (z − first) f + r, with masked rows 0; in g's own memory where it is `donated`."""
+    own = rows.shifted() * f + r
+    return _rows.kept(rows.xp, rows.keep, own if g is None else times(g, a, donated) + own)
 
 
 # --- public losses -------------------------------------------------------------------------------
 
 
-def _center_loss(
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    saved=VISRegSaved,
+    magnitude=lambda z, *, reduction="mean": (
+        float(np.sum(np.mean(np.abs(z), axis=0) ** 2)) / (1 if reduction == "sum" else z.shape[1]),
+    ),
+)
+def center_loss(
+    execution: Execution,
     z: Array,
     *,
     reduction: str = "mean",
     row_mask: Array | None = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
-    xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
-
-    def vjp(cotangent: Scalar) -> Array:
-        size = math.prod(rows.mean().shape[: None if reduction == "mean" else -1])
-        sigma = xp.zeros_like(rows.mean())
-        return gradient_like(xp, _gradient(rows, sigma, center=cotangent / size), z)
-
-    return center_from_mean(xp, rows.mean(), reduction), vjp
-
-
-@differentiated_by(_center_loss)
-def center_loss(z: Array, *, reduction: str = "mean", row_mask: Array | None = None) -> Array:
+) -> tuple[Array, VISRegSaved]:
     """Mean over dimensions of the squared batch mean, mean_j μ_j².
 
     Parameters
@@ -239,31 +204,32 @@ def center_loss(z: Array, *, reduction: str = "mean", row_mask: Array | None = N
     >>> float(center_loss(np.array([[1.0, 2.0], [3.0, 2.0]])))
     4.0
     """
-    return _center_loss(z, reduction=reduction, row_mask=row_mask, need_grad=False)[0]
-
-
-def _scale_loss(
-    z: Array,
-    *,
-    row_mask: Array | None = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
-
-    def vjp(cotangent: Scalar) -> Array:
-        size = math.prod(sigma.shape)
-        return gradient_like(xp, _gradient(rows, sigma, scale=cotangent / size), z)
-
-    return scale_from_deviation(xp, sigma), vjp
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
+    value = center_from_mean(xp, rows.mean(), reduction)
+    return value, VISRegSaved(rows.first, rows.rest, rows.masked_n())
 
 
-@differentiated_by(_scale_loss)
-def scale_loss(z: Array, *, row_mask: Array | None = None) -> Array:
+@center_loss.backward
+def _center_backward(
+    execution: Execution, inputs: Inputs, saved: VISRegSaved, cotangent: Scalar
+) -> Array:
+    size = math.prod(saved.first.shape[: None if inputs["reduction"] == "mean" else -1])
+    return _gradient(execution, inputs, saved, center=cotangent / size)
+
+
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    saved=VISRegSaved,
+    magnitude=lambda z: (float(np.mean((1 + z.std(axis=0)) ** 2)),),
+)
+def scale_loss(
+    execution: Execution, z: Array, *, row_mask: Array | None = None
+) -> tuple[Array, VISRegSaved]:
     """Mean over dimensions of the squared distance of the standard deviation from 1.
 
     Parameters
@@ -296,56 +262,54 @@ def scale_loss(z: Array, *, row_mask: Array | None = None) -> Array:
     >>> float(scale_loss(np.array([[3.0], [-3.0]])))
     4.0
     """
-    return _scale_loss(z, row_mask=row_mask, need_grad=False)[0]
+    xp = _xp.namespace(z, row_mask)
+    _checks.embeddings("z", z)
+    _checks.row_mask(row_mask, z)
+    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
+    sigma = _rows.standard_deviation(rows, centred)
+    saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
+    return scale_from_deviation(xp, sigma), saved
 
 
-def _shape_loss(
-    z: Array,
-    slices: Array,
-    *,
-    detach_scale: bool = True,
-    eps: float = EPS,
-    reduction: str = "mean",
-    row_mask: Array | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[Array, Callable[..., Array]]:
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    rows, sigma, shape = _shape_term(
-        z,
-        slices,
-        row_mask,
-        detach_scale=detach_scale,
-        eps=eps,
-        need_grad=need_grad,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-        execution=execution,
-    )
-    samples = rows.n if reduction == "mean" else 1.0
-
-    def vjp(cotangent: Scalar, *, donated: bool = False) -> Array:
-        on_shape = cotangent / samples
-        gradient = _gradient(rows, sigma, on_shape=on_shape, shape=shape, donated=donated)
-        return gradient_like(rows.xp, gradient, z)
-
-    return shape.total / samples, vjp
-
-
-@differentiated_by(_shape_loss)
-def shape_loss(
-    z: Array,
-    slices: Array,
-    *,
-    detach_scale: bool = True,
-    eps: float = EPS,
-    reduction: str = "mean",
-    row_mask: Array | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
+@scale_loss.backward
+def _scale_backward(
+    execution: Execution, inputs: Inputs, saved: VISRegSaved, cotangent: Scalar
 ) -> Array:
+    return _gradient(execution, inputs, saved, scale=cotangent / math.prod(saved.first.shape))
+
+
+def _shape_magnitude(
+    z: np.ndarray, slices: np.ndarray, *, reduction: str = "mean", eps: float = EPS, **_: bool
+) -> tuple[float, ...]:
+    standard = (z - z.mean(axis=0)) / (z.std(axis=0) + eps)
+    return distance_to_quantiles(standard, slices, reduction=reduction)
+
+
+# The default holds σ fixed in the gradient, which differences of the value do not.
+_DETACHED = Example(differentiable=False)
+
+
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
+    saved=VISRegSaved,
+    sorts=True,
+    magnitude=_shape_magnitude,
+    examples=(_DETACHED, Example("detach_scale=False", options={"detach_scale": False})),
+)
+def shape_loss(
+    execution: Execution,
+    z: Array,
+    slices: Array,
+    *,
+    detach_scale: bool = True,
+    eps: float = EPS,
+    reduction: str = "mean",
+    row_mask: Array | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: DType = None,
+) -> tuple[Array, VISRegSaved]:
     """Sliced distance of the standardised embeddings from the standard Gaussian's quantiles.
 
     mean_{k,n} (sort(z̃ w_k)_n − q_n)² with z̃ = (z − μ) / (sg(σ) + ε) and q = `normal_quantiles`.
@@ -394,73 +358,58 @@ def shape_loss(
     >>> bool(shape_loss(z, random_slices(8, 64)) < 0.05)
     True
     """
-    return _shape_loss(
-        z,
-        slices,
-        detach_scale=detach_scale,
-        eps=eps,
-        reduction=reduction,
-        row_mask=row_mask,
-        chunk_size=chunk_size,
-        projection_dtype=projection_dtype,
-        need_grad=False,
-    )[0]
-
-
-def _visreg_loss(
-    z: Array,
-    slices: Array,
-    weights: tuple[Scalar, Scalar, Scalar] = (1, 1, 1),
-    *,
-    detach_scale: bool = True,
-    eps: float = EPS,
-    row_mask: Array | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: DType = None,
-    need_grad: bool,
-    execution: Execution = PLAIN,
-) -> tuple[VISRegTerms, Callable[..., Array]]:
-    w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
-    rows, sigma, shape = _shape_term(
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    rows, total, saved = _shape_term(
+        execution,
         z,
         slices,
         row_mask,
         detach_scale=detach_scale,
         eps=eps,
-        need_grad=need_grad,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
-        execution=execution,
     )
-    xp, shape_value = rows.xp, shape.total / rows.n
-    scale, center = scale_from_deviation(xp, sigma), center_from_mean(xp, rows.mean())
-    total = w_scale * scale + w_shape * shape_value + w_center * center
-
-    def vjp(
-        on_total: Scalar,
-        on_scale: Scalar,
-        on_shape: Scalar,
-        on_center: Scalar,
-        *,
-        donated: bool = False,
-    ) -> Array:
-        size = math.prod(sigma.shape)
-        gradient = _gradient(
-            rows,
-            sigma,
-            center=(on_total * w_center + on_center) / size,
-            scale=(on_total * w_scale + on_scale) / size,
-            on_shape=(on_total * w_shape + on_shape) / rows.n,
-            shape=shape,
-            donated=donated,
-        )
-        return gradient_like(xp, gradient, z)
-
-    return VISRegTerms(total, scale, shape_value, center), vjp
+    return (total / rows.n if reduction == "mean" else total), saved
 
 
-@differentiated_by(_visreg_loss)
+@shape_loss.backward
+def _shape_backward(
+    execution: Execution, inputs: Inputs, saved: VISRegSaved, cotangent: Scalar
+) -> Array:
+    if inputs["reduction"] == "mean":
+        cotangent = cotangent / _n(execution, inputs, saved)
+    return _gradient(execution, inputs, saved, shape=cotangent)
+
+
+def _n(execution: Execution, inputs: Inputs, saved: VISRegSaved) -> Scalar:
+    z = inputs["z"]
+    return saved.n if saved.n is not None else z.shape[-2] * execution.shards.size
+
+
+def _visreg_magnitude(
+    z: np.ndarray, slices: np.ndarray, *, weights: tuple[float, ...] = (1, 1, 1), **_: bool
+) -> tuple[float, ...]:
+    scale, center = (loss.declaration.magnitude for loss in (scale_loss, center_loss))
+    assert scale is not None and center is not None
+    terms = (*scale(z), *_shape_magnitude(z, slices), *center(z))
+    return (sum(w * t for w, t in zip(weights, terms, strict=True)), *terms)
+
+
+@declare_loss(
+    differentiated=("z",),
+    row_axes={"z": -2, "row_mask": -1},
+    shape_only=("slices",),
+    terms=VISRegTerms,
+    saved=VISRegSaved,
+    sorts=True,
+    magnitude=_visreg_magnitude,
+    examples=(
+        _DETACHED,
+        Example("detach_scale=False", options={"detach_scale": False, "weights": (0.5, 2.0, 3.0)}),
+    ),
+)
 def visreg_loss(
+    execution: Execution,
     z: Array,
     slices: Array,
     weights: tuple[Scalar, Scalar, Scalar] = (1, 1, 1),
@@ -470,7 +419,7 @@ def visreg_loss(
     row_mask: Array | None = None,
     chunk_size: int | None = None,
     projection_dtype: DType = None,
-) -> VISRegTerms:
+) -> tuple[VISRegTerms, VISRegSaved]:
     """VISReg's regulariser: λ_scale · scale + λ_shape · shape + λ_center · center.
 
     Parameters
@@ -510,14 +459,40 @@ def visreg_loss(
     >>> bool(abs(terms.total - (terms.scale + terms.shape + terms.center)) < 1e-12)
     True
     """
-    return _visreg_loss(
+    w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
+    rows, total_shape, saved = _shape_term(
+        execution,
         z,
         slices,
-        weights,
+        row_mask,
         detach_scale=detach_scale,
         eps=eps,
-        row_mask=row_mask,
         chunk_size=chunk_size,
         projection_dtype=projection_dtype,
-        need_grad=False,
-    )[0]
+    )
+    xp, shape = rows.xp, total_shape / rows.n
+    scale, center = scale_from_deviation(xp, saved.sigma), center_from_mean(xp, rows.mean())
+    total = w_scale * scale + w_shape * shape + w_center * center
+    return VISRegTerms(total, scale, shape, center), saved
+
+
+@visreg_loss.backward
+def _visreg_backward(
+    execution: Execution,
+    inputs: Inputs,
+    saved: VISRegSaved,
+    on_total: Scalar,
+    on_scale: Scalar,
+    on_shape: Scalar,
+    on_center: Scalar,
+) -> Array:
+    w_scale, w_shape, w_center = inputs["weights"]
+    size = math.prod(saved.first.shape)
+    return _gradient(
+        execution,
+        inputs,
+        saved,
+        center=(on_total * w_center + on_center) / size,
+        scale=(on_total * w_scale + on_scale) / size,
+        shape=(on_total * w_shape + on_shape) / _n(execution, inputs, saved),
+    )

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _xp
 from visreg_core._typing import Array
+from visreg_core.metrics._inputs import numbers
 
 
 class Tree(NamedTuple):
@@ -52,7 +52,7 @@ class Tree(NamedTuple):
 
 def checked_linkage(argument: str, z: Array) -> np.ndarray:
     """A linkage matrix on the host in float64; ValueError where it is none, or not monotone."""
-    matrix = _xp.to_numpy(z).astype(np.float64)
+    matrix = numbers(argument, z)
     if matrix.ndim != 2 or matrix.shape[1] != 4 or matrix.shape[0] < 1:
         raise ValueError(
             f"expected {argument} to be a linkage matrix (N - 1, 4) with N >= 2; "
@@ -70,6 +70,18 @@ def checked_linkage(argument: str, z: Array) -> np.ndarray:
     if not np.all(heights[1:] >= heights[:-1]) or np.isnan(heights[0]):
         raise ValueError(
             f"expected the heights of {argument} not to decrease; found an inversion or NaN"
+        )
+    if heights[0] < 0:
+        raise ValueError(f"expected heights of {argument} from 0 on; found {heights[0]:g}")
+    sizes = [1] * n
+    for a, b in children.astype(np.intp).tolist():
+        sizes.append(sizes[a] + sizes[b])
+    wrong = np.flatnonzero(matrix[:, 3] != sizes[n:])
+    if wrong.size:
+        k = int(wrong[0])
+        raise ValueError(
+            f"expected row {k} of {argument} to count its {sizes[n + k]} leaves; "
+            f"found {matrix[k, 3]:g}"
         )
     return matrix
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from visreg_core._table_index import RowNumbers, leading_index, left_out
 
 # Krizhevsky 2009. CIFAR-100 numbers its superclasses and its classes in alphabetical order.
 _CIFAR100 = """
@@ -61,7 +64,8 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
     tree : mapping, sequence of paths, or file
         Parent links ``{child: parent}`` (a root has no entry, or None); or paths from coarse to
         fine, one for each leaf, whose last element is the leaf; or a CSV file of such paths, one
-        a line, without a header (all names are then strings, and so are `classes`).
+        a line, without a header (all names are then strings, and so are `classes`). An index that
+        pandas has written, with its header, is left out with a warning.
 
     Returns
     -------
@@ -110,7 +114,10 @@ def _levels(
 ) -> Iterator[tuple[list[tuple[Any, ...]], set[tuple[Any, ...]]]]:
     """For each level, coarsest first: the path down to it of each item, and all there are."""
     if isinstance(tree, str | Path):
-        paths = _paths_by_leaf(_read_csv(Path(tree)))
+        rows, notes = read_paths(Path(tree))
+        for note in notes:
+            warnings.warn(f"{tree}: {note}", stacklevel=4)
+        paths = _paths_by_leaf(rows)
     elif isinstance(tree, Mapping):
         paths = _paths_from_parents(tree)
     elif isinstance(tree, Iterable):
@@ -170,15 +177,22 @@ def _paths_by_leaf(paths: Iterable[Sequence[Any]]) -> dict[Any, tuple[Any, ...]]
     return by_leaf
 
 
-def _read_csv(file: Path) -> list[list[str]]:
-    """Rows of non-empty cells; a ragged tree's short rows may end in empty ones."""
+def read_paths(file: Path) -> tuple[list[list[str]], tuple[str, ...]]:
+    """Rows of non-empty cells, and what was left out; short rows may end in empty ones."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
             rows = [[cell.strip() for cell in row] for row in csv.reader(handle)]
     except UnicodeDecodeError:
         raise ValueError(f"expected text in UTF-8 in {file}; found other bytes") from None
-    paths = [[cell for cell in row if cell] for row in rows]
-    return [path for path in paths if path]
+    rows = [row for row in rows if any(row)]
+    names = rows.pop(0) if rows and leading_index(rows[0]) else []  # no header but an index's
+    index = leading_index(names) if names else 0
+    numbers = RowNumbers()
+    for row in rows:
+        numbers.see(row[index] if index < len(row) else "")
+    index += numbers.found and all(len(row) > index + 1 for row in rows)
+    paths = [[cell for cell in row[index:] if cell] for row in rows]
+    return [path for path in paths if path], left_out((names + [""] * index)[:index])
 
 
 def _sort_key(name: Any) -> tuple[int, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,6 +54,9 @@ def cut_tree(z: Array, *, n_clusters: int | None = None, height: float | None = 
     if (n_clusters is None) == (height is None):
         raise ValueError("expected either n_clusters or height; found both or neither")
     if height is not None:
+        given: Any = height  # whatever the annotation says
+        if isinstance(given, bool) or not isinstance(given, Real):
+            raise TypeError(f"expected height to be a number; found {given!r}")
         if math.isnan(height):
             raise ValueError(f"expected a height to cut at; found {height!r}")
         kept = int(np.searchsorted(matrix[:, 2], height, side="right"))

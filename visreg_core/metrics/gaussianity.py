@@ -19,7 +19,7 @@ from visreg_core._typing import Array, Namespace
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley, value_and_grad
 from visreg_core.metrics import _gaussian_null as null
-from visreg_core.metrics._inputs import matrix, unit_rows
+from visreg_core.metrics._inputs import matrix, plain, unit_rows
 
 # Rows of a simulated sample at most: standardised, the statistics hardly depend on N any more.
 _SIMULATED_ROWS = 256
@@ -71,7 +71,7 @@ def gaussianity(
     x: Array,
     slices: Array,
     *,
-    n_worst: int = 3,
+    n_worst: int | None = None,
     n_simulations: int = _SIMULATIONS,
     seed: int = 0,
     t_max: float = 3.0,
@@ -85,8 +85,8 @@ def gaussianity(
         Embeddings, any namespace, N ≥ 2. Statistics are computed there, p-values on the host.
     slices : array (D, K)
         Unit columns, from `random_slices`, in the namespace of `x`.
-    n_worst : int
-        How many of the worst slices to return, at most K.
+    n_worst : int, optional
+        How many of the worst slices to return, at most K; by default 3, or all of fewer.
     n_simulations : int
         Simulated Gaussian samples behind `mean_p` and `max_p`; their least value is
         1/(n_simulations + 1).
@@ -153,16 +153,19 @@ def gaussianity(
     >>> gaussianity(1.3 * x, random_slices(8, 32)).epps_pulley.mean_p
     0.005
     """
-    _checks.positive_int("n_worst", n_worst)
+    if n_worst is not None:
+        _checks.positive_int("n_worst", n_worst)
     _checks.positive_int("n_simulations", n_simulations)
     _checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x)
+    slices = plain("slices", slices)
     _checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     host_slices = np.asarray(_xp.to_numpy(slices), dtype=np.float64)
     _check_directions(host_slices)
     n, k = x.shape[0], slices.shape[1]
+    n_worst = min(3, k) if n_worst is None else n_worst
     if n_worst > k:
         raise ValueError(f"expected n_worst <= K = {k} slices; found {n_worst}")
 
@@ -282,6 +285,7 @@ def worst_direction(
     _checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x, min_rows=4)
+    slices = plain("slices", slices)
     _checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     _check_directions(_xp.to_numpy(slices))

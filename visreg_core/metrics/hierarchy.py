@@ -16,6 +16,7 @@ from visreg_core import _checks, _xp
 from visreg_core._optional import require
 from visreg_core._typing import Array
 from visreg_core.metrics import _discriminant
+from visreg_core.metrics._inputs import labels as host_labels
 from visreg_core.metrics._inputs import matrix, unit_rows
 from visreg_core.metrics.dendrogram import cut_tree
 from visreg_core.metrics.linkage import linkage
@@ -106,30 +107,15 @@ def _pair_counts(a: Any, b: Any) -> tuple[int, int, int, int]:
 
 
 def _codes(argument: str, labels: Any) -> np.ndarray:
-    values = _label_array(argument, labels)
+    values = host_labels(argument, labels)
     if values.ndim != 1:
         raise ValueError(f"expected {argument} of shape (N,); found shape {values.shape}")
-    return _numbered(argument, values)
+    return _numbered(values)
 
 
-def _label_array(argument: str, labels: Any) -> np.ndarray:
-    """Labels on the host; ValueError where some are NaN."""
-    values = np.asarray(_xp.to_numpy(labels) if _xp.is_array(labels) else labels)
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        bad = np.flatnonzero(np.isnan(values.reshape(len(values), -1)).any(axis=1))
-        raise ValueError(f"expected {argument} without NaN; found it in {bad.size} of them")
-    return values
-
-
-def _numbered(argument: str, values: np.ndarray) -> np.ndarray:
+def _numbered(values: np.ndarray) -> np.ndarray:
     """Codes 0, 1, … of labels (N,), in their order."""
-    try:
-        return np.unique(values, return_inverse=True)[1].astype(np.int64)
-    except TypeError:
-        sorts = sorted({type(v).__name__ for v in values.tolist()})
-        raise TypeError(
-            f"expected {argument} of one sort, integers or strings; found {', '.join(sorts)}"
-        ) from None
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 # --- clusterings against a hierarchy --------------------------------------------------------------
@@ -187,6 +173,7 @@ def hierarchical_rand_index(
     >>> hierarchical_rand_index(x, labels, clustering="dendrogram", metric="euclidean").rand
     (1.0, 1.0)
     """
+    x = matrix("x", x)[1]
     columns = level_columns(labels, x.shape[0])
     n_clusters = [int(np.unique(c).size) for c in columns]
     clusters = _clusterings(x, n_clusters, clustering, n_neighbors, method, metric, seed)
@@ -229,6 +216,7 @@ def rand_index_sweep(
     >>> [round(r, 3) for r in sweep.rand]
     [0.333, 1.0, 0.667]
     """
+    x = matrix("x", x)[1]
     finest = level_columns(labels, x.shape[0])[-1]
     counts = list(n_clusters)
     if not counts:
@@ -239,7 +227,7 @@ def rand_index_sweep(
 
 def level_columns(labels: Any, n: int) -> list[np.ndarray]:
     """Columns of labels (N, L) as integer codes, coarsest first."""
-    values = _label_array("labels", labels)
+    values = host_labels("labels", labels)
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or values.shape[0] != n or values.shape[1] == 0:
@@ -247,7 +235,7 @@ def level_columns(labels: Any, n: int) -> list[np.ndarray]:
             f"expected labels of shape ({n}, L), one row for each of the embeddings; "
             f"found shape {values.shape}"
         )
-    return [_numbered("labels", c) for c in values.T]
+    return [_numbered(c) for c in values.T]
 
 
 def _rand_indices(
@@ -493,8 +481,10 @@ def _split(
     n, n_levels = x.shape[0], len(level_columns(labels, x.shape[0]))
     if len(level_columns(test_labels, test.shape[0])) != n_levels:
         raise ValueError("expected labels and test_labels with one number of levels")
-    both = [_label_array("labels", v) for v in (labels, test_labels)]
+    both = [host_labels("labels", v) for v in (labels, test_labels)]
     if len({isinstance(v.flat[0], str) for v in both}) > 1:
         raise ValueError("expected labels and test_labels of one sort; found numbers and strings")
+    if both[0].dtype.kind != both[1].dtype.kind:  # one dtype for both would round some
+        both = [v.astype(object) for v in both]
     joined = level_columns(np.concatenate(both), n + test.shape[0])
     return test, [c[:n] for c in joined], [c[n:] for c in joined]

@@ -10,7 +10,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array
-from visreg_core.metrics._inputs import matrix
+from visreg_core.metrics._inputs import labels, matrix
 
 # Added to each eigenvalue before normalising.
 _EPS = {"exact": 0.0, "stable-pretraining": 1e-8}
@@ -57,7 +57,7 @@ def lidar(
     _, x = matrix("x", x)
     rows = np.asarray(_xp.to_numpy(x), dtype=np.float64)
     n, d = rows.shape
-    ids = np.asarray(_xp.to_numpy(groups) if _xp.is_array(groups) else groups)
+    ids = labels("groups", groups)
     if ids.shape != (n,):
         raise ValueError(f"expected groups of shape ({n},); found shape {ids.shape}")
     _, group, sizes = np.unique(ids, return_inverse=True, return_counts=True)

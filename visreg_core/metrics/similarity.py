@@ -11,7 +11,15 @@ import numpy as np
 from visreg_core import _checks, _xp
 from visreg_core._selection import smallest
 from visreg_core._typing import Array, Namespace
-from visreg_core.metrics._inputs import centred, matrix, paired, power_of_two, same_ids, unit_rows
+from visreg_core.metrics._inputs import (
+    centred,
+    matrix,
+    numbers,
+    paired,
+    power_of_two,
+    same_ids,
+    unit_rows,
+)
 
 _CKA = ("biased", "unbiased")
 _METRICS = ("cosine", "euclidean")
@@ -93,13 +101,18 @@ def linear_cka_from_covariances(cov_xx: Any, cov_yy: Any, cov_xy: Any) -> float:
     >>> round(linear_cka_from_covariances(c, c, c), 12)
     1.0
     """
-    xx, yy, xy = (np.asarray(c, dtype=np.float64) for c in (cov_xx, cov_yy, cov_xy))
-    dx, dy = xx.shape[0], yy.shape[0]
-    if xx.shape != (dx, dx) or yy.shape != (dy, dy) or xy.shape != (dx, dy):
+    xx, yy, xy = (
+        numbers(name, c)
+        for name, c in zip(("cov_xx", "cov_yy", "cov_xy"), (cov_xx, cov_yy, cov_xy), strict=True)
+    )
+    dx, dy = xx.shape[:1], yy.shape[:1]
+    if xx.shape != dx + dx or yy.shape != dy + dy or xy.shape != dx + dy:
         raise ValueError(
             "expected covariances of shapes (Dx, Dx), (Dy, Dy), (Dx, Dy); "
             f"found {xx.shape}, {yy.shape}, {xy.shape}"
         )
+    if not all(np.isfinite(c).all() for c in (xx, yy, xy)):
+        raise ValueError("expected finite covariances; found NaN or infinity")
     # Scaled first: squares of covariances may overflow.
     a, b = float(np.max(np.abs(xx))), float(np.max(np.abs(yy)))
     if a == 0 or b == 0:

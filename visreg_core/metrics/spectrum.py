@@ -17,7 +17,7 @@ import numpy as np
 
 from visreg_core import _checks, _xp
 from visreg_core._typing import Array
-from visreg_core.metrics._inputs import centred, matrix, spectrum
+from visreg_core.metrics._inputs import centred, matrix, numbers, spectrum
 
 
 class PowerLaw(NamedTuple):
@@ -128,9 +128,11 @@ def singular_values_from_gram(gram: Any, n_samples: int, *, eps: float = 2.0**-5
     array([4., 3.])
     """
     _checks.positive_int("n_samples", n_samples)
-    g = np.asarray(gram, dtype=np.float64)
+    g = numbers("gram", gram)
     if g.ndim != 2 or g.shape[0] != g.shape[1] or g.shape[0] == 0:
         raise ValueError(f"expected gram of shape (D, D); found shape {g.shape}")
+    if not np.isfinite(g).all():
+        raise ValueError("expected finite gram; found NaN or infinity")
     values = np.linalg.eigvalsh(g)[::-1]
     values = np.where(values > g.shape[0] * eps * values[0], values, 0.0)
     return np.sqrt(values[: min(n_samples, g.shape[0])])

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _xp
 from visreg_core._typing import Array
+from visreg_core.metrics._inputs import labels
 from visreg_core.metrics._pair_counts import Walk
 from visreg_core.metrics._tree import Tree, tree, two_linkages
 
@@ -109,7 +109,7 @@ def entanglement(left: Array, right: Array, *, power: float = 1.5) -> float:
     """
     if not power > 0:
         raise ValueError(f"expected a power above 0; found {power!r}")
-    a, b = _xp.to_numpy(left), _xp.to_numpy(right)
+    a, b = labels("left", left), labels("right", right)
     place_a, place_b = np.argsort(a), np.argsort(b)
     if (
         a.ndim != 1

@@ -2,19 +2,19 @@
 
 The core's engine standardises the embeddings and projects the result; here the columns' moments
 go into the projection, chunks of projections are overwritten by their gradients, and what is kept
-is the gradient with respect to the standardised embeddings, in the embeddings' own dtype. `vjp`
-turns it into the gradient of any combination of the terms, in place if it may.
+is the gradient with respect to the standardised embeddings, in the embeddings' own dtype. The
+backward pass turns it into the gradient of any combination of the terms, in place if it may.
 
-`run` takes a call of a core loss, with the arguments of the core's own implementation, and returns
-what that would; `takes` says for which calls. On the meta device it finds the shapes and dtypes of
-all of that, what it keeps included. Twins: `visreg_core.value_and_vjp` of each loss.
+`PASSES` has the two passes of each loss that is computed so, with the arguments of the core's own;
+`takes` says for which calls. On tensors without numbers they find the shapes and dtypes of all that
+they return. Equivalents: the declarations' own passes.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
 import torch
@@ -22,9 +22,11 @@ import torch
 from visreg_core import _checks, _xp
 from visreg_core._typing import Scalar
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
-from visreg_core.losses import _rows
-from visreg_core.losses._sliced import flat_batch, flat_slices
-from visreg_core.losses.epps_pulley import Knots, knots_beside, value_from_moments
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.declaration import Inputs
+from visreg_core.losses.epps_pulley import Knots, knots_like, value_from_moments
+from visreg_core.losses.execution import Execution
+from visreg_core.losses.sliced import flat_batch, flat_slices
 from visreg_core.losses.visreg import EPS, VISRegTerms, center_from_mean, scale_from_deviation
 from visreg_torch.kernels.dispatch import available, choose, load, needed, product_precision
 
@@ -47,7 +49,7 @@ def takes(
 ) -> bool:
     """Whether `run` computes a loss of this name and these options, on a device, in a dtype."""
     return (
-        loss in _LOSSES
+        loss in PASSES
         and detach_scale
         and reduction == "mean"
         and available(device, dtype)
@@ -55,57 +57,12 @@ def takes(
     )
 
 
-def run(
-    loss: Callable[..., Any],
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    *arguments: Any,
-    detach_scale: bool = True,
-    reduction: str = "mean",
-    **options: Any,
-) -> tuple[Any, Callable[..., torch.Tensor]]:
-    """Result and ``vjp`` of a loss that this `takes`, as its own implementation returns them.
-
-    Parameters
-    ----------
-    loss : callable
-        A loss of `visreg_core`.
-    z, slices, *arguments, **options
-        Its arguments and ``need_grad``.
-    detach_scale, reduction
-        Those for which there is nothing here but the default.
-
-    Returns
-    -------
-    tuple
-        ``(result, vjp)``. ``vjp`` takes a cotangent for each field and returns the gradient with
-        respect to z, in its dtype; with ``donated=True`` in the memory of what it kept, which can
-        be done once.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As the core's function.
-    RuntimeError
-        For a call that it does not take.
-    """
-    _check(z, slices, **options)
-    given = {"detach_scale": detach_scale, "reduction": reduction, **options}
-    if not takes(loss.__name__, z.device, z.dtype, **given):
-        raise RuntimeError(
-            "expected a call that kernels compute from end to end; "
-            f"found {loss.__name__} of {z.dtype} on {z.device}, left to the core"
-        )
-    return _LOSSES[loss.__name__](z, slices, *arguments, **options)
-
-
 def _check(
     z: torch.Tensor,
     slices: torch.Tensor,
-    *,
-    row_mask: torch.Tensor | None = None,
-    chunk_size: int | None = None,
-    projection_dtype: torch.dtype | None = None,
+    row_mask: torch.Tensor | None,
+    chunk_size: int | None,
+    projection_dtype: torch.dtype | None,
     **options: Any,
 ) -> None:
     """What the core's functions check, one by one, in their words."""
@@ -123,77 +80,101 @@ def _check(
         _checks.not_negative("eps", options["eps"])
 
 
+class FusedSaved(NamedTuple):
+    """What kernels save: gradient (B, N, D) of the embeddings' dtype, of the sum over slices of the
+    term's value with respect to the standardised embeddings; of VISReg also the mean in two parts
+    and σ, (B, 1, D); n : kept rows, () or None.
+    """
+
+    gradient: torch.Tensor | None
+    n: torch.Tensor | None
+    first: torch.Tensor | None = None
+    rest: torch.Tensor | None = None
+    sigma: torch.Tensor | None = None
+
+
 def _visreg(
+    execution: Execution,
     z: torch.Tensor,
     slices: torch.Tensor,
     weights: tuple[Scalar, Scalar, Scalar] = (1, 1, 1),
     *,
+    detach_scale: bool = True,
     eps: float = EPS,
     row_mask: torch.Tensor | None = None,
     chunk_size: int | None = None,
     projection_dtype: torch.dtype | None = None,
-    need_grad: bool,
-) -> tuple[VISRegTerms, Callable[..., torch.Tensor]]:
+) -> tuple[VISRegTerms, FusedSaved]:
     """`visreg_loss`, with σ held constant in the shape term."""
+    _check(z, slices, row_mask, chunk_size, projection_dtype, weights=weights, eps=eps)
     flat, w = flat_batch(xp, z.detach()), flat_slices(xp, slices, z)
     moments = load("columns", "column_moments")(flat, row_mask)
     n = _rows.count(xp, flat, row_mask)
     sigma = _rows.safe_root(xp, moments.variance)
     mean = moments.first + moments.rest
-    divisor = sigma + eps
-    standard = (moments.first, moments.rest, 1 / divisor)
-    total_shape, of_shape = _sliced_gaussian(
-        flat, w, standard, row_mask, n, chunk_size, projection_dtype, need_grad
+    standard = (moments.first, moments.rest, 1 / (sigma + eps))
+    total_shape, gradient = _sliced_gaussian(
+        flat, w, standard, row_mask, n, chunk_size, projection_dtype, execution.need_gradient
     )
     scale, shape = scale_from_deviation(xp, sigma), total_shape / n
     center = center_from_mean(xp, mean)
-    n_slices = flat.shape[0] * w.shape[-1]
     w_scale, w_shape, w_center = weights
     total = w_scale * scale + w_shape * shape + w_center * center
+    masked_n = None if row_mask is None else n
+    saved = FusedSaved(gradient, masked_n, moments.first, moments.rest, sigma)
+    return VISRegTerms(total, scale, shape, center), saved
 
-    def vjp(
-        on_total: Scalar,
-        on_scale: Scalar,
-        on_shape: Scalar,
-        on_center: Scalar,
-        *,
-        donated: bool = False,
-    ) -> torch.Tensor:
-        # The columns of `visreg_core.losses.visreg._gradient`. The mean over rows of the shape
-        # term's gradient is missing: projections of centred rows and quantiles both sum to 0.
-        size = mean.numel()
-        per_deviation = _rows.safe_reciprocal(xp, sigma) / n
-        on_g = (on_total * w_shape + on_shape) / (n_slices * n * divisor)
-        on_shifted = (2 / size) * (on_total * w_scale + on_scale) * (sigma - 1) * per_deviation
-        constant = (2 / size) * (on_total * w_center + on_center) * mean / n
-        constant = constant - moments.rest * on_shifted
-        g = of_shape if donated else of_shape.clone()
-        rows = flat_batch(xp, z.detach())  # once more: it may be a copy, which is not to be kept
-        load("columns", "combine_")(g, rows, moments.first, on_g, on_shifted, constant, row_mask)
-        return g.to(z.dtype).reshape(z.shape)
 
-    return VISRegTerms(total, scale, shape, center), vjp
+def _visreg_backward(
+    execution: Execution,
+    inputs: Inputs,
+    saved: FusedSaved,
+    on_total: Scalar,
+    on_scale: Scalar,
+    on_shape: Scalar,
+    on_center: Scalar,
+) -> torch.Tensor:
+    # The columns of `visreg_core.losses.visreg._gradient`. The mean over rows of the shape
+    # term's gradient is missing: projections of centred rows and quantiles both sum to 0.
+    z, row_mask = inputs["z"], inputs["row_mask"]
+    w_scale, w_shape, w_center = inputs["weights"]
+    sigma, mean = saved.sigma, saved.first + saved.rest
+    n = z.shape[-2] if saved.n is None else saved.n
+    size, n_slices = mean.numel(), mean.shape[0] * inputs["slices"].shape[-1]
+    per_deviation = _rows.safe_reciprocal(xp, sigma) / n
+    on_g = (on_total * w_shape + on_shape) / (n_slices * n * (sigma + inputs["eps"]))
+    on_shifted = (2 / size) * (on_total * w_scale + on_scale) * (sigma - 1) * per_deviation
+    constant = (2 / size) * (on_total * w_center + on_center) * mean / n
+    constant = constant - saved.rest * on_shifted
+    g = saved.gradient if execution.donated else saved.gradient.clone()
+    load("columns", "combine_")(
+        g, flat_batch(xp, z), saved.first, on_g, on_shifted, constant, row_mask
+    )
+    return g.reshape(z.shape)
 
 
 def _gaussian_sliced_wasserstein(
+    execution: Execution,
     z: torch.Tensor,
     slices: torch.Tensor,
     *,
+    reduction: str = "mean",
     row_mask: torch.Tensor | None = None,
     chunk_size: int | None = None,
     projection_dtype: torch.dtype | None = None,
-    need_grad: bool,
-) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+) -> tuple[torch.Tensor, FusedSaved]:
     """`gaussian_sliced_wasserstein`."""
+    _check(z, slices, row_mask, chunk_size, projection_dtype)
     flat, w = flat_batch(xp, z.detach()), flat_slices(xp, slices, z)
     n = _rows.count(xp, flat, row_mask)
     value, gradient = _sliced_gaussian(
-        flat, w, None, row_mask, n, chunk_size, projection_dtype, need_grad
+        flat, w, None, row_mask, n, chunk_size, projection_dtype, execution.need_gradient
     )
-    return value / n, _scaled(z, gradient, flat.shape[0] * w.shape[-1] * n)
+    return value / n, FusedSaved(gradient, None if row_mask is None else n)
 
 
 def _sigreg(
+    execution: Execution,
     z: torch.Tensor,
     slices: torch.Tensor,
     t_max: float = 3.0,
@@ -203,16 +184,31 @@ def _sigreg(
     row_mask: torch.Tensor | None = None,
     chunk_size: int | None = None,
     projection_dtype: torch.dtype | None = None,
-    need_grad: bool,
-) -> tuple[torch.Tensor, Callable[..., torch.Tensor]]:
+) -> tuple[torch.Tensor, FusedSaved]:
     """`sigreg_loss`."""
+    _check(z, slices, row_mask, chunk_size, projection_dtype)
     flat, w = flat_batch(xp, z.detach()), flat_slices(xp, slices, z)
     n = _rows.count(xp, flat, row_mask)
     knots = _knots(t_max, n_knots, z.device)
-    rows = functools.partial(_epps_pulley, n=n, knots=knots, row_mask=row_mask, need_grad=need_grad)
-    values, gradient = _sliced(flat, w, rows, chunk_size, projection_dtype, need_grad)
-    divisor = 1.0 if scale_by_n else n
-    return torch.mean(values) / divisor, _scaled(z, gradient, values.numel() * divisor)
+    need = execution.need_gradient
+    rows = functools.partial(_epps_pulley, n=n, knots=knots, row_mask=row_mask, need_grad=need)
+    values, gradient = _sliced(flat, w, rows, chunk_size, projection_dtype, need)
+    value = torch.mean(values)
+    saved = FusedSaved(gradient, None if row_mask is None else n)
+    return (value if scale_by_n else value / n), saved
+
+
+def _scaled(
+    execution: Execution, inputs: Inputs, saved: FusedSaved, cotangent: Scalar
+) -> torch.Tensor:
+    """The gradient of a mean over slices, and over rows unless ``scale_by_n``."""
+    z = inputs["z"]
+    divisor = saved.gradient.shape[0] * inputs["slices"].shape[-1]
+    if not inputs.get("scale_by_n", False):
+        divisor = divisor * (z.shape[-2] if saved.n is None else saved.n)
+    factor = cotangent / divisor
+    scaled = saved.gradient.mul_(factor) if execution.donated else saved.gradient * factor
+    return scaled.reshape(z.shape)
 
 
 # --- the engine -----------------------------------------------------------------------------------
@@ -348,17 +344,6 @@ def _epps_pulley(
     return value, p if row_mask is None else p.masked_fill_(~row_mask, 0)
 
 
-def _scaled(z: torch.Tensor, gradient: Any, divisor: Scalar) -> Callable[..., torch.Tensor]:
-    """The ``vjp`` of a scalar whose gradient was kept up to a factor."""
-
-    def vjp(cotangent: Scalar, *, donated: bool = False) -> torch.Tensor:
-        factor = cotangent / divisor
-        scaled = gradient.mul_(factor) if donated else gradient * factor
-        return scaled.to(z.dtype).reshape(z.shape)
-
-    return vjp
-
-
 # --- constants, once -----------------------------------------------------------------------------
 
 
@@ -370,11 +355,20 @@ def _quantiles(n: int, device: torch.device) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _knots(t_max: float, n_knots: int, device: torch.device) -> Knots:
-    return knots_beside(xp, torch.empty(0, device=device), t_max, n_knots)
+    return knots_like(xp, torch.empty(0, device=device), t_max, n_knots)
 
 
-_LOSSES: dict[str, Callable[..., tuple[Any, Callable[..., torch.Tensor]]]] = {
-    "visreg_loss": _visreg,
-    "gaussian_sliced_wasserstein": _gaussian_sliced_wasserstein,
-    "sigreg_loss": _sigreg,
+class Passes(NamedTuple):
+    """A forward pass, its backward pass, and what the first saves for the second."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    saved: type = FusedSaved
+
+
+PASSES = {
+    "visreg_loss": Passes(_visreg, _visreg_backward),
+    "gaussian_sliced_wasserstein": Passes(_gaussian_sliced_wasserstein, _scaled),
+    "sigreg_loss": Passes(_sigreg, _scaled),
 }
+"""The losses that kernels compute from end to end, in place of their declarations."""

@@ -1,7 +1,5 @@
 """Kernels in place of the core's functions of rows: `KERNELS` is what an `Execution` takes.
 
-    PLAIN._replace(kernels=KERNELS)
-
 Each has the signature of the function that it stands in for, and hands over to it where no kernel
 can run (see `visreg_torch.kernels.dispatch`).
 """
@@ -16,6 +14,8 @@ import torch
 from visreg_core.losses.epps_pulley import multiples as core_multiples
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term as core_gaussian_term
 from visreg_torch.kernels.dispatch import choose, load
+
+_BLOCK_BYTES = 1 << 26
 
 
 def gaussian_term(
@@ -33,11 +33,11 @@ def gaussian_term(
     return load(kernel, kernel)(p, q, row_mask, need_grad, slope)
 
 
-def multiples(xp: Any, angle: torch.Tensor, m: int) -> Any:
+def multiples(xp: Any, angle: torch.Tensor, m: int, *, sharded: bool) -> Any:
     """In place of the core's function of this name."""
     kernel = choose("epps_pulley", angle.device, angle.dtype, angle.shape[-1]).kernel
     if kernel is None:
-        return core_multiples(xp, angle, m)
+        return core_multiples(xp, angle, m, sharded=sharded)
     return Multiples(angle, m)
 
 
@@ -57,7 +57,45 @@ class Multiples:
         return load("epps_pulley_rows", "epps_pulley_polynomial")(self.angle, of_cos, of_sin)
 
 
+def divide(x: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+    """In place of the core's function of this name: the quotient in x's own memory."""
+    return x.div_(divisor)
+
+
+def combine(
+    rows: Any,
+    g: torch.Tensor | None,
+    a: torch.Tensor | None,
+    f: torch.Tensor,
+    r: torch.Tensor,
+    donated: bool,
+) -> torch.Tensor:
+    """In place of the core's function: g a + (z − first) f + r, in blocks of rows.
+
+    In g's own memory where it is `donated`.
+    """
+    if g is None or a is None:
+        out: torch.Tensor = rows.shifted()
+        out *= f
+        out += r
+        return out if rows.keep is None else out.masked_fill_(~rows.keep, 0)
+    out = g.mul_(a) if donated else g * a
+    size = rows.z.shape[-2]
+    block = max(1, _BLOCK_BYTES * size // (out.itemsize * max(1, out.numel())))
+    for start in range(0, size, block):
+        n = slice(start, start + block)
+        part = rows.z[..., n, :].to(out.dtype) - rows.first
+        part *= f
+        part += r
+        if rows.keep is not None:
+            part.masked_fill_(~rows.keep[n, :], 0)
+        out[..., n, :] += part
+    return out
+
+
 KERNELS: Mapping[str, Callable[..., Any]] = {
+    "combine": combine,
+    "divide": divide,
     "gaussian_term": gaussian_term,
     "multiples": multiples,
 }

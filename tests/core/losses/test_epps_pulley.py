@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from tests.core import reference
 from tests.core.losses.test_values import TOLERANCE
 from visreg_core import epps_pulley, random_slices, sigreg_loss, value_and_grad, value_and_vjp
-from visreg_core.losses._epps_pulley_numpy import InTiles, Multiples, scratch
+from visreg_core.losses.epps_pulley_numpy import InTiles, Multiples, scratch
 
 pytestmark = pytest.mark.lean_on_jax(dtype=["float64"])
 

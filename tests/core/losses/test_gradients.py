@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from tests.backends import Backend
 from tests.cases import CASES, PATHS, each
 from tests.core import reference
-from visreg_core.losses import visreg
+from visreg_core.losses import numpy_kernels
 
 SHAPES = {"tall": (12, 5, 7), "wide": (5, 8, 6)}
 
@@ -112,14 +112,12 @@ def test_gradient_is_autograds(case, where, rng):
 
 
 @each([c for c in CASES if c.loss.name in ("shape_loss", "visreg_loss")])
-@pytest.mark.backends("numpy", "torch")
+@pytest.mark.backends("numpy")
 @pytest.mark.dtypes("float64")
 @pytest.mark.parametrize("rows", [1, 5])
 def test_gradient_in_blocks_of_rows(case, where, rows, rng, monkeypatch):
     """12 rows in blocks of 1, and of 5 with 2 left over; the sizes in use hold thousands."""
-    of_numpy, of_torch = (rows * k * 8 * 5 for k in (1, 6))  # torch's hold six batches
-    monkeypatch.setattr(visreg, "_BLOCK_BYTES", of_numpy)
-    monkeypatch.setattr(visreg, "_DEVICE_BLOCK_BYTES", of_torch)
+    monkeypatch.setattr(numpy_kernels, "_BLOCK_BYTES", rows * 8 * 5)
     arrays = case.draw(rng, *SHAPES["tall"], leading=(2, 3))
     cotangents = uneven_cotangents(case)
     expected = autograd(case, Backend.TORCH, arrays, cotangents)

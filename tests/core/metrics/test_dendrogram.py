@@ -1,6 +1,7 @@
 """Cuts, cophenetic distances, graphs and tanglegrams against SciPy, NetworkX and brute force."""
 
 import itertools
+import re
 import sys
 
 import networkx as nx
@@ -143,3 +144,59 @@ def test_cut_errors(rng):
         metrics.cut_tree(z, n_clusters=0)
     with pytest.raises(ValueError, match="height to cut at; found nan"):
         metrics.cut_tree(z, height=float("nan"))
+
+
+# --- matrices that are no dendrograms ------------------------------------------------------------
+
+
+def test_sizes_and_heights_that_cannot_be(rng):
+    from scipy.cluster.hierarchy import is_valid_linkage
+
+    z = metrics.linkage(rng.standard_normal((12, 3)), metric="euclidean")
+    wrong = {}
+    for size in (0, 1, 3, 7, -2, 2.5, np.nan, np.inf):
+        wrong[f"expected row 0 of z to count its 2 leaves; found {size:g}"] = (0, 3, size)
+    wrong["expected row 10 of z to count its 12 leaves; found 11"] = (10, 3, 11)
+    wrong["expected heights of z from 0 on; found -0.5"] = (0, 2, -0.5)
+    wrong["expected the heights of z not to decrease; found an inversion or NaN"] = (0, 2, np.nan)
+    for message, (row, column, value) in wrong.items():
+        bad = z.copy()
+        bad[row, column] = value
+        for function in (
+            metrics.cophenetic_distances,
+            metrics.to_networkx,
+            lambda m: metrics.cut_tree(m, n_clusters=2),
+        ):
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                function(bad)
+        for function in (
+            metrics.dendrogram_correlations,
+            metrics.bakers_gamma,
+            metrics.fowlkes_mallows,
+            metrics.tanglegram,
+        ):
+            with pytest.raises(ValueError, match=re.escape(message.replace("of z", "of second"))):
+                function(z, bad)
+    assert is_valid_linkage(z)
+    bad = z.copy()
+    bad[0, 2] = -0.5
+    assert not is_valid_linkage(bad)
+
+
+def test_infinite_heights_are_possible():
+    """As `linkage` makes them of squares beyond float64."""
+    z = np.asarray([[0.0, 1, 1, 2], [2, 3, np.inf, 3]])
+    assert metrics.cut_tree(z, n_clusters=2).tolist() == [0, 0, 1]
+    assert metrics.cut_tree(z, height=np.inf).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("height", ["1", True, 1j, None, [1.0], np.array([1.0])])
+def test_heights_to_cut_at_are_numbers(height):
+    z = metrics.linkage(np.asarray([[0.0], [9.0], [1.0]]), metric="euclidean")
+    error = ValueError if height is None else TypeError
+    with pytest.raises(
+        error, match=r"^expected (height to be a number|either n_clusters or height)"
+    ):
+        metrics.cut_tree(z, height=height)
+    assert metrics.cut_tree(z, height=np.float32(2)).tolist() == [0, 1, 0]
+    assert metrics.cut_tree(z, height=2).tolist() == [0, 1, 0]

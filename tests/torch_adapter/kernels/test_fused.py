@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from visreg_core.losses._differentiable import implementation_of
+from visreg_core.losses._execution import PLAIN
 
 import visreg_core as vc
 from tests.torch_adapter.kernels.tensors import relative_error, strided
-from visreg_core.losses._differentiable import implementation_of
-from visreg_core.losses._execution import PLAIN
 from visreg_torch.kernels import dispatch, fused
 from visreg_torch.kernels.rows import KERNELS
 

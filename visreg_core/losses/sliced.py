@@ -1,6 +1,6 @@
-"""The engine of every sliced loss: project a chunk of slices, evaluate a term, carry it back.
+"""The engine of every sliced loss: project a chunk of slices, evaluate a term, backproject.
 
-Projections are kept as (slices, samples), so that what a term sorts or sums is contiguous, and a
+Projections are stored as (slices, samples), so that what a term sorts or sums is contiguous. A
 chunk of slices bounds memory: neither projections nor sort orders outlive their chunk, because the
 gradient is accumulated in the same pass.
 """
@@ -8,18 +8,19 @@ gradient is accumulated in the same pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from visreg_core import _checks, _tiles, _xp
 from visreg_core._typing import Array, DType, Namespace
-from visreg_core.losses._execution import PLAIN, SORTING, Execution, Shards
-from visreg_core.losses._rows import power_of_two_below
+from visreg_core.losses.execution import PLAIN, SORTING, Execution, Shards
+from visreg_core.losses.rows import power_of_two_below
 
-# term(need_grad, *projections (R, N_i)) -> values (R,) [, one gradient (R, N_i) for each sample]
+# term(need_gradient, *projections (R, N_i)) -> values (R,) [, a gradient (R, N_i) for each sample]
 Term = Callable[..., tuple[Array, ...]]
+
+# body(columns (B or 1, D, k), batch indices) -> ([values (B, k)], [gradient (B, N_i, D), ...])
+Body = Callable[..., tuple[list[Array], list[Array]]]
 
 
 def flat_batch(xp: Namespace, z: Array) -> Array:
@@ -28,7 +29,7 @@ def flat_batch(xp: Namespace, z: Array) -> Array:
 
 
 def flat_slices(xp: Namespace, slices: Array, z: Array) -> Array:
-    """(..., D, K) -> (B, D, K) or (1, D, K) beside z (..., N, D)."""
+    """(..., D, K) -> (B, D, K) or (1, D, K) that fit z (..., N, D)."""
     if slices.ndim == 2:
         return slices[None, ...]
     shape = (*z.shape[:-2], *slices.shape[-2:])
@@ -40,39 +41,30 @@ def sliced(
     samples: tuple[Array, ...],
     slices: Array,
     term: Term,
+    execution: Execution,
     *,
     scratch: int | None = 8,
-    need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
     exchange: Shards | None = None,
     shards: Shards = PLAIN.shards,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Values of `term` on every slice, and the gradients of their sum.
+    """Values of `term` on every slice and, where one is needed, the gradients of their sum.
 
     `scratch` is the number of arrays of a sample's size that the term works with, None for a term
     that looks after the cache by itself. The samples may be one of `shards`, over which the term
     reduces; with `exchange` it sees all samples of a part of the slices.
 
     samples : arrays (B, N_i, D) of one compute dtype; slices : (B or 1, D, K).
-    Returns values (B, K) and, if `need_grad`, one gradient (B, N_i, D) for each sample.
+    Returns values (B, K) and, if needed, one gradient (B, N_i, D) for each sample.
     """
-    dtype = samples[0].dtype
-    batch = samples[0].shape[0]
-    on_numpy = _xp.name(xp) == "numpy"
+    dtype, need_gradient = samples[0].dtype, execution.need_gradient
+    over_chunks = execution.kernels.get("over_chunks", in_turn)
     units = [_unit(xp, x, projection_dtype, shards) for x in samples]
     projected = [
         xp.permute_dims(_xp.cast(xp, x if u is None else x / u, projection_dtype), (0, 2, 1))
         for x, u in zip(samples, units, strict=True)
     ]
-    rows = sum(x.shape[1] for x in samples)
-    if chunk_size is None:
-        together = 1 if on_numpy else batch
-        chunk_size = _tiles.default_chunk(xp, together * rows * (8 if dtype == xp.float64 else 4))
-    _checks.positive_int("chunk_size", chunk_size)
-    if exchange is not None:  # a chunk that all shards can share
-        chunk_size = -(-chunk_size // exchange.size) * exchange.size
-    chunk_size = min(chunk_size, slices.shape[-1])
 
     def body(columns: Array, of: slice = slice(None)) -> tuple[list[Array], list[Array]]:
         directions = xp.permute_dims(columns, (0, 2, 1))
@@ -84,29 +76,66 @@ def sliced(
         if exchange is not None:
             p = [exchange.exchange(x, split=0, join=1) for x in p]
         if scratch is None:
-            values, *gradients = term(need_grad, *p)
+            values, *gradients = term(need_gradient, *p)
         else:
             values, *gradients = _tiles.in_tiles(
-                xp, lambda *tile: term(need_grad, *tile), *p, scratch=scratch
+                xp, lambda *tile: term(need_gradient, *tile), *p, scratch=scratch
             )
-        del p  # not beside what is carried back
+        del p  # before the gradients of the samples are made
         if exchange is not None:
             values = exchange.gather(values, axis=0)
             gradients = [exchange.exchange(g, split=1, join=0) for g in gradients]
         wide = _xp.cast(xp, directions, dtype)
-        carried = [
+        backprojected = [
             xp.matmul(xp.permute_dims(xp.reshape(g, shape), (0, 2, 1)), wide)
-            for g, shape in zip(gradients, shapes if need_grad else [], strict=True)
+            for g, shape in zip(gradients, shapes if need_gradient else [], strict=True)
         ]
-        return [xp.reshape(values, (-1, columns.shape[-1]))], carried
+        return [xp.reshape(values, (-1, columns.shape[-1]))], backprojected
 
-    if on_numpy:
-        shapes = [x.shape for x in samples]
-        # What shards send each other in the loop must come in the same order from all.
-        in_order = shards.size > 1
-        return _over_threads(body, slices, chunk_size, dtype, shapes, need_grad, in_order)
-    (values,), gradients = _xp.accumulate(xp, body, slices, chunk_size)
+    values, gradients = over_chunks(
+        xp,
+        body,
+        slices,
+        samples,
+        chunk_size=chunk_size,
+        multiple=1 if exchange is None else exchange.size,  # a chunk that all shards can share
+        need_gradient=need_gradient,
+        in_order=shards.size > 1,
+    )
+    return values, gradients
+
+
+def in_turn(
+    xp: Namespace,
+    body: Body,
+    slices: Array,
+    samples: tuple[Array, ...],
+    *,
+    chunk_size: int | None,
+    multiple: int,
+    need_gradient: bool,
+    in_order: bool,
+) -> tuple[Array, tuple[Array, ...]]:
+    """The engine's loop: chunks of slices, of all batch indices together, one after the other.
+
+    A chunk has a `multiple` of slices. The loop is in order anyway, as `in_order` asks.
+    """
+    rows = sum(x.shape[1] for x in samples)
+    row_bytes = samples[0].shape[0] * rows * (8 if samples[0].dtype == xp.float64 else 4)
+    chunk = chunk_of(xp, slices, chunk_size, row_bytes, multiple)
+    (values,), gradients = _xp.accumulate(xp, body, slices, chunk)
     return values, tuple(gradients)
+
+
+def chunk_of(
+    xp: Namespace, slices: Array, chunk_size: int | None, row_bytes: int, multiple: int
+) -> int:
+    """Slices to project at once, where the projections on one take `row_bytes` bytes."""
+    if chunk_size is None:
+        chunk_size = _tiles.default_chunk(xp, row_bytes)
+    else:
+        _checks.positive_int("chunk_size", chunk_size)
+    return min(-(-chunk_size // multiple) * multiple, slices.shape[-1])
 
 
 def sliced_sorting(
@@ -116,7 +145,6 @@ def sliced_sorting(
     term: Term,
     execution: Execution,
     *,
-    need_grad: bool,
     chunk_size: int | None,
     projection_dtype: DType,
 ) -> tuple[Array, Array | None]:
@@ -127,14 +155,10 @@ def sliced_sorting(
     or each projects its own rows and exchanges the projections, which moves 2 B N K / W.
     """
     shards = execution.shards
-    keywords: dict[str, Any] = {
-        "need_grad": need_grad,
-        "chunk_size": chunk_size,
-        "projection_dtype": projection_dtype,
-    }
+    keywords: dict[str, Any] = {"chunk_size": chunk_size, "projection_dtype": projection_dtype}
     if shards.size == 1:
-        values, gradients = sliced(xp, (z,), slices, term, **keywords)
-        return values, gradients[0] if need_grad else None
+        values, gradients = sliced(xp, (z,), slices, term, execution, **keywords)
+        return values, gradients[0] if execution.need_gradient else None
     n_slices = slices.shape[-1]
     surplus = -n_slices % shards.size
     if surplus:  # directions of length 0, whose values are cut off and whose gradients are 0
@@ -142,14 +166,14 @@ def sliced_sorting(
         slices = xp.concat([slices, *[nothing] * surplus], axis=-1)
     if sorts_by_exchange(execution, dim=z.shape[-1], n_slices=n_slices):
         values, gradients = sliced(
-            xp, (z,), slices, term, exchange=shards, shards=shards, **keywords
+            xp, (z,), slices, term, execution, exchange=shards, shards=shards, **keywords
         )
-        gradient = gradients[0] if need_grad else None
+        gradient = gradients[0] if execution.need_gradient else None
     else:
         rows, own = shards.gather(z, axis=-2), shards.own(slices, axis=-1)
-        values, gradients = sliced(xp, (rows,), own, term, **keywords)
+        values, gradients = sliced(xp, (rows,), own, term, execution, **keywords)
         values = shards.gather(values, axis=-1)
-        gradient = shards.scatter_sum(gradients[0], axis=-2) if need_grad else None
+        gradient = shards.scatter_sum(gradients[0], axis=-2) if execution.need_gradient else None
     return values[..., :n_slices], gradient
 
 
@@ -160,48 +184,6 @@ def sorts_by_exchange(execution: Execution, *, dim: int, n_slices: int) -> bool:
         return execution.sorting == "exchange"
     size = execution.shards.size
     return math.ceil(n_slices / size) < dim
-
-
-def _over_threads(
-    body: Callable[..., tuple[list[Array], list[Array]]],
-    slices: np.ndarray,
-    chunk: int,
-    dtype: DType,
-    shapes: list[tuple[int, ...]],
-    need_grad: bool,
-    in_order: bool,
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The engine's loop on NumPy: chunks of slices of one batch index, shared out to threads."""
-    batch, n_slices = shapes[0][0], slices.shape[-1]
-    values = np.empty((batch, n_slices), dtype)
-    gradients = tuple(np.empty(shape, dtype) for shape in shapes if need_grad)
-
-    def work(items: Sequence[tuple[int, int]]) -> dict[int, list[np.ndarray]]:
-        sums: dict[int, list[np.ndarray]] = {}
-        for b, start in items:
-            own = slices[b : b + 1] if len(slices) > 1 else slices
-            (found,), carried = body(own[..., start : start + chunk], slice(b, b + 1))
-            values[b, start : start + chunk] = found[0]
-            if start == 0:  # whoever has the first chunk adds up in the result itself
-                sums[b] = [whole[b : b + 1] for whole in gradients]
-                for total, more in zip(sums[b], carried, strict=True):
-                    total[...] = more
-            elif b not in sums:
-                sums[b] = carried
-            else:
-                for total, more in zip(sums[b], carried, strict=True):
-                    total += more
-            del carried
-        return sums
-
-    items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
-    row_bytes = values.itemsize * sum(shape[1] for shape in shapes)
-    for sums in _tiles.spread(work, items, values.size * row_bytes, in_order):
-        for b, parts in sums.items():
-            for whole, part in zip(gradients, parts, strict=True):
-                if not np.shares_memory(whole, part):
-                    whole[b] += part[0]
-    return values, gradients
 
 
 def _unit(xp: Namespace, x: Array, projection_dtype: DType, shards: Shards) -> Array | None:

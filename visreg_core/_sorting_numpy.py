@@ -1,11 +1,8 @@
-"""Stable order of the rows of a matrix: the step between projections and their quantiles."""
+"""Stable order of the rows of a NumPy matrix, several times faster than NumPy's argsort."""
 
 from __future__ import annotations
 
 import numpy as np
-
-from visreg_core import _xp
-from visreg_core._typing import Array, Namespace
 
 # NumPy orders a row by coarse keys, and repairs what they did not resolve. Keys of short rows lie
 # above the sample's index in 32-bit words, which the processor's vectors sort in registers; those
@@ -15,39 +12,22 @@ from visreg_core._typing import Array, Namespace
 _PACKED_SAMPLES = 1 << 9
 _KEYED_SAMPLES = {4: 1 << 13, 8: 1 << 15}  # by bytes of a float
 _REPAIRS = 12
+# Of so few numbers NumPy's own sort is done before keys are made.
+_FEW = 1 << 10
 
 
-def sorted_values(xp: Namespace, p: Array) -> Array:
-    """Each row of p (R, N) sorted.
-
-    Stable where automatic differentiation may follow, so that ties take targets in index order.
-    """
-    if _xp.name(xp) == "jax":
-        return xp.take_along_axis(p, _xp.stable_order(xp, p), axis=-1)
-    return xp.sort(p, axis=-1, stable=_xp.name(xp) != "numpy")
-
-
-def sorted_rows(xp: Namespace, p: Array) -> tuple[Array, Array]:
+def sorted_rows(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each row of p (R, N) sorted, and the stable order that sorts it."""
-    if _xp.name(xp) == "numpy":
-        flat, ordered = _flat_order(p)
-        flat -= _row_starts(p, flat.dtype)
-        return ordered, flat
-    order = _xp.stable_order(xp, p)
-    return xp.take_along_axis(p, order, axis=-1), order
+    flat, ordered = _flat_order(p)
+    flat -= _row_starts(p, flat.dtype)
+    return ordered, flat
 
 
-def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
-    """t[r, n] = targets[r, rank of p[r, n] in its row]; ties take ranks in index order.
-
-    p : (R, N); targets : (N,) or (R, N), in the order of ranks.
-    """
-    targets = xp.broadcast_to(targets, p.shape)
-    if _xp.name(xp) == "numpy":
-        out = np.empty(p.size, p.dtype)
-        out[_flat_order(p)[0].reshape(-1)] = targets.reshape(-1)
-        return out.reshape(p.shape)
-    return _xp.put_last(xp, _xp.stable_order(xp, p), targets)
+def targets_by_rank(p: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """t[r, n] = targets[r, rank of p[r, n] in its row], all of them (R, N)."""
+    out = np.empty(p.size, p.dtype)
+    out[_flat_order(p)[0].reshape(-1)] = targets.reshape(-1)
+    return out.reshape(p.shape)
 
 
 def _row_starts(p: np.ndarray, dtype: type | np.dtype) -> np.ndarray:
@@ -63,6 +43,9 @@ def _flat_order(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     finishes the job. Rows that do not finish soon, are not finite or are long sort all their bits.
     """
     p = np.ascontiguousarray(p)
+    if p.size <= _FEW:
+        order = np.argsort(p, axis=-1, kind="stable") + _row_starts(p, np.intp)
+        return order, p.reshape(-1).take(order)
     n = p.shape[1]
     low, high = p.min(axis=-1, keepdims=True), p.max(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from visreg_core import _xp
 from visreg_core._typing import Array, Namespace, Scalar
-from visreg_core.losses._execution import PLAIN, Shards
+from visreg_core.losses.execution import PLAIN, Shards
 
 
 class Rows(NamedTuple):
-    """What centring found: a few columns, from which the centred rows can be had again.
+    """Embeddings and what centring them found: a few columns that give the centred rows again.
 
     z : embeddings (..., N, D) as passed; first, rest : (..., 1, D), the mean in two parts, the
-    second what rounding left of the first; n : number of kept rows of all shards (a Python float,
-    or an array of no axes under a row mask); keep : (N, 1) boolean or None.
+    second what rounding left of the first; n : number of kept rows of all shards (a Python number,
+    or a 0-d array under a row mask); keep : (N, 1) boolean or None; unit : (..., 1, D), a power of
+    two of the size of the centred rows' largest entry (after `centre` only).
     """
 
     xp: Namespace
@@ -24,10 +26,16 @@ class Rows(NamedTuple):
     n: Scalar
     keep: Array | None
     shards: Shards
+    unit: Array = None
 
-    def mean(self) -> Array:  # no property: Dynamo of torch 2.9 cannot trace one of a named tuple
+    # Methods and no properties: Dynamo of torch 2.9 cannot trace a property of a named tuple.
+    def mean(self) -> Array:
         """Batch mean (..., 1, D)."""
         return self.first + self.rest
+
+    def masked_n(self) -> Array | None:
+        """`n` where it is an array, which a backward pass cannot know otherwise."""
+        return None if self.keep is None else self.n
 
     def shifted(self) -> Array:
         """Rows less the first part of the mean, in the compute dtype; masked rows 0."""
@@ -48,9 +56,24 @@ def count(xp: Namespace, z: Array, row_mask: Array | None, shards: Shards = PLAI
     A mask's count is known only when the program runs, so that it cannot raise: NaN says it.
     """
     if row_mask is None:
-        return float(z.shape[-2] * shards.size)
+        size = z.shape[-2] * shards.size
+        return float(size) if isinstance(size, int) else size  # torch's symbols stay what they are
     n = shards.sum(xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z))))
     return xp.where(n >= 2, n, xp.nan * xp.ones_like(n))
+
+
+def again(
+    xp: Namespace,
+    z: Array,
+    row_mask: Array | None,
+    shards: Shards,
+    first: Array,
+    rest: Array,
+    n: Array | None,
+) -> Rows:
+    """The `Rows` of a forward pass, from what it saved: `first`, `rest` and `masked_n`."""
+    number = count(xp, z, None, shards) if n is None else n
+    return Rows(xp, z, first, rest, number, keep_column(row_mask), shards)
 
 
 def keep_column(row_mask: Array | None) -> Array | None:
@@ -93,7 +116,10 @@ def centre(
     # z's dtype, and two overflows of float16 may cancel to NaN.
     shifted = kept(xp, keep, wide - first)
     rest = shards.sum(_xp.sum_rows(xp, shifted)) / n
-    return Rows(xp, z, first, rest, n, keep, shards), kept(xp, keep, shifted - rest)
+    reach = xp.maximum(high - rounded, rounded - low)
+    smallest = xp.finfo(reach.dtype).smallest_normal  # whose reciprocal is finite
+    unit = power_of_two_below(xp, xp.where(reach < smallest, smallest * xp.ones_like(reach), reach))
+    return Rows(xp, z, first, rest, n, keep, shards, unit), kept(xp, keep, shifted - rest)
 
 
 def _range(xp: Namespace, low: Array, high: Array, shards: Shards) -> tuple[Array, Array]:
@@ -105,9 +131,27 @@ def _range(xp: Namespace, low: Array, high: Array, shards: Shards) -> tuple[Arra
 
 
 def standard_deviation(rows: Rows, centred: Array, *, eps: float = 0.0, ddof: int = 0) -> Array:
-    """sqrt(Σ ẑ² / (n − ddof) + eps), (..., 1, D); its derivative at 0 is 0, not NaN."""
-    variance = rows.sum(centred * centred) / (rows.n - ddof)
-    return safe_root(rows.xp, variance + eps)
+    """sqrt(Σ ẑ² / (n − ddof) + eps), (..., 1, D); its derivative at 0 is 0, not NaN.
+
+    Columns are multiplied by a power of two first: squares of 1e-25 vanish in float32, those of
+    1e20 overflow.
+    """
+    xp = rows.xp
+    scaled = centred * (1 / rows.unit)
+    deviation = safe_root(xp, rows.sum(scaled * scaled) / (rows.n - ddof)) * rows.unit
+    if eps == 0:
+        return deviation
+    root = math.sqrt(eps)
+    larger = xp.maximum(_xp.stop_gradient(deviation), root * xp.ones_like(deviation))
+    return larger * xp.sqrt((deviation / larger) ** 2 + (root / larger) ** 2)
+
+
+def mean_of(xp: Namespace, x: Array) -> Array:
+    """Mean of all entries: NumPy's own takes three times as long as its sum for a small array.
+
+    Divided first, so that a sum beyond the range makes no infinity of a mean within it.
+    """
+    return xp.sum(x / math.prod(x.shape))
 
 
 def safe_root(xp: Namespace, x: Array) -> Array:

@@ -29,6 +29,11 @@ def scratch(n_knots: int) -> int:
     return 2 * (a + b) + 2 * a + 4
 
 
+def multiples(xp: object, angle: np.ndarray, m: int, *, sharded: bool) -> Multiples | InTiles:
+    """In place of the function of this name of `visreg_core.losses.epps_pulley`."""
+    return InTiles(angle, m) if sharded else Multiples(angle, m)
+
+
 class Multiples:
     """Cosines and sines of j θ, j = 1 … m, for the angles θ (R, N)."""
 
@@ -101,9 +106,11 @@ class InTiles:
         self.angle, self.m = angle, m
 
     def sums(self, keep: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """As `Multiples.sums`."""
         return self._tiled(lambda angle: Multiples(angle, self.m).sums(keep))
 
     def polynomial(self, of_cos: np.ndarray, of_sin: np.ndarray) -> np.ndarray:
+        """As `Multiples.polynomial`."""
         return self._tiled(
             lambda angle, *of: (Multiples(angle, self.m).polynomial(*of),), of_cos, of_sin
         )[0]

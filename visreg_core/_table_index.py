@@ -1,6 +1,6 @@
 """Which columns of a table are its index: row numbers or ids, no dimension and no label.
 
-One rule for CSV files of embeddings, CSV files of labels, Parquet and Arrow.
+One rule for CSV files of embeddings, of labels and of trees of classes, for Parquet and Arrow.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any
-
-from visreg_core.embeddings._source import listing
 
 # What pandas writes for an index: nothing, what it calls a column without a name when it has read
 # such a file, what `reset_index` makes of it, and what it calls one in Arrow.
@@ -48,7 +46,7 @@ def is_number(cell: str) -> bool:
 
 def left_out(names: Sequence[str]) -> tuple[str, ...]:
     """The line that says so, of columns by name or else by place; none where there are none."""
-    shown = listing(name or f"column {i + 1}" for i, name in enumerate(names))
+    shown = ", ".join(name or f"column {i + 1}" for i, name in enumerate(names))
     return (f"left out the table's index ({shown})",) if names else ()
 
 

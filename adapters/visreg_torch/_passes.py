@@ -1,0 +1,240 @@
+"""Runs the two passes of a loss in the core, on torch tensors or on NumPy views of them.
+
+Autograd does not record either pass, and autocast does not change it. What a forward pass saves
+for the backward pass is a list of tensors, one for each field of the loss's ``Saved``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visreg_core import _tiles
+from visreg_core.losses.execution import PLAIN, Execution
+from visreg_core.losses.kernels import NUMPY
+from visreg_torch import distributed
+from visreg_torch._call import LossCall
+from visreg_torch.kernels import KERNELS, fused
+
+_NUMPY_FLOATS = (torch.float32, torch.float64)
+
+
+# --- where ----------------------------------------------------------------------------------------
+
+
+def runs_on_numpy(call: LossCall, tensors: Sequence[Tensor]) -> bool:
+    """Whether NumPy's path of the core computes this call: on a CPU it is several times faster.
+
+    It shares whole chunks of slices over threads, and sorts small integers. Its floats have 32 or
+    64 bits.
+    """
+    if any([not t.is_cpu for t in tensors]):  # noqa: C419  (half of a generator's time)
+        return False
+    wanted = call.inputs.get("projection_dtype")
+    return wanted is None or wanted in _NUMPY_FLOATS
+
+
+def is_fused(call: LossCall, tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels compute this call from end to end, and not the core."""
+    if call.group is not None or runs_on_numpy(call, tensors):
+        return False
+    return fused.takes(call.declaration.name, tensors[0].device, tensors[0].dtype, **call.inputs)
+
+
+def passes_of(call: LossCall) -> Any:
+    """The two passes: a set of kernels, or the declaration itself."""
+    return fused.PASSES[call.declaration.name] if call.fused else call.declaration
+
+
+def execution(
+    call: LossCall, device: torch.device, on_numpy: bool, *, need_gradient: bool = False
+) -> Execution:
+    """Shards and kernels of a call."""
+    kernels = NUMPY if on_numpy else KERNELS
+    here = PLAIN._replace(kernels=kernels, need_gradient=need_gradient)
+    if call.group is None:
+        return here
+    shards, sorting = distributed.shards_of(call.group, call.declaration.name, device, on_numpy)
+    return here._replace(shards=shards, sorting=sorting)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context in which products have the precision of their factors."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def apart(tensors: Sequence[Tensor], on_numpy: bool) -> contextlib.AbstractContextManager[Any]:
+    """Context without autograd and autocast, or where NumPy has as many threads as torch has."""
+    if on_numpy:
+        nbytes = max([t.nbytes for t in tensors])
+        return _tiles.at_most_threads(torch.get_num_threads(), nbytes)
+    context = contextlib.ExitStack()
+    context.enter_context(torch.no_grad())
+    context.enter_context(without_autocast(tensors[0].device))
+    return context
+
+
+# --- tensors without numbers ----------------------------------------------------------------------
+
+
+def _at_once(
+    xp: Any, body: Any, slices: Any, samples: Any, **_: Any
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """In place of the engine's loop over chunks."""
+    (values,), gradients = body(slices)
+    return values, tuple(gradients)
+
+
+SHAPES: dict[str, Callable[..., Any]] = {
+    "over_chunks": _at_once,
+    "quantiles": lambda xp, size, z, *_: z.new_empty(size),
+}
+"""Kernels for tensors that have a shape and no numbers."""
+
+
+# --- tensors as the core takes them ---------------------------------------------------------------
+
+
+def widened(call: LossCall, tensors: Sequence[Tensor], on_numpy: bool) -> list[Tensor]:
+    """Tensors in the dtypes that the core takes.
+
+    Float16 embeddings become float32, so that a gradient beyond float16's range is Inf in the end,
+    which is what loss scaling looks for, and not the largest float16. For NumPy, which has no
+    bfloat16, all 16-bit tensors do; and a float without axes takes the embeddings' precision,
+    which is how torch would treat it.
+    """
+    compute = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    out = []
+    for i, t in enumerate(tensors):
+        t, dtype = t.detach().resolve_neg(), t.dtype
+        if dtype == torch.float16 and (i < len(call.names) or on_numpy):
+            t = t.to(torch.float32)
+        elif on_numpy and (dtype == torch.bfloat16 or (t.ndim == 0 and dtype.is_floating_point)):
+            t = t.to(compute)
+        out.append(t)
+    return out
+
+
+def _inputs(call: LossCall, tensors: Sequence[Tensor], on_numpy: bool) -> dict[str, Any]:
+    wide = widened(call, tensors, on_numpy)
+    if not on_numpy:
+        return call.filled(wide)
+    inputs = call.filled([_as_array(t) for t in wide])
+    if inputs.get("projection_dtype") is not None:
+        inputs["projection_dtype"] = np.dtype(str(inputs["projection_dtype"])[len("torch.") :])
+    return inputs
+
+
+def _as_array(t: Tensor) -> Any:
+    return t.numpy() if t.ndim else t.numpy()[()]
+
+
+def _as_tensor(x: Any) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+
+
+# --- the two passes -------------------------------------------------------------------------------
+
+
+def forward(
+    call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The loss's fields, and what is saved (see `flat`): nothing without `need_gradient`."""
+    on_numpy = runs_on_numpy(call, tensors)
+    with apart(tensors, on_numpy):
+        how = execution(call, tensors[0].device, on_numpy, need_gradient=need_gradient)
+        result, saved = passes_of(call).forward(how, **_inputs(call, tensors, on_numpy))
+        fields = [_as_tensor(f) for f in (result if isinstance(result, tuple) else (result,))]
+        return fields, flat(saved) if need_gradient else []
+
+
+def forward_of_shapes(
+    call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
+) -> list[Tensor]:
+    """What `forward` returns, of tensors without numbers and with sizes that may be symbols."""
+    on_numpy = runs_on_numpy(call, tensors)
+    with torch.no_grad(), without_autocast(tensors[0].device):
+        how = execution(call, torch.device("meta"), False, need_gradient=need_gradient)
+        inputs = call.filled(widened(call, tensors, on_numpy))
+        inputs = {k: 1.0 if isinstance(v, torch.SymFloat) else v for k, v in inputs.items()}
+        inputs |= {"chunk_size": None} if "chunk_size" in inputs else {}
+        kernels = {} if call.fused else SHAPES
+        result, saved = passes_of(call).forward(how._replace(kernels=kernels), **inputs)
+        fields = list(result) if isinstance(result, tuple) else [result]
+        return [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
+
+
+def backward(
+    call: LossCall,
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+    *,
+    donated: bool = False,
+) -> list[Tensor]:
+    """Gradients of the embeddings, in their dtypes.
+
+    cotangents : one for each field, None for 0. donated : what was saved may be overwritten.
+    """
+    on_numpy = runs_on_numpy(call, tensors)
+    with apart(tensors, on_numpy):
+        how = execution(call, tensors[0].device, on_numpy)
+        factor = distributed.gradient_factor(how.shards.size)
+        passes = passes_of(call)
+        found = passes.backward(
+            how._replace(donated=donated),
+            _inputs(call, tensors, on_numpy),
+            structured(passes.saved, saved, on_numpy),
+            *[_cotangent(c, factor, on_numpy) for c in cotangents],
+        )
+        gradients = found if isinstance(found, tuple) else (found,)
+        # Detached, so that nobody else holds the tensor and autograd may keep it as it is.
+        return [
+            _as_tensor(g).detach().to(t.dtype) for g, t in zip(gradients, tensors, strict=False)
+        ]
+
+
+def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:
+    """A field's cotangent for the core, times a factor."""
+    if c is None:
+        return 0.0
+    given = _as_array(c.detach()) if on_numpy else c
+    return given if factor == 1 else given * factor
+
+
+# --- what is saved, as a list ---------------------------------------------------------------------
+
+
+def flat(saved: Any) -> list[Tensor | None]:
+    """The entries of a ``Saved`` in order, those of its tuples one by one."""
+    out: list[Tensor | None] = []
+    for field in saved:
+        for x in field if isinstance(field, tuple) else (field,):
+            out.append(None if x is None else _as_tensor(x))
+    return out
+
+
+def without_none(saved: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """The same for whoever takes tensors only: in place of None one without elements."""
+    return [like.new_empty(0) if x is None else x for x in saved]
+
+
+def structured(kind: Any, saved: Sequence[Tensor | None], on_numpy: bool) -> Any:
+    """The ``Saved`` of class `kind` that `flat` listed; fields that are tuples are equally long."""
+    arrays: list[Any] = [
+        None if t is None or (t.ndim and t.shape[0] == 0) else _as_array(t) if on_numpy else t
+        for t in saved
+    ]
+    tuples = ["tuple[" in str(annotation) for annotation in kind.__annotations__.values()]
+    if not any(tuples):
+        return kind(*arrays)
+    length = (len(arrays) - tuples.count(False)) // tuples.count(True)
+    left = iter(arrays)
+    return kind(*[tuple([next(left) for _ in range(length)]) if t else next(left) for t in tuples])

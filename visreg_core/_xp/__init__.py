@@ -1,0 +1,103 @@
+"""The one door to array libraries: which namespace, device and dtype, and the few shims.
+
+Only this package tells libraries apart, and only in `rooms`: what a library does differently is in
+a module of its own. Nothing here imports a library that the caller has not imported already (its
+arrays can only exist once it is loaded), but for programs that choose one by its name.
+"""
+
+from visreg_core._xp.detection import (
+    as_namespace,
+    default_float,
+    device,
+    is_array,
+    is_dtype_of,
+    is_on_host,
+    library,
+    name,
+    namespace,
+    on_device,
+)
+from visreg_core._xp.dtypes import FLOATING, cast, compute_dtype, dtype_name
+from visreg_core._xp.host import from_numpy, to_numpy
+from visreg_core._xp.of_torch import bits, load_torch_file
+from visreg_core._xp.shims import (
+    accumulate,
+    add_last,
+    add_rows,
+    beside,
+    cast_finite,
+    cumulative_sum,
+    erf,
+    is_compiling,
+    matmul_accumulate,
+    ndtri,
+    of_rank,
+    put_last,
+    requires_grad,
+    sign,
+    smallest,
+    sorted_rows,
+    sorted_values,
+    stable_order,
+    stop_gradient,
+    sum_rows,
+    take_last,
+    targets_by_rank,
+)
+from visreg_core._xp.startup import (
+    device_names,
+    find_device,
+    import_namespace,
+    installed,
+    open_backend,
+    pinned_precision,
+)
+
+__all__ = [
+    "FLOATING",
+    "accumulate",
+    "add_last",
+    "add_rows",
+    "as_namespace",
+    "beside",
+    "bits",
+    "cast",
+    "cast_finite",
+    "compute_dtype",
+    "cumulative_sum",
+    "default_float",
+    "device",
+    "device_names",
+    "dtype_name",
+    "erf",
+    "find_device",
+    "from_numpy",
+    "import_namespace",
+    "installed",
+    "is_array",
+    "is_compiling",
+    "is_dtype_of",
+    "is_on_host",
+    "library",
+    "load_torch_file",
+    "matmul_accumulate",
+    "name",
+    "namespace",
+    "ndtri",
+    "of_rank",
+    "on_device",
+    "open_backend",
+    "pinned_precision",
+    "put_last",
+    "requires_grad",
+    "sign",
+    "smallest",
+    "sorted_rows",
+    "sorted_values",
+    "stable_order",
+    "stop_gradient",
+    "sum_rows",
+    "take_last",
+    "targets_by_rank",
+    "to_numpy",
+]

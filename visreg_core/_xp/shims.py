@@ -1,0 +1,165 @@
+"""What the standard lacks, or a library does better: each function asks the library's room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from visreg_core._typing import Array, DType, Namespace
+from visreg_core._xp.dtypes import cast, dtype_name
+from visreg_core._xp.rooms import room, room_of
+
+# --- automatic differentiation and tracing -------------------------------------------------------
+
+
+def stop_gradient(x: Array) -> Array:
+    """`x` as a constant for the library's automatic differentiation."""
+    return room_of(x).stop_gradient(x)
+
+
+def requires_grad(x: Array) -> bool:
+    """Whether `x` is a torch tensor that autograd follows (other libraries cannot tell)."""
+    return room_of(x).requires_grad(x)
+
+
+def is_compiling(xp: Namespace) -> bool:
+    """Whether torch is tracing a graph, in which host code would break it."""
+    return room(xp).is_compiling()
+
+
+# --- elementwise ---------------------------------------------------------------------------------
+
+
+def ndtri(xp: Namespace, p: Array) -> Array:
+    """Gaussian quantile Φ⁻¹(p), elementwise, on the device of `p`."""
+    return room(xp).special(xp, "ndtri", p)
+
+
+def erf(xp: Namespace, x: Array) -> Array:
+    """The error function, elementwise, on the device of `x`."""
+    return room(xp).special(xp, "erf", x)
+
+
+def sign(xp: Namespace, x: Array) -> Array:
+    """−1, 0 or 1."""
+    return room(xp).sign(xp, x)
+
+
+def cast_finite(xp: Namespace, x: Array, dtype: DType) -> Array:
+    """`x` in `dtype`; finite values beyond the range of float16 become its largest."""
+    if dtype_name(dtype) != "float16":
+        return cast(xp, x, dtype)
+    largest = 65504.0
+    return cast(xp, xp.where(xp.abs(x) > largest, largest * sign(xp, x), x), dtype)
+
+
+# --- order and indices ---------------------------------------------------------------------------
+
+
+def stable_order(xp: Namespace, p: Array) -> Array:
+    """Indices that sort each row of p (R, N), ties in index order."""
+    return room(xp).stable_order(xp, p)
+
+
+def sorted_values(xp: Namespace, p: Array) -> Array:
+    """Each row of p (R, N) sorted.
+
+    Stable where automatic differentiation may follow, so that ties take targets in index order.
+    """
+    return room(xp).sorted_values(xp, p)
+
+
+def sorted_rows(xp: Namespace, p: Array) -> tuple[Array, Array]:
+    """Each row of p (R, N) sorted, and the stable order that sorts it."""
+    return room(xp).sorted_rows(xp, p)
+
+
+def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
+    """t[r, n] = targets[r, rank of p[r, n] in its row]; ties take ranks in index order.
+
+    p : (R, N); targets : (N,) or (R, N), in the order of ranks.
+    """
+    return room(xp).targets_by_rank(xp, p, xp.broadcast_to(targets, p.shape))
+
+
+def smallest(xp: Namespace, x: Array, k: int) -> Array:
+    """Indices of the k smallest along the last axis, least first, ties by index; NaN as infinite.
+
+    Not for NumPy, which `visreg_core._selection` is for.
+    """
+    return room(xp).smallest(xp, x, k)
+
+
+def put_last(xp: Namespace, index: Array, values: Array) -> Array:
+    """out[r, index[r, i]] = values[r, i] for rows (R, N) of permutations `index`."""
+    return room(xp).put_last(xp, index, values)
+
+
+def take_last(xp: Namespace, x: Array, index: Array) -> Array:
+    """out[..., i] = x[..., index[..., i]], the leading axes of both alike."""
+    return room(xp).take_last(xp, x, index)
+
+
+def add_last(xp: Namespace, size: int, index: Array, values: Array) -> Array:
+    """out[..., j] = Σ of values[..., i] over i with index[..., i] = j, for j < size."""
+    return room(xp).add_last(xp, size, index, values)
+
+
+def add_rows(xp: Namespace, size: int, index: Array, x: Array) -> Array:
+    """out[..., j, :] = Σ of x[..., i, :] over i with index[i] = j, for j < size."""
+    return room(xp).add_rows(xp, size, index, x)
+
+
+# --- sums and products ---------------------------------------------------------------------------
+
+
+def cumulative_sum(xp: Namespace, x: Array) -> Array:
+    """Cumulative sum along the last axis."""
+    return room(xp).cumulative_sum(xp, x)
+
+
+def sum_rows(xp: Namespace, x: Array) -> Array:
+    """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
+
+    NumPy and XLA's CPU backend add the rows of a non-contiguous axis one after the other, so that
+    float32 loses half its digits by N = 1e6: sum blocks first. Torch and CuPy do it by themselves.
+    """
+    return room(xp).sum_rows(xp, x)
+
+
+def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
+    """a @ b returned in `dtype`, products of the operands' dtype accumulated as wide as can be."""
+    return room(xp).matmul_accumulate(xp, a, b, dtype)
+
+
+# --- place and shape -----------------------------------------------------------------------------
+
+
+def beside(xp: Namespace, x: Array, other: Array) -> Array:
+    """`x` on the device of `other`."""
+    return room(xp).beside(x, other)
+
+
+def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
+    """`x` with leading axes of length 1 up to `ndim`.
+
+    Broadcasting would add them, but users of JAX may have told it not to.
+    """
+    return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
+
+
+# --- control flow over chunks --------------------------------------------------------------------
+
+
+def accumulate(
+    xp: Namespace,
+    body: Callable[[Array], tuple[list[Array], list[Array]]],
+    columns: Array,
+    chunk: int,
+) -> tuple[list[Array], list[Array]]:
+    """Run `body` on successive chunks of the last axis of `columns`.
+
+    `body` returns ``(stacked, summed)``, two lists of arrays: the first are concatenated along
+    their last axis over the chunks, the second added up. On JAX whole chunks run in a scan, so
+    that the compiled program holds one chunk's arrays at a time.
+    """
+    return room(xp).accumulate(xp, body, columns, chunk)

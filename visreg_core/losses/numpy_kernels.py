@@ -1,0 +1,124 @@
+"""NumPy's kernels: chunks of slices on several threads, and passes over blocks of rows in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from visreg_core import _tiles
+from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
+from visreg_core.losses.rows import Rows
+from visreg_core.losses.sliced import chunk_of
+
+_BLOCK_BYTES = 1 << 19
+_MAX_CACHED = 16
+_QUANTILES: dict[tuple[int, np.dtype], np.ndarray] = {}
+
+
+def over_threads(
+    xp: object,
+    body: Callable[..., tuple[list[np.ndarray], list[np.ndarray]]],
+    slices: np.ndarray,
+    samples: tuple[np.ndarray, ...],
+    *,
+    chunk_size: int | None,
+    multiple: int,
+    need_gradient: bool,
+    in_order: bool,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """In place of `in_turn`: chunks of slices of one batch index each, spread over threads.
+
+    One thread takes them all where shards talk to each other in the loop (`in_order`), which must
+    happen in the same order on all.
+    """
+    batch, n_slices = len(samples[0]), slices.shape[-1]
+    rows = sum(x.shape[1] for x in samples)
+    dtype = samples[0].dtype
+    chunk = chunk_of(np, slices, chunk_size, rows * dtype.itemsize, multiple)
+    values = np.empty((batch, n_slices), dtype)
+    gradients = tuple(np.empty(x.shape, dtype) for x in samples if need_gradient)
+
+    def work(items: Sequence[tuple[int, int]]) -> dict[int, list[np.ndarray]]:
+        sums: dict[int, list[np.ndarray]] = {}
+        for b, start in items:
+            own = slices[b : b + 1] if len(slices) > 1 else slices
+            (found,), parts = body(own[..., start : start + chunk], slice(b, b + 1))
+            values[b, start : start + chunk] = found[0]
+            if start == 0:  # whoever has the first chunk adds up in the result itself
+                sums[b] = [whole[b : b + 1] for whole in gradients]
+                for total, more in zip(sums[b], parts, strict=True):
+                    total[...] = more
+            elif b not in sums:
+                sums[b] = parts
+            else:
+                for total, more in zip(sums[b], parts, strict=True):
+                    total += more
+            del parts
+        return sums
+
+    items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
+    for sums in _tiles.spread(work, items, values.size * rows * dtype.itemsize, in_order):
+        for b, parts in sums.items():
+            for whole, part in zip(gradients, parts, strict=True):
+                if not np.shares_memory(whole, part):
+                    whole[b] += part[0]
+    return values, gradients
+
+
+def quantiles(xp: object, size: int, z: np.ndarray, n: float, masked: bool) -> np.ndarray:
+    """In place of `quantiles_like`: one array for all calls of a size and dtype."""
+    if masked:
+        return masked_normal_quantiles(np, size, n, dtype=z.dtype)
+    key = size, z.dtype
+    found = _QUANTILES.get(key)
+    if found is None:
+        if len(_QUANTILES) >= _MAX_CACHED:
+            _QUANTILES.clear()
+        found = _QUANTILES[key] = normal_quantiles(size, dtype=z.dtype)
+        found.flags.writeable = False
+    return found
+
+
+def divide(x: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+    """The quotient, in x's own memory."""
+    x /= divisor
+    return x
+
+
+def combine(
+    rows: Rows,
+    g: np.ndarray | None,
+    a: np.ndarray | None,
+    f: np.ndarray,
+    r: np.ndarray,
+    donated: bool,
+) -> np.ndarray:
+    """g a + (z − first) f + r in blocks of rows: no array of z's size in between."""
+    size = rows.z.shape[-2:]
+    out = g if donated and g is not None else np.empty(rows.z.shape, f.dtype)
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in (out, rows.z, f, r, rows.first)]
+    of_g = None if g is None or a is None else (g.reshape(-1, *size), a.reshape(-1, 1, size[1]))
+    block = max(1, _BLOCK_BYTES // (out.itemsize * size[1]))
+
+    def work(items: Sequence[tuple[int, int]]) -> None:
+        for b, start in items:
+            n = slice(start, start + block)
+            o, z_b, f_b, r_b, first = (x[b] for x in flat)
+            part = z_b[n] - first if z_b.dtype == out.dtype else z_b[n].astype(out.dtype) - first
+            masked = None if rows.keep is None else ~rows.keep[n, 0]
+            if masked is not None:
+                part[masked] = 0  # what they hold may be no number
+            part *= f_b
+            part += r_b
+            if of_g is not None:
+                np.multiply(of_g[0][b, n], of_g[1][b], out=o[n])
+                o[n] += part
+            else:
+                o[n] = part
+            if masked is not None:
+                o[n][masked] = 0
+
+    starts = range(0, size[0], block)
+    _tiles.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
+    return out
