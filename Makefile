@@ -21,12 +21,12 @@ RUN := $(VENV)/bin/python -m
 demo: $(VENV)/.installed-report
 	$(VENV)/bin/python docs/examples/make_digits_embeddings.py demo
 	$(VENV)/bin/visreg report demo/projection.npy --html report.html
-	$(VENV)/bin/visreg compare demo/pixels.npy demo/projection.npy
+	$(VENV)/bin/visreg compare --paired demo/pixels.npy demo/projection.npy
 
 train-demo: $(VENV)/.installed-train
 	$(RUN) reference_train --config-name digits run.folder=runs/demo
 	$(VENV)/bin/visreg report runs/demo/embeddings/trained.npy --labels runs/demo/embeddings/labels.npy --html runs/demo/report.html
-	$(VENV)/bin/visreg compare runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
+	$(VENV)/bin/visreg compare --paired runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
 
 test: $(VENV)/.installed-test
 	$(RUN) pytest --numprocesses auto --dist loadfile --durations 10 $(ARGS)

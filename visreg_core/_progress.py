@@ -1,4 +1,4 @@
-"""A progress bar for whoever watches: after a second, on a terminal only."""
+"""How far a command is: a bar on a terminal after a second, else a line now and then."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 from visreg_core._optional import require
 
 _PATIENCE = 1.0  # seconds before the bar appears
+_PERIOD = 15.0  # seconds between two lines where there is no terminal
 
 
 class ProgressBar:
-    """Context manager, called with what is being done, rows done and rows in all."""
+    """Context manager, called with what is being done, how far it is and how far it goes."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
+        self._started = self._said = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
@@ -25,7 +26,14 @@ class ProgressBar:
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """Show how far it is."""
-        if not sys.stderr.isatty() or time.monotonic() - self._started < _PATIENCE:
+        now = time.monotonic()
+        if not sys.stderr.isatty():
+            if now - self._said >= _PERIOD:
+                self._said = now
+                so_far = f"{now - self._started:.0f} s: {doing}, {done / total:.0%}"
+                sys.stderr.write(f"visreg: {so_far}\n")
+            return
+        if now - self._started < _PATIENCE:
             return
         if self._bar is None:
             progress = require("rich.progress", extra="report", purpose="a progress bar")

@@ -17,16 +17,21 @@ from typing import NoReturn
 
 import numpy as np
 
-from visreg_core import __version__, _conditions, _outputs, _render, _xp, crosscheck
-from visreg_core._hierarchies import CLUSTERINGS, DEFAULT_TREE, TreeOptions
+from visreg_core import __version__, _outputs, _xp, crosscheck
 from visreg_core._labels import load_labels
 from visreg_core._optional import MissingExtraError
 from visreg_core._progress import ProgressBar
-from visreg_core._streaming import Place
-from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, load
+from visreg_core.embeddings import Embeddings, EmbeddingsError, EmbeddingsWarning, load
 from visreg_core.embeddings._source import one_line
 from visreg_core.metrics.linkage import METHODS, METRICS
-from visreg_core.report import Comparison, compare, report
+from visreg_core.report import Comparison, Place, TreeOptions, _conditions, compare, report
+from visreg_core.report._compute import PROBES
+from visreg_core.report._files import KNOWN, open_embeddings
+from visreg_core.report._html import to_html
+from visreg_core.report._json import to_json
+from visreg_core.report._model import CLUSTERINGS, DEFAULT_TREE
+from visreg_core.report._taken import labels_of
+from visreg_core.report._terminal import print_tables
 
 _BACKENDS = ("numpy", "torch", "jax", "cupy")
 
@@ -40,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What overflows is shown as inf, in its place in the table.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
+            warnings.simplefilter("always", EmbeddingsWarning)
+            warnings.showwarning = lambda message, *_, **__: _say(message)
             status: int = arguments.run(arguments)
         return status
     except (EmbeddingsError, MissingExtraError, UsageError) as error:
@@ -50,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(f"visreg: {one_line(message, 2000)}", file=sys.stderr)
     return 2
+
+
+def _say(message: Warning | str) -> None:
+    """A warning is one line, without the place in the code that it came from."""
+    print(f"visreg: {one_line(message, 2000)}", file=sys.stderr)
 
 
 class UsageError(ValueError):
@@ -98,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 _FILES = f"""\
 FILE holds floating numbers, one row for each item; FILE::NAME picks one array of several.
 The suffix tells the format, and nothing is ever unpickled:
-{" ".join(FORMATS)}
+{" ".join(KNOWN)}
+or a folder that Hugging Face's datasets saved
 
 exit status: 0; 2 for wrong input or arguments; 3 where a condition of --fail-if is met.
 """
@@ -108,9 +121,9 @@ def add_report(commands: argparse._SubParsersAction[_Parser]) -> None:
     """Declare `visreg report`."""
     parser = commands.add_parser(
         "report",
-        help="losses, spectrum, hierarchy and pictures of saved embeddings",
-        description="Losses, spectrum, hierarchy and pictures of saved embeddings, taken as one\n"
-        "batch; with labels, how well the embeddings agree with them, level by level.",
+        help="findings, measures and pictures of saved embeddings",
+        description="Findings, measures and pictures of saved embeddings, taken as one batch;\n"
+        "with labels, how well the embeddings agree with them, level by level.",
         epilog=_FILES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -130,13 +143,18 @@ def add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
         "compare",
         help="reports side by side, with the distance of each pair",
         description="Reports of several files side by side; for each pair the sliced Wasserstein\n"
-        "distance (files of one width), linear CKA and the similarity of the hierarchies\n"
-        "(files of one length, row i being the same item in both).",
+        "distance and a test of drift (files of one width); with --paired linear CKA,\n"
+        "common neighbours and the similarity of the hierarchies.",
         epilog=_FILES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", metavar="FILE", help="embeddings, FILE or FILE::NAME")
     parser.add_argument("files", metavar="FILE", nargs="+", help="embeddings to compare with it")
+    parser.add_argument(
+        "--paired",
+        action="store_true",
+        help="row i is the same item in every file: compares them item by item",
+    )
     _add_common(parser, pairs=True)
     parser.set_defaults(run=run_compare)
 
@@ -163,6 +181,11 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "the seed and the number of rows in the file",
     )
     parser.add_argument(
+        "--drop-bad-rows",
+        action="store_true",
+        help="leave out rows with NaN or Inf, and say which, instead of refusing the file",
+    )
+    parser.add_argument(
         "--slices",
         metavar="COUNT",
         type=_integer(2, 2**20),
@@ -180,8 +203,8 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         metavar="COUNT",
         type=_integer(2),
         default=DEFAULT_TREE.rows,
-        help="draw this many rows, the same in files of one length, for the dendrogram and all "
-        "that is said of the hierarchy; exact for these rows (default: %(default)s)",
+        help="draw this many rows, the same in files of one length, for the dendrogram and what "
+        "else needs pairs of rows; exact for these rows (default: %(default)s)",
     )
     parser.add_argument(
         "--linkage",
@@ -199,7 +222,22 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--labels",
         metavar="FILE",
         help=".npy or .csv, one row for each row of the embeddings, one column for each level of "
-        "the hierarchy, the coarsest first: adds hierarchical accuracies and Rand indices",
+        "the hierarchy, the coarsest first; or FILE::COLUMN[,COLUMN] of a table: adds "
+        "hierarchical accuracies, LiDAR and Rand indices",
+    )
+    parser.add_argument(
+        "--label-rows",
+        metavar="COUNT",
+        type=_integer(2),
+        help="rows that are asked for their class, each told from all other rows (default: all, "
+        "or as many as some ten seconds allow, with an interval)",
+    )
+    parser.add_argument(
+        "--probe",
+        choices=PROBES,
+        default="discriminant",
+        help="linear rule: linear discriminants, each row left out; logistic regression on the "
+        "dendrogram's rows, which takes long for many classes; none (default: %(default)s)",
     )
     parser.add_argument(
         "--class-tree",
@@ -229,8 +267,9 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         action="append",
         default=[],
         type=condition,
-        help="such as 'rankme<50': end with status 3 if a file meets it, or has no such value; "
-        f"may be repeated. Names: {', '.join(known)}",
+        help="such as 'rankme<50': end with status 3 if a file meets it, has no such value, or is "
+        "known by a sample only whose interval meets it; may be repeated. Names: "
+        f"{', '.join(known)}",
     )
 
 
@@ -258,49 +297,52 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     beside = [path for path in (arguments.labels, arguments.class_tree) if path is not None]
     if beside == [arguments.class_tree]:
         raise UsageError("--class-tree: expected --labels beside it; found none")
-    stored = [load(file) for file in files]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmbeddingsWarning)  # the report has them as notes
+        stored = [open_embeddings(file) for file in files]
     place = _place(arguments.backend, arguments.device)
-    try:
-        tree.check()
-        _outputs.check(wanted, [file.split("::", 1)[0] for file in files] + beside)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     options = {
         "rows": arguments.rows,
         "seed": arguments.seed,
         "n_slices": arguments.slices,
         "tree": tree,
         "labels": _labels(stored, arguments.labels, arguments.class_tree),
+        "label_rows": arguments.label_rows,
+        "probe": arguments.probe,
+        "drop_bad_rows": arguments.drop_bad_rows,
         "place": place,
     }
-    with ProgressBar() as bar:
-        if len(stored) == 1:
-            comparison = Comparison([report(stored[0], tick=bar, **options)], [], tree)
-        else:
-            comparison = compare(stored, tick=bar, **options)
+    try:
+        tree.check()
+        _outputs.check(wanted, [file.split("::", 1)[0] for file in files + beside])
+        with ProgressBar() as bar:
+            if len(stored) == 1:
+                comparison = Comparison([report(stored[0], tick=bar, **options)], [], tree)
+            else:
+                comparison = compare(stored, paired=arguments.paired, tick=bar, **options)
+    except EmbeddingsError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     settings = {
-        "rows": arguments.rows,
-        "slices": arguments.slices,
-        "seed": arguments.seed,
-        "tree_rows": arguments.tree_rows,
-        "linkage": arguments.linkage,
-        "metric": arguments.metric,
-        "labels": arguments.labels,
-        "class_tree": arguments.class_tree,
-        "clustering": arguments.clustering,
-        "backend": arguments.backend,
-        "device": arguments.device,
-    }
+        name: getattr(arguments, name, False)  # "paired" is `compare`'s alone
+        for name in (
+            "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
+            "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
+        )
+    }  # fmt: skip
     texts = {}
     if arguments.json is not None:
-        texts[arguments.json] = _render.to_json(comparison, settings)
+        texts[arguments.json] = to_json(comparison, settings)
     if arguments.html is not None:
-        texts[arguments.html] = _render.to_html(comparison, settings)
+        texts[arguments.html] = to_html(comparison, settings)
     try:
         _outputs.write(texts)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
-    _print(lambda: _render.print_tables(comparison))
+    _print(lambda: print_tables(comparison))
+    for line in _conditions.samples(arguments.fail_if, comparison):
+        print(f"visreg: {one_line(line)}", file=sys.stderr)
     met = _conditions.met(arguments.fail_if, comparison)
     for line in met:
         print(f"visreg: {one_line(line)}", file=sys.stderr)
@@ -316,18 +358,24 @@ def _labels(
         if other.shape[0] != stored[0].shape[0]:
             found = f"{other.shape[0]} rows in {other.name}"
             raise EmbeddingsError(file, found, f"{stored[0].shape[0]}, for labels of all files")
-    return load_labels(file, stored[0].shape[0], class_tree)
+    n = stored[0].shape[0]
+    if class_tree is None:
+        return labels_of(file, n, stored[0].name)
+    return load_labels(file, n, class_tree)
 
 
 def _place(backend: str, device: str | None) -> Place:
     try:
-        return Place(*_xp.open_backend(backend, device))
+        place = Place(*_xp.open_backend(backend, device))
     except ModuleNotFoundError:
         raise MissingExtraError(
             f"--backend {backend} needs {backend}: pip install 'visreg-core[{backend}]'"
         ) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if backend != "numpy" and place.is_cpu:
+        _say(f"--backend {backend} computes on the CPU here, where numpy is faster")
+    return place
 
 
 # --- check ---------------------------------------------------------------------------------------

@@ -1,15 +1,12 @@
-"""Writes the parts of the manual that are facts about the code: support, help texts, times."""
+"""Writes the parts of the manual that are facts about the code: support, times."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # for the declarations in tests/
 
-COMMANDS = ("report", "compare", "check")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -57,19 +54,6 @@ def backends_page():
     )
 
 
-def commands_page():
-    """The commands' own help."""
-    environment = {**os.environ, "COLUMNS": "88", "NO_COLOR": "1"}
-    parts = []
-    for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "visreg_core", command, "--help"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        parts.append(f"## `visreg {command}`\n\n```text\n{done.stdout.rstrip()}\n```\n")
-    return "\n".join(parts)
-
-
 def stored_runs(folder):
     """Every stored run: a file ``{"title", "about", "machine", "columns", "rows"}``."""
     parts = []
@@ -91,7 +75,6 @@ def write_pages(app):
     for name, page in {
         "backends": backends_page,
         "benchmarks": lambda: stored_runs("benchmarks"),
-        "commands": commands_page,
         "results": lambda: stored_runs("results"),
     }.items():
         target, text = folder / f"{name}.md", page()

@@ -4,14 +4,16 @@ import json
 import os
 import pty
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.core.embedding_files import WRITERS, mutated
-from visreg_core import _outputs
+from visreg_core import _outputs, _progress
 from visreg_core.cli import main
 
 
@@ -41,7 +43,7 @@ def run(*arguments, **options):
 def test_report(capsys):
     assert main(["report", "a.npy", "--slices", "8"]) == 0
     out, err = capsys.readouterr()
-    assert "60 × 5 float64, 0 bad rows" in out
+    assert "60 × 5 float64\n" in out
     for name in ("visreg_loss", "gaussian_sliced_wasserstein", "rankme", "condition_number"):
         assert name in out
     assert err == ""
@@ -51,8 +53,9 @@ def test_report(capsys):
 def test_compare(capsys):
     assert main(["compare", "a.npy", "b.npy", "c.npy", "--slices", "8"]) == 0
     out, err = capsys.readouterr()
-    assert "[1] [2]" in out
-    assert "linear_cka" in out
+    assert "a – b" in out
+    assert "drift_p" in out
+    assert "linear_cka" not in out
     assert err == ""
 
 
@@ -72,8 +75,9 @@ def test_outputs(files):
     assert main(["report", "a.npy", *arguments]) == 0
     read = json.loads((files / "o.json").read_text())
     assert read["settings"] == {
-        "rows": 50, "slices": 8, "seed": 7, "tree_rows": 2000, "linkage": "average",
-        "metric": "cosine", "labels": None, "class_tree": None, "clustering": "dendrogram",
+        "rows": 50, "drop_bad_rows": False, "slices": 8, "seed": 7, "tree_rows": 2000,
+        "linkage": "average", "metric": "cosine", "labels": None, "class_tree": None,
+        "label_rows": None, "probe": "discriminant", "paired": False, "clustering": "dendrogram",
         "backend": "numpy", "device": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
@@ -82,6 +86,15 @@ def test_outputs(files):
     umask = os.umask(0)
     os.umask(umask)
     assert (files / "o.json").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "check"])
+def test_the_manual_names_every_option(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert {o for o in options if o not in page} == set()
 
 
 @pytest.mark.usefixtures("files")
@@ -100,7 +113,7 @@ def test_fail_if(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fail-if", "rank<5"], "expected one of visreg_loss, "),
+        (["--fail-if", "rank<5"], "expected one of hierarchical_knn_accuracy, "),
         (["--fail-if", "linear_cka<5"], "found 'linear_cka'"),
         (["--rows", "1"], "expected an integer >= 2; found '1'"),
         (["--fail-if", "rankme<nan"], "expected a number after rankme<; found 'nan'"),
@@ -284,7 +297,8 @@ def test_other_libraries(files, library):
         for name in ("numpy", library):
             done = run("report", file, "--slices", "8", "--backend", name, "--device", "cpu",
                        "--json", f"{name}.json", cwd=files)  # fmt: skip
-            assert (done.returncode, done.stderr) == (0, "")
+            said = f"visreg: --backend {library} computes on the CPU here, where numpy is faster\n"
+            assert (done.returncode, done.stderr) == (0, "" if name == "numpy" else said)
         host, other = (
             json.loads((files / f"{name}.json").read_text())["embeddings"][0]["losses"]
             for name in ("numpy", library)
@@ -319,4 +333,14 @@ def test_progress_is_shown_on_a_terminal_only(files, monkeypatch):
             pass
     os.close(leader)
     assert child.returncode == 0
-    assert b"slices" in shown
+    assert b"moments" in shown
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with _progress.ProgressBar() as bar:
+        for second in range(40):
+            now[0] = float(second)
+            bar("slices", second, 40)
+    assert capsys.readouterr().err == "visreg: 15 s: slices, 38%\nvisreg: 30 s: slices, 75%\n"

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import leaves_list
 
-from visreg_core import _conditions, _hierarchies, _render, _tree_figures, metrics, report
-from visreg_core._hierarchies import Rows, TreeOptions, rows_of, tree_pair
+from visreg_core import metrics, report
 from visreg_core._labels import load_labels
 from visreg_core.cli import main
 from visreg_core.embeddings import EmbeddingsError, load
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.metrics.gaussianity import mean_z_scores
+from visreg_core.report import TreeOptions, _conditions, _html, _json, _model, _tree_figures
+from visreg_core.report._trees import Rows, rows_of, tree_pair
 from visreg_core.slices import random_slices
 
 LEVELS = 3
@@ -63,14 +64,14 @@ TREES = [
 def test_pairs_are_the_public_functions(pair, tree):
     a, b, _ = pair
     x, y = a.to_numpy(), b.to_numpy().astype(np.float64)
-    found = report.compare([a, b], n_slices=2, tree=tree)
+    found = report.compare([a, b], paired=True, n_slices=2, tree=tree)
     measures = found.pairs[0].trees.measures
     how = {"method": tree.method, "metric": tree.metric}
     lca = metrics.lca_similarity(x, y, **how)
     cophenetic = metrics.cophenetic_similarity(x, y, **how)
     drawn = metrics.tanglegram(metrics.linkage(x, **how), metrics.linkage(y, **how))
     expected = [*lca, *cophenetic, drawn.entanglement]
-    assert tuple(measures) == _hierarchies.PAIR_OF_TREES
+    assert tuple(measures) == _model.PAIR_OF_TREES
     assert [m.value for m in measures.values()] == pytest.approx(expected, rel=1e-9)
     for r, z in zip(found.reports, (x, y), strict=True):
         expected = metrics.cophenetic_correlation(z, **how)
@@ -80,30 +81,51 @@ def test_pairs_are_the_public_functions(pair, tree):
 
 
 @pytest.mark.filterwarnings("ignore:Graph is not fully connected")  # of the public function
-@pytest.mark.parametrize("clustering", _hierarchies.CLUSTERINGS)
+@pytest.mark.parametrize("clustering", _model.CLUSTERINGS)
 def test_labelled_measures_are_the_public_functions(pair, clustering):
     a, _, labels = pair
     x = a.to_numpy()
     tree = TreeOptions(clustering=clustering)
-    found = report.report(a, n_slices=2, labels=labels, tree=tree, seed=3).hierarchy
+    found = report.report(a, n_slices=2, labels=labels, tree=tree, seed=3)
     rand = metrics.hierarchical_rand_index(x, labels, clustering=clustering, seed=3)
-    assert found.n_classes == rand.n_clusters == (2, 4, 8)
-    assert found.labelled == {
+    assert found.hierarchy.n_classes == found.labelled.n_classes == rand.n_clusters == (2, 4, 8)
+    measures = found.labelled.measures
+    assert tuple(measures) == _model.LABELLED
+    expected = {
         "hierarchical_knn_accuracy": metrics.hierarchical_knn_accuracy(x, labels),
-        "hierarchical_linear_accuracy": metrics.hierarchical_linear_accuracy(x, labels, seed=3),
+        "hierarchical_linear_accuracy": metrics.hierarchical_linear_accuracy(
+            x, labels, solver="discriminant"
+        ),
+        "lidar": tuple(metrics.lidar(x, c) for c in labels.T),
         "hierarchical_rand_index": rand.rand,
         "hierarchical_adjusted_rand_index": rand.adjusted,
     }
+    for name, values in expected.items():
+        assert [m.value for m in measures[name]] == pytest.approx(values, rel=1e-9), name
+        assert all(m.low is None for m in measures[name])  # all rows were asked
+    logistic = report.report(a, n_slices=2, labels=labels, probe="logistic", seed=3).labelled
+    assert [m.value for m in logistic.measures["hierarchical_linear_accuracy"]] == list(
+        metrics.hierarchical_linear_accuracy(x, labels, seed=3)
+    )
+    none = report.report(a, n_slices=2, labels=labels, probe="none").labelled
+    assert none.measures["hierarchical_linear_accuracy"] == (None,) * LEVELS
 
 
 def test_gaussianity_is_the_public_one(saved):
     x = 1.1 * np.random.default_rng(0).standard_normal((90, 6))
     slices = random_slices(6, 16, seed=5)
     found = report.report(saved(x), n_slices=16, seed=5).gaussianity
-    tests = metrics.gaussianity(x, slices, n_simulations=1)
-    assert tuple(found) == report.GAUSSIANITY
-    expected = [tests.epps_pulley.mean_z, tests.wasserstein.mean_z]
-    assert list(found.values()) == pytest.approx(expected, rel=1e-10)
+    tests = metrics.gaussianity(x, slices)
+    assert tuple(found) == _model.GAUSSIANITY
+    expected = [getattr(t, name) for t in tests for name in ("mean_z", "mean_p")]
+    assert list(found.values())[:4] == pytest.approx(expected, rel=1e-10)
+
+
+def test_p_values_far_out_are_the_least(saved):
+    x = 9 * np.random.default_rng(0).standard_normal((90, 6))
+    found = report.report(saved(x), n_slices=16).gaussianity
+    assert metrics.gaussianity(x, random_slices(6, 16)).epps_pulley.mean_p == 0.005
+    assert found["gaussianity_epps_pulley_p"] == found["gaussianity_wasserstein_p"] == 0.005
 
 
 def test_z_scores_have_mean_0_and_variance_1():
@@ -124,7 +146,7 @@ def test_z_scores_have_mean_0_and_variance_1():
 def test_trees_are_of_the_same_rows(pair):
     a, b, labels = pair
     tree = TreeOptions(rows=60)
-    found = report.compare([a, b], n_slices=2, tree=tree, labels=labels, seed=4)
+    found = report.compare([a, b], paired=True, n_slices=2, tree=tree, labels=labels, seed=4)
     drawn = a.sample(60, seed=4)
     assert np.array_equal(drawn.selection, b.sample(60, seed=4).selection)
     x, y = drawn.to_numpy(), b.sample(60, seed=4).to_numpy()
@@ -133,8 +155,9 @@ def test_trees_are_of_the_same_rows(pair):
     assert measures["lca_similarity_spearman"].value == pytest.approx(expected)
     hierarchy = found.reports[0].hierarchy
     assert hierarchy.rows == 60
-    expected = metrics.hierarchical_knn_accuracy(x, labels[drawn.selection])
-    assert hierarchy.labelled["hierarchical_knn_accuracy"] == expected
+    expected = metrics.hierarchical_rand_index(x, labels[drawn.selection], clustering="dendrogram")
+    rand = found.reports[0].labelled.measures["hierarchical_rand_index"]
+    assert tuple(m.value for m in rand) == expected.rand
 
 
 def test_labels_follow_rows_drawn_twice(pair):
@@ -142,8 +165,13 @@ def test_labels_follow_rows_drawn_twice(pair):
     a, _, labels = pair
     found = report.report(a, rows=100, n_slices=2, labels=labels, tree=TreeOptions(rows=40), seed=1)
     drawn = a.sample(100, seed=1).sample(40, seed=1)
-    expected = metrics.hierarchical_knn_accuracy(drawn.to_numpy(), labels[drawn.selection])
-    assert found.hierarchy.labelled["hierarchical_knn_accuracy"] == expected
+    expected = metrics.lidar(drawn.to_numpy(), labels[drawn.selection, 1])
+    assert found.labelled.measures["lidar"][1].value == pytest.approx(expected)
+    read = a.sample(100, seed=1)
+    expected = metrics.hierarchical_knn_accuracy(read.to_numpy(), labels[read.selection])
+    knn = found.labelled.measures["hierarchical_knn_accuracy"]
+    assert tuple(m.value for m in knn) == expected
+    assert found.labelled.among == 100
     part = a.select(np.arange(50, 150))  # labels are those of what was given
     chosen = part.sample(30, seed=0)
     assert np.array_equal(rows_of(part, chosen.selection) + 50, chosen.selection)
@@ -171,21 +199,23 @@ def test_intervals_cover(saved):
 @pytest.mark.parametrize("n", [2, 3, 7, 8])
 def test_few_rows(saved, n):
     x, labels = clusters(n)
-    found = report.compare([saved(x, "a.npy"), saved(x, "b.npy")], n_slices=2, labels=labels[:, 2])
+    found = report.compare(
+        [saved(x, "a.npy"), saved(x, "b.npy")], paired=True, n_slices=2, labels=labels[:, 2]
+    )
     measures = found.pairs[0].trees.measures
     assert all((m.low is None) == (n < 8) for m in list(measures.values())[:5])
     if n > 3:
         assert measures["lca_similarity_pearson"].value == pytest.approx(1)
-    assert _render.to_html(found, {}).count("<img") == 7
+    assert _html.to_html(found, {}).count("<img") == 7
 
 
 def test_files_of_different_lengths_have_no_similarity(saved):
     a, b = saved(clusters(30)[0], "a.npy"), saved(clusters(31)[0], "b.npy")
     found = report.compare([a, b], n_slices=2)
     assert found.pairs[0].trees is None
-    read = json.loads(_render.to_json(found, {}))
+    read = json.loads(_json.to_json(found, {}))
     assert read["pairs"][0]["lca_similarity_pearson"] is None
-    assert "Tanglegram" not in _render.to_html(found, {})
+    assert "Tanglegram" not in _html.to_html(found, {})
 
 
 def test_wrong_trees(pair):
@@ -198,7 +228,7 @@ def test_wrong_trees(pair):
     ):
         with pytest.raises(ValueError, match=message):
             report.report(a, n_slices=2, tree=tree)
-    with pytest.raises(ValueError, match="expected labels of 150 rows"):
+    with pytest.raises(ValueError, match="found 149; expected 150"):
         report.report(a, n_slices=2, labels=labels[1:])
 
 
@@ -207,13 +237,13 @@ def test_wrong_trees(pair):
 
 def test_a_collapsed_file_meets_every_condition(saved):
     flat, x = saved(np.ones((20, 3)), "a.npy"), saved(clusters(20)[0], "b.npy")
-    found = report.compare([flat, x], n_slices=2, labels=np.arange(20))
+    found = report.compare([flat, x], paired=True, n_slices=2, labels=np.arange(20))
     names = ("lca_similarity_kendall", "hierarchical_linear_accuracy", "cophenetic_correlation")
     met = [len(_conditions.met([_conditions.Condition(name, "<", -9)], found)) for name in names]
     assert met == [1, 2, 1]
     interval = found.pairs[0].trees.measures["lca_similarity_kendall"]
     assert all(map(math.isnan, interval))
-    read = json.loads(_render.to_json(found, {}), parse_constant=pytest.fail)
+    read = json.loads(_json.to_json(found, {}), parse_constant=pytest.fail)
     assert read["pairs"][0]["lca_similarity_kendall"] == dict.fromkeys(
         ("value", "low", "high"), "NaN"
     )
@@ -222,7 +252,8 @@ def test_a_collapsed_file_meets_every_condition(saved):
 def test_conditions_look_at_every_level(pair):
     a, _, labels = pair
     found = report.Comparison([report.report(a, n_slices=2, labels=labels)], [])
-    values = found.reports[0].hierarchy.labelled["hierarchical_knn_accuracy"]
+    measures = found.reports[0].labelled.measures["hierarchical_knn_accuracy"]
+    values = [m.value for m in measures]
     bound = sorted(values)[1]
     condition = _conditions.Condition("hierarchical_knn_accuracy", "<=", bound)
     lines = _conditions.met([condition], found)
@@ -349,33 +380,33 @@ def test_every_leaf_is_drawn_once():
 
 def test_page(pair):
     a, b, labels = pair
-    html = _render.to_html(report.compare([a, b], n_slices=2, labels=labels), {})
+    html = _html.to_html(report.compare([a, b], paired=True, n_slices=2, labels=labels), {})
     assert html.count("average linkage, cosine distance") >= 5  # tables and figures say so
     assert html.count("150 rows") >= 3
-    assert "2, 4, 8 classes" in html
+    assert "2 and 4 and 8 classes" in html
     assert html.count('<p class="legend">') == 2 * LEVELS  # for each dendrogram
-    for name in _hierarchies.LABELLED:
+    for name in _model.LABELLED:
         for level in range(1, LEVELS + 1):
-            assert f"<th>{name}, level {level}</th>" in html
+            assert f"<th>{name}, level {level}<small>" in html.replace("\u200b", "")
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).replace("http-equiv", "")
 
 
 def test_legend_names_the_colours_of_the_strips(pair):
     a, _, labels = pair
     names = np.array([["<b>", "x\ny"][i] for i in labels[:, 0]])
-    many = np.arange(150) % 21
+    many = np.arange(150) % 41
     found = report.report(a, n_slices=2, labels=np.stack([names, labels[:, 2], many], axis=1))
-    assert found.hierarchy.n_classes == (2, 8, 21)
+    assert found.hierarchy.n_classes == (2, 8, 41)
     assert found.hierarchy.classes[0] == ("<b>", "x\ny")
     legend = _tree_figures.legend(found.hierarchy)
     assert [[name for _, name in level] for level in legend] == [
         ["<b>", "x\ny"],
-        [str(i) for i in range(8)],  # 21 colours would not be told apart
+        [str(i) for i in range(8)],  # 41 colours would not be told apart
     ]
     for level, strip in zip(legend, (2, 8), strict=True):
         colors = (_tree_figures._class_colors(strip) * 255).round().astype(int)
         assert [color for color, _ in level] == ["#{:02x}{:02x}{:02x}".format(*c) for c in colors]
-    html = _render.to_html(report.Comparison([found], []), {})
+    html = _html.to_html(report.Comparison([found], []), {})
     assert "</i>&lt;b&gt;</span>" in html
     assert "</i>x\\ny</span>" in html
 
@@ -398,9 +429,9 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("files")
 def test_command(capsys):
     common = ["--slices", "4", "--tree-rows", "50", "--json", "o.json"]
-    assert main(["compare", "a.npy", "b.npy", "--linkage", "single", *common]) == 0
+    assert main(["compare", "a.npy", "b.npy", "--paired", "--linkage", "single", *common]) == 0
     out = capsys.readouterr().out
-    assert "trees: single linkage, cosine distance; 50 rows\n" in out
+    assert "single linkage, cosine distance, 50 rows drawn" in out
     assert re.search(r"lca_similarity_kendall +[\d.]+ \[[\d.]+, [\d.]+\]", out)
     with open("o.json") as stream:
         read = json.load(stream)
@@ -412,12 +443,13 @@ def test_command(capsys):
     condition = ["--fail-if", "hierarchical_rand_index<2"]
     assert main(["report", "a.npy", *labelled, *condition, *common]) == 3
     out, err = capsys.readouterr()
-    assert "2, 4, 8 classes; clusters by dendrogram" in out
+    assert "2 and 4 and 8 classes; all 80 rows asked" in out
+    assert "clusters by dendrogram" in out
     assert err.count("meets hierarchical_rand_index<2") == LEVELS
     with open("o.json") as stream:
-        hierarchy = json.load(stream)["embeddings"][0]["hierarchy"]
-    assert hierarchy["n_classes"] == [2, 4, 8]
-    assert len(hierarchy["hierarchical_linear_accuracy"]) == LEVELS
+        labelled = json.load(stream)["embeddings"][0]["labels"]
+    assert labelled["n_classes"] == [2, 4, 8]
+    assert len(labelled["hierarchical_linear_accuracy"]) == LEVELS
 
 
 @pytest.mark.parametrize(

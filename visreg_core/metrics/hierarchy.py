@@ -15,6 +15,7 @@ import numpy as np
 from visreg_core import _checks, _xp
 from visreg_core._optional import require
 from visreg_core._typing import Array
+from visreg_core.metrics import _discriminant
 from visreg_core.metrics._inputs import labels as host_labels
 from visreg_core.metrics._inputs import matrix
 from visreg_core.metrics._resampling import drawn_order, taken
@@ -24,6 +25,7 @@ from visreg_core.metrics.similarity import nearest
 
 _CLUSTERINGS = ("dendrogram", "spectral")
 _METRICS = ("cosine", "euclidean")
+_SOLVERS = ("logistic", "discriminant")
 
 
 class RandIndices(NamedTuple):
@@ -376,6 +378,7 @@ def hierarchical_linear_accuracy(
     *,
     test: Array | None = None,
     test_labels: Any = None,
+    solver: str = "logistic",
     regularization: float = 1.0,
     n_folds: int = 5,
     max_iter: int = 1000,
@@ -383,8 +386,7 @@ def hierarchical_linear_accuracy(
 ) -> tuple[float, ...]:
     """Top-1 accuracy of a linear probe, trained anew on each level (SAG-VICReg Table 5).
 
-    scikit-learn's multinomial logistic regression on the host, on columns standardised by the
-    training rows.
+    Computed on the host, in float64.
 
     Parameters
     ----------
@@ -393,7 +395,13 @@ def hierarchical_linear_accuracy(
     labels : array_like (N, L) or (N,)
         Column 0 the coarsest level.
     test, test_labels : array (M, D), array_like (M, L) or (M,), optional
-        Items to classify. Without them: stratified cross-validation on `x`.
+        Items to classify. Without them: stratified cross-validation on `x` ("logistic"), or each
+        item by a rule that leaves it out ("discriminant").
+    solver : str
+        "logistic": scikit-learn's multinomial logistic regression, on columns standardised by the
+        training rows. "discriminant": linear discriminant analysis, the covariance within classes
+        shrunk by 0.1 towards a multiple of I; in closed form, a hundred times faster for hundreds
+        of classes, and mostly within a few hundredths of the other.
     regularization : float
         Weight of the squared norm of the coefficients, scikit-learn's 1/C.
     n_folds : int
@@ -402,7 +410,7 @@ def hierarchical_linear_accuracy(
     max_iter : int
         Of the optimiser, L-BFGS; scikit-learn warns where it does not suffice.
     seed : int
-        Of the folds.
+        Of the folds. This and the three before it are for "logistic" alone.
 
     Returns
     -------
@@ -419,9 +427,16 @@ def hierarchical_linear_accuracy(
     """
     if not 0 < regularization < math.inf:
         raise ValueError(f"expected regularization to be positive; found {regularization!r}")
+    _checks.choice("solver", solver, _SOLVERS)
     _checks.positive_int("n_folds", n_folds, minimum=2)
     _checks.positive_int("max_iter", max_iter)
     queries, columns, truth = _split(x, labels, test, test_labels)
+    if solver == "discriminant":
+        points, tested = _host_rows("x", x), _host_rows("test", queries)
+        return tuple(
+            float(np.mean(_discriminant.classify(points, c, None if test is None else tested) == t))
+            for c, t in zip(columns, truth, strict=True)
+        )
     purpose = "a linear probe"
     linear_model = require("sklearn.linear_model", extra="report", purpose=purpose)
     selection = require("sklearn.model_selection", extra="report", purpose=purpose)
@@ -434,8 +449,7 @@ def hierarchical_linear_accuracy(
             linear_model.LogisticRegression(C=1 / regularization, max_iter=max_iter),
         )
 
-    points = np.asarray(_xp.to_numpy(matrix("x", x)[1]), dtype=np.float64)
-    tested = np.asarray(_xp.to_numpy(matrix("test", queries, min_rows=1)[1]), dtype=np.float64)
+    points, tested = _host_rows("x", x), _host_rows("test", queries)
 
     def accuracy(column: np.ndarray, true: np.ndarray) -> float:
         if np.unique(column).size == 1:
@@ -453,6 +467,10 @@ def hierarchical_linear_accuracy(
         return float(np.mean(predicted == true))
 
     return tuple(accuracy(c, t) for c, t in zip(columns, truth, strict=True))
+
+
+def _host_rows(argument: str, x: Array) -> np.ndarray:
+    return np.asarray(_xp.to_numpy(matrix(argument, x, min_rows=1)[1]), dtype=np.float64)
 
 
 def _split(

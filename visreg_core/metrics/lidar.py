@@ -35,7 +35,8 @@ def lidar(
     delta : float
         δ > 0. It is not relative: it decides below which variance a direction counts as constant.
     convention : str
-        "exact": no ε. "stable-pretraining": ε = 1e-8 added to each eigenvalue before normalising.
+        "exact": no ε. "stable-pretraining", release 0.1.8: ε = 1e-8 added to each eigenvalue before
+        normalising.
 
     Returns
     -------

@@ -56,7 +56,7 @@ _CONDITION_NUMBER = {
 
 # First and last rank of the fit (None: all), exponent of the weight 1/j.
 _ALPHA_REQ: dict[str, tuple[int, int | None, int]] = {
-    "reptrix": (6, 100, 1),
+    "reptrix": (11, 100, 1),
     "stringer": (11, 500, 1),
     "ols": (1, None, 0),
 }
@@ -145,7 +145,8 @@ def rankme(x: Array, *, convention: str = "exact") -> float:
     """RankMe, the exponential of the entropy of the normalised singular values.
 
     exp(−Σ_k p_k log p_k), p_k = σ_k / Σσ + ε, over the min(N, D) values (Garrido et al. 2023).
-    The published code and texts differ in spectrum, centring and ε:
+    The published code and texts differ in spectrum, centring and ε ("stable-pretraining" is that
+    of release 0.1.8, "reptrix" of 0.1.0):
 
     ==================== ================= ======== ==== ====================
     convention           spectrum          centred  ε    1000×512 Gaussian
@@ -297,7 +298,8 @@ def condition_number(x: Array, *, convention: str = "exact") -> float:
         Embeddings, any namespace, N ≥ 2. In float32 nothing above about 1e7 can be told from ∞.
     convention : str
         "exact": σ_max/σ_min of the matrix as it is. "covariance": λ_max/λ_min = (σ_max/σ_min)²
-        of the centred embeddings. "stable-pretraining": as "exact" with σ_min at least 1e-10.
+        of the centred embeddings. "stable-pretraining", release 0.1.8: as "exact" with σ_min at
+        least 1e-10.
 
     Returns
     -------
@@ -341,10 +343,12 @@ def alpha_req(
     ========== ============ ======== ====================================================
     convention ranks j      weight
     ========== ============ ======== ====================================================
-    "reptrix"  6 … 100      1/j      library of the measure's authors
+    "reptrix"  11 … 100     1/j      library of the measure's authors, reptrix 0.1.0
     "stringer" 11 … 500     1/j      Stringer et al. 2019, where the fit comes from
     "ols"      all          1        what most re-implementations do
     ========== ============ ======== ====================================================
+
+    `fit_range` takes any other, such as (6, 100).
 
     Parameters
     ----------

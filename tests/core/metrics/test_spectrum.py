@@ -86,6 +86,16 @@ def test_published_conventions_on_a_gaussian():
     assert metrics.rankme(x, convention="reptrix") == pytest.approx(396.0, abs=0.2)
 
 
+def test_named_releases_give_their_numbers():
+    """What reptrix 0.1.0 and stable-pretraining 0.1.8 printed for these rows."""
+    x = np.random.default_rng(0).standard_normal((1000, 512)) * np.arange(1, 513) ** -0.25
+    assert metrics.alpha_req(x, convention="reptrix") == pytest.approx(0.4444964252966917)
+    assert metrics.rankme(x, convention="reptrix") == pytest.approx(327.3957101958812)
+    stable = {"convention": "stable-pretraining"}
+    assert metrics.rankme(x, **stable) == pytest.approx(466.3719460520823)
+    assert metrics.condition_number(x, **stable) == pytest.approx(13.760211247576672)
+
+
 @pytest.mark.parametrize("convention", ["exact", "paper", "stable-pretraining", "eigenvalues"])
 def test_rankme_against_mpmath(rng, convention):
     s = [mpmath.mpf(float(v)) for v in host_singular_values(decaying(rng), False)]
@@ -147,7 +157,7 @@ def weighted_line(eigenvalues, first, last, weighted):
 
 @pytest.mark.parametrize(
     ("convention", "first", "last", "weighted"),
-    [("reptrix", 6, 100, True), ("stringer", 11, 500, True), ("ols", 1, 600, False)],
+    [("reptrix", 11, 100, True), ("stringer", 11, 500, True), ("ols", 1, 600, False)],
 )
 def test_alpha_req_fit_ranges(rng, convention, first, last, weighted):
     x = rng.standard_normal((900, 600)) * np.arange(1, 601) ** -0.5
@@ -174,7 +184,7 @@ def test_fit_range_is_clipped_to_the_resolved_spectrum(where, rng):
     x = rng.standard_normal((80, 12)) @ rng.standard_normal((12, 40))
     s = metrics.singular_values(where.asarray(x), center=True)
     alpha = metrics.alpha_req(where.asarray(x))
-    exact, _ = weighted_line(host_singular_values(x, True) ** 2, 6, 12, True)
+    exact, _ = weighted_line(host_singular_values(x, True) ** 2, 11, 12, True)
     assert alpha == pytest.approx(exact, rel=1e-3 if where.dtype == "float32" else 1e-9)
     assert metrics.alpha_req_from_singular_values(s, rtol=1e-5) == pytest.approx(alpha)
     assert metrics.alpha_req(where.asarray(x), fit_range=(2, 9)) == pytest.approx(

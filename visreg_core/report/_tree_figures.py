@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core._hierarchies import Hierarchy, TreePair
 from visreg_core._optional import require
-from visreg_core.figures import svg_document
 from visreg_core.metrics.tanglegram import drawn_trees
+from visreg_core.report._figures import svg_document
+from visreg_core.report._model import Hierarchy, TreePair
 
 _COLORS = (
     "#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#2a9d9a", "#c2578f", "#6b7f2a",
@@ -30,7 +30,7 @@ _COLOR_SHARE = 0.02
 # A branch is of its leaves' colour where so many of them share it.
 _MAJORITY = 0.9
 # Classes with a colour each.
-_TOLD_APART = 20
+_TOLD_APART = 40
 # Lines between two trees, one for each leaf or for evenly spread ones.
 _LINES = 600
 
@@ -230,9 +230,11 @@ def legend(found: Hierarchy) -> list[list[tuple[str, str]]]:
 def _class_colors(count: int) -> np.ndarray:
     """Colours (count, 3), different ones, or a round of hues where there are more classes."""
     colormaps = _matplotlib("matplotlib").colormaps
+    if count <= 10:
+        return colormaps["tab10"](np.arange(count))[:, :3]
     if count <= _TOLD_APART:
-        cmap = colormaps["tab10" if count <= 10 else "tab20"]
-        return cmap(np.arange(count))[:, :3]
+        both = [colormaps[name](np.arange(20)) for name in ("tab20", "tab20b")]
+        return np.concatenate(both)[:count, :3]
     return colormaps["hsv"](np.arange(count) / count)[:, :3] * 0.85
 
 
@@ -256,7 +258,7 @@ def tanglegram(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Seq
         left.invert_xaxis()
         for ax, head in ((left, heads[0]), (right, heads[1])):
             ax.set(xlabel="height")
-            ax.set_title(head, loc="left" if ax is left else "right")
+            ax.set_title(head.replace("$", r"\$"), loc="left" if ax is left else "right")
 
         places = np.unique(np.linspace(0, a.n - 1, _LINES).round().astype(int))
         other = np.empty(a.n, dtype=np.intp)

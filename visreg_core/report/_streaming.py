@@ -40,6 +40,14 @@ class Place(NamedTuple):
     xp: Namespace
     device: Device = None
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it computes where NumPy does, too."""
+        one = _xp.from_numpy(
+            self.xp, np.zeros(1, np.float32), device=self.device, dtype=self.xp.float32
+        )
+        return "cpu" in str(_xp.device(one)).lower()
+
     def dtype(self, *stored: Embeddings) -> DType:
         """float64 where one of the files is float64, else float32."""
         wide = any(e.dtype == np.float64 for e in stored)
@@ -90,8 +98,12 @@ class Moments(NamedTuple):
         return self.mean + np.concatenate([scaled, -scaled])
 
 
-def moments(stored: Embeddings, tick: Tick) -> Moments:
+def moments(
+    stored: Embeddings, tick: Tick, visit: Callable[[np.ndarray], None] | None = None
+) -> Moments:
     """Moments of all rows; EmbeddingsError where some are not finite.
+
+    `visit` is shown each block (B, D) in float64, and leaves it as it is.
 
     Blocks are centred by themselves and merged by Chan's update, which adds the row
     √(n m / (n + m)) (μ_b − μ_a), so that nothing cancels. Where all rows are too many to keep they
@@ -105,16 +117,15 @@ def moments(stored: Embeddings, tick: Tick) -> Moments:
     bad: list[np.ndarray] = []
     done = 0
     for block in stored.blocks():
-        # Casting a signalling NaN warns; what it warns of is counted here.
-        with np.errstate(invalid="ignore"):
-            z = block.astype(np.float64)
-            wrong = ~(np.abs(z) <= _LARGEST).all(axis=1)
+        z, wrong = _checked(block)
         if wrong.any():
             bad.append(done + np.flatnonzero(wrong))
         done += len(z)
         tick("moments", done, stored.shape[0])
         if bad:
             continue
+        if visit is not None:
+            visit(z)
         # The rounded mean of equal numbers may differ from them; a constant column has σ = 0.
         block_mean = np.clip(z.mean(axis=0), z.min(axis=0), z.max(axis=0))
         z -= block_mean
@@ -129,7 +140,33 @@ def moments(stored: Embeddings, tick: Tick) -> Moments:
             kept = []
     if bad:
         raise _bad_rows(stored, np.concatenate(bad))
-    return Moments(n, mean, np.concatenate(kept) if scatter is None else _square_root(scatter))
+    if scatter is not None:
+        return Moments(n, mean, _square_root(scatter))
+    factor = np.concatenate(kept)
+    return Moments(n, mean, _triangle(factor) if len(factor) > d else factor)
+
+
+def _checked(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A block in float64, and which of its rows are not finite, or too large to be squared."""
+    # Casting a signalling NaN warns; what it warns of is counted here.
+    with np.errstate(invalid="ignore"):
+        z = block.astype(np.float64)
+        return z, np.asarray(~(np.abs(z) <= _LARGEST).all(axis=1))
+
+
+def bad_rows(stored: Embeddings, tick: Tick) -> np.ndarray:
+    """Places of the rows that `moments` refuses."""
+    found, done = [], 0
+    for block in stored.blocks():
+        found.append(done + np.flatnonzero(_checked(block)[1]))
+        done += len(block)
+        tick("bad rows", done, stored.shape[0])
+    return np.concatenate(found)
+
+
+def _triangle(rows: np.ndarray) -> np.ndarray:
+    """R of a QR factorisation: the same scatter and, to rounding, the same singular values."""
+    return np.asarray(np.linalg.qr(rows, mode="r"))
 
 
 def _square_root(scatter: np.ndarray) -> np.ndarray:
@@ -145,7 +182,8 @@ def _bad_rows(stored: Embeddings, rows: np.ndarray) -> EmbeddingsError:
         ", …" if len(rows) > _SHOWN_BAD_ROWS else ""
     )
     found = f"NaN or Inf in {len(rows)} of {stored.shape[0]} rows ({shown})"
-    return EmbeddingsError(stored.name, found, f"finite values (in size at most {_LARGEST:g})")
+    expected = f"finite values (in size at most {_LARGEST:g}); --drop-bad-rows leaves them out"
+    return EmbeddingsError(stored.name, found, expected)
 
 
 def cross_scatter(

@@ -1,6 +1,6 @@
 """Figures of a report, as self-contained SVG: spectrum, deviations, quantiles, correlation.
 
-Files are called by their number in the report, never by their name: no text of a file's is drawn.
+Names of files are drawn as they are: nothing in them is taken for mathematics.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 
 from visreg_core._optional import require
-from visreg_core.report import Pictures
+from visreg_core.report._model import Pictures
 
 _COLORS = ("#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#4a4a4a")
+# R² from which on a power law is drawn.
+_FITS = 0.9
+# Share of the largest eigenvalue below which others would only stretch the axis.
+_LEAST = 1e-10
 _STYLE = {
     "svg.hashsalt": "visreg",  # the same report is the same bytes
     "font.family": "DejaVu Sans",
@@ -32,13 +36,15 @@ _STYLE = {
 }
 
 
-def figures(pictures: Sequence[Pictures]) -> dict[str, str]:
+def figures(pictures: Sequence[Pictures], names: Sequence[str]) -> dict[str, str]:
     """Every figure of a report: title to SVG text.
 
     Parameters
     ----------
     pictures : sequence of Pictures
         One for each file, in the report's order.
+    names : sequence of str
+        Short names of the files; a single file's is not drawn.
 
     Returns
     -------
@@ -50,11 +56,13 @@ def figures(pictures: Sequence[Pictures]) -> dict[str, str]:
     MissingExtraError
         Where matplotlib is not installed.
     """
+    # A dollar of a name's is no mathematics.
+    heads = [f"{name}: ".replace("$", r"\$") for name in names] if len(names) > 1 else [""]
     return {
-        "Eigenvalues of the covariance": _spectrum(pictures),
-        "Standard deviation of each dimension": _deviations(pictures),
-        "Projections against the Gaussian": _quantiles(pictures),
-        "Correlation of the dimensions": _correlation(pictures),
+        "Eigenvalues of the covariance": _spectrum(pictures, heads),
+        "Standard deviation of each dimension": _deviations(pictures, heads),
+        "Projections against the Gaussian": _quantiles(pictures, heads),
+        "Correlation of the dimensions": _correlation(pictures, heads),
     }
 
 
@@ -62,16 +70,12 @@ def _color(number: int) -> str:
     return _COLORS[number % len(_COLORS)]
 
 
-def _label(number: int, pictures: Sequence[Pictures]) -> str:
-    return f"[{number + 1}] " if len(pictures) > 1 else ""
-
-
-def _spectrum(pictures: Sequence[Pictures]) -> str:
+def _spectrum(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
     def draw(figure: Any) -> None:
         ax = figure.subplots()
         for i, p in enumerate(pictures):
             rank = np.arange(1, len(p.eigenvalues) + 1)
-            positive = p.eigenvalues > 0
+            positive = p.eigenvalues > _LEAST * p.eigenvalues[0]
             ax.plot(
                 rank[positive],
                 p.eigenvalues[positive],
@@ -80,9 +84,9 @@ def _spectrum(pictures: Sequence[Pictures]) -> str:
                 linewidth=1,
                 color=_color(i),
                 alpha=0.45,
-                label=f"{_label(i, pictures)}eigenvalues",
+                label=f"{heads[i]}{_spectrum_name(p)}",
             )
-            if np.isfinite(p.fit.alpha):
+            if p.fit.r_squared >= _FITS:
                 fitted = np.array([p.fit.first, p.fit.last])
                 ax.plot(
                     fitted,
@@ -90,37 +94,52 @@ def _spectrum(pictures: Sequence[Pictures]) -> str:
                     color=_color(i),
                     linestyle=(0, (4, 2)),
                     linewidth=1.8,
-                    label=f"{_label(i, pictures)}power law, α = {p.fit.alpha:.2f}, "
+                    label=f"{heads[i]}α = {p.fit.alpha:.2f}, R² = {p.fit.r_squared:.3f}, "
                     f"ranks {p.fit.first} to {p.fit.last}",
                 )
         ax.set(xlabel="rank", ylabel="eigenvalue")
         if any((p.eigenvalues > 0).any() for p in pictures):
             ax.set(xscale="log", yscale="log")
-            ax.legend(loc="lower left")
+            figure.legend(loc="outside lower left")
         else:
             ax.set_title("all eigenvalues are 0", loc="left")
 
-    return svg_document(draw, (5.6, 3.8))
+    return svg_document(draw, _below(sum(1 + (p.fit.r_squared >= _FITS) for p in pictures)))
 
 
-def _deviations(pictures: Sequence[Pictures]) -> str:
+def _spectrum_name(p: Pictures) -> str:
+    name = "eigenvalues"
+    below = int(np.sum(p.eigenvalues <= _LEAST * p.eigenvalues[0]))
+    if below:
+        name += f" ({below} below {_LEAST:g} of the largest not drawn)"
+    if p.fit.r_squared < _FITS:
+        name += f"; no power law (R² = {p.fit.r_squared:.2f})"
+    return name
+
+
+def _below(entries: int) -> tuple[float, float]:
+    """Size of a figure with a legend of so many lines below it."""
+    return 5.6, 3.6 + 0.19 * entries
+
+
+def _deviations(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
     def draw(figure: Any) -> None:
         ax = figure.subplots()
         ax.axhline(1, color="#8a8f98", linewidth=1)
         for i, p in enumerate(pictures):
             ax.plot(p.sigma, color=_color(i), linewidth=1, drawstyle="steps-mid")
             if len(pictures) > 1:
-                ax.lines[-1].set_label(f"[{i + 1}]")
+                ax.lines[-1].set_label(heads[i].removesuffix(": "))
         ax.set(xlabel="dimension", ylabel="standard deviation")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(bottom=0)
         if len(pictures) > 1:
-            ax.legend()
+            figure.legend(loc="outside lower left")
 
-    return svg_document(draw, (5.6, 3.8))
+    return svg_document(draw, _below(len(pictures) if len(pictures) > 1 else 1))
 
 
-def _quantiles(pictures: Sequence[Pictures]) -> str:
+def _quantiles(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
     def draw(figure: Any) -> None:
         for i, (p, ax) in enumerate(zip(pictures, _panels(figure, len(pictures)), strict=True)):
             ends = p.quantiles[[0, -1]]
@@ -140,13 +159,13 @@ def _quantiles(pictures: Sequence[Pictures]) -> str:
                     label=f"{kind} slice ({index}): {value:.3g}",
                 )
             ax.set(xlabel="Gaussian quantile", ylabel="normalised projection")
-            ax.set_title(f"{_label(i, pictures)}shape loss by slice", loc="left")
-            ax.legend(loc="upper left", markerscale=2)
+            ax.set_title(f"{heads[i]}shape loss by slice", loc="left")
+            ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), markerscale=2)
 
     return svg_document(draw, _panel_size(len(pictures)))
 
 
-def _correlation(pictures: Sequence[Pictures]) -> str:
+def _correlation(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
     def draw(figure: Any) -> None:
         panels = _panels(figure, len(pictures))
         for i, (p, ax) in enumerate(zip(pictures, panels, strict=True)):
@@ -164,7 +183,7 @@ def _correlation(pictures: Sequence[Pictures]) -> str:
                 axis.get_major_locator().set_params(integer=True)
             shown = len(p.dimensions)
             some = f"{shown} of {d} dimensions" if shown < d else f"{d} dimensions"
-            ax.set_title(f"{_label(i, pictures)}{some}", loc="left")
+            ax.set_title(f"{heads[i]}{some}", loc="left")
         figure.colorbar(image, ax=panels, fraction=0.046, pad=0.03)
 
     return svg_document(draw, _panel_size(len(pictures)))
@@ -172,7 +191,7 @@ def _correlation(pictures: Sequence[Pictures]) -> str:
 
 def _panel_size(count: int) -> tuple[float, float]:
     columns = min(count, 3)
-    return (4.4 * columns + 1.2 * (columns == 1), 3.8 * -(-count // columns))
+    return (4.4 * columns + 1.2 * (columns == 1), 4.2 * -(-count // columns))
 
 
 def _panels(figure: Any, count: int) -> list[Any]:

@@ -1,0 +1,108 @@
+"""What needs pairs of rows, of the rows drawn: uniformity, hubs, outliers, near duplicates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from visreg_core.metrics import uniformity, worst_direction
+from visreg_core.metrics.similarity import nearest
+
+NEIGHBORS = 10
+_STARTS = 64
+_STEPS = 30
+# Rows whose neighbours are so many times as far as the median's, in robust deviations.
+_FAR = 8.0
+# Rows whose nearest one is so much nearer than the median's.
+_NEAR = 1e-3
+_DEAD = 1e-5
+_FEWEST = 8
+
+
+class Geometry(NamedTuple):
+    """Of the rows drawn, as places among them.
+
+    `occurrences`: how often each is among another's ten nearest; `outliers` and `near_duplicates`;
+    `overlap`: the share of neighbours by cosine that are neighbours by Euclidean distance, too.
+    """
+
+    uniformity: float
+    occurrences: np.ndarray
+    outliers: np.ndarray
+    near_duplicates: np.ndarray
+    overlap: float
+
+    @property
+    def anti_hubs(self) -> float:
+        """Share of rows that are no other row's neighbour."""
+        return float(np.mean(self.occurrences == 0))
+
+
+def geometry(points: np.ndarray) -> Geometry:
+    """Geometry of rows (T, D) in memory."""
+    n = len(points)
+    k = min(NEIGHBORS, n - 1)
+    by_cosine, by_distance = (
+        nearest(points, points, k, metric=m, leave_one_out=True)[0] for m in ("cosine", "euclidean")
+    )
+    common = np.sum(by_cosine[:, :, None] == by_distance[:, None, :])
+    apart = _cosine_distances(points, by_cosine)
+    mean = apart.mean(axis=1)
+    middle = float(np.median(mean))
+    spread = 1.4826 * float(np.median(np.abs(mean - middle)))
+    far = np.flatnonzero(mean > middle + _FAR * spread) if spread > 0 else np.arange(0)
+    first = apart[:, 0]
+    typical = float(np.median(first))
+    near = np.flatnonzero((first < _NEAR * typical) & (first > 0))
+    return Geometry(
+        uniformity(points),
+        np.bincount(by_cosine.ravel(), minlength=n),
+        far[np.argsort(-mean[far], kind="stable")],
+        near,
+        float(common / (n * k)),
+    )
+
+
+def _cosine_distances(points: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Cosine distances (T, k) by differences of unit rows."""
+    unit = points.astype(np.float64)
+    norms = np.linalg.norm(unit, axis=1, keepdims=True)
+    unit /= np.where(norms > 0, norms, 1)
+    out = np.empty(index.shape)
+    for j in range(index.shape[1]):
+        difference = unit - unit[index[:, j]]
+        out[:, j] = np.einsum("nd,nd->n", difference, difference) / 2
+    return out
+
+
+class Direction(NamedTuple):
+    """The worst direction of standardised columns: z, p, and the column of most weight in it."""
+
+    z: float
+    p: float
+    column: int
+
+
+def direction(
+    points: np.ndarray, mean: np.ndarray, sigma: np.ndarray, slices: np.ndarray, seed: int
+) -> Direction | None:
+    """`worst_direction` of the rows drawn, each column less `mean` and by `sigma`.
+
+    Columns that do not vary are left out; None where no two do, or rows are too few.
+    """
+    live = np.flatnonzero(varies(sigma))
+    if len(live) < 2 or len(points) < _FEWEST:
+        return None
+    z = ((points[:, live] - mean[live]) / sigma[live]).astype(np.float32)
+    starts = slices[live, :_STARTS]
+    starts = (starts / np.linalg.norm(starts, axis=0)).astype(np.float32)
+    found = worst_direction(z, starts, n_steps=_STEPS, seed=seed)
+    column = int(live[np.argmax(np.abs(found.direction))])
+    return Direction(found.z, found.p, column)
+
+
+def varies(sigma: np.ndarray) -> np.ndarray:
+    """Which columns have a standard deviation above 1e-5 of the median of those above 0."""
+    positive = sigma[sigma > 0]
+    return sigma > (_DEAD * np.median(positive) if len(positive) else 0)

@@ -1,0 +1,98 @@
+"""The report as one HTML file that needs nothing beside it: style and figures are inside."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from visreg_core import __version__
+from visreg_core._optional import require
+from visreg_core.embeddings._source import one_line
+from visreg_core.report._figures import figures
+from visreg_core.report._model import Comparison, Report
+from visreg_core.report._tables import facts, short_names, tables
+from visreg_core.report._tree_figures import dendrogram, legend, tanglegram
+
+# Pairs of trees that are drawn: all of four files; of more, neighbours in their order.
+_PAIRS = 6
+
+
+def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
+    """The page; names are escaped wherever they stand."""
+    jinja2 = require("jinja2", extra="report", purpose="an HTML report")
+    template = resources.files("visreg_core").joinpath("report/report.html").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    reports = comparison.reports
+    names = short_names([r.name for r in reports])
+    several = len(reports) > 1
+    drawn = figures([r.pictures for r in reports], names)
+    page: str = environment.from_string(template).render(
+        version=__version__,
+        verdict=verdict(reports),
+        files=[
+            {
+                "head": name if several and name != one_line(r.name) else "",
+                "name": one_line(r.name),
+                "facts": facts(r),
+                "notes": r.notes,
+                "findings": [f for f in r.findings if f.verdict != "good"],
+                "good": [f for f in r.findings if f.verdict == "good"],
+            }
+            for name, r in zip(names, reports, strict=True)
+        ],
+        tables=tables(comparison),
+        figures=[
+            _figure(title, svg, "wide" if several and i >= 2 else "")
+            for i, (title, svg) in enumerate(drawn.items())
+        ]
+        + _trees(comparison, names),
+        settings={k: v for k, v in settings.items() if v is not None and v is not False},
+    )
+    return page
+
+
+def verdict(reports: Sequence[Report]) -> str:
+    """The page's first sentence."""
+    counts = {v: sum(f.verdict == v for r in reports for f in r.findings) for v in ("bad", "look")}
+    if not any(counts.values()):
+        return "Nothing to look at was found."
+    said = [f"{counts[v]} {words}" for v, words in (("bad", "bad"), ("look", "to look at"))
+            if counts[v]]  # fmt: skip
+    return f"Findings: {', '.join(said)}."
+
+
+def _figure(
+    title: str, svg: str, shape: str, key: Sequence[Sequence[tuple[str, str]]] = ()
+) -> dict[str, Any]:
+    """What the template draws: `shape` is a class of its style, `key` colours and names."""
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    named = [[(color, one_line(name, 60)) for color, name in level] for level in key]
+    return {"title": title, "source": source, "shape": shape, "legend": named}
+
+
+def _trees(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Dendrogram of every file and tanglegrams of pairs of the same items."""
+    reports = comparison.reports
+    drawn = []
+    for name, r in zip(names, reports, strict=True):
+        which = "Dendrogram" if len(names) == 1 else f"Dendrogram of {name}"
+        title = f"{which}: {comparison.tree}, {r.hierarchy.rows:,} rows"
+        drawn.append(_figure(title, dendrogram(r.hierarchy), "page", legend(r.hierarchy)))
+    few = len(comparison.pairs) <= _PAIRS
+    for pair, (i, j) in zip(
+        comparison.pairs, itertools.combinations(range(len(reports)), 2), strict=True
+    ):
+        if pair.trees is not None and (few or j == i + 1):
+            first, second = reports[i].hierarchy.linkage, reports[j].hierarchy.linkage
+            which = f"Tanglegram of {names[i]} and {names[j]}"
+            if not few:
+                which += " (neighbours in the order given)"
+            title = f"{which}: {comparison.tree}, {len(first) + 1:,} rows"
+            svg = tanglegram(first, second, pair.trees, (names[i], names[j]))
+            drawn.append(_figure(title, svg, "page"))
+    return drawn

@@ -1,0 +1,268 @@
+"""Agreement of all rows with their labels: rows are asked for their class, all others answer.
+
+Neighbours and the linear rule know every row that was read; how many rows are asked is bounded by
+time, and where not all are, each share has its interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from visreg_core.embeddings import Embeddings
+from visreg_core.metrics import _discriminant, lidar
+from visreg_core.metrics._inputs import unit_rows
+from visreg_core.metrics.similarity import nearest
+from visreg_core.report._model import Interval
+from visreg_core.report._streaming import Moments, Tick
+
+NEIGHBORS = 20
+# Products of two numbers that asking takes: some ten seconds.
+_PRODUCTS = 3e11
+_FEWEST_ASKED = 1000
+# Values of a block of rows among which neighbours are searched.
+_BLOCK_VALUES = 1 << 23
+# Beyond so many numbers the means of the classes, or those of LiDAR's rows, are too many to keep.
+_MEANS = 1 << 26
+_Z = 1.959963984540054  # of a 95 % interval
+# A row is told to be of another class by so many of its neighbours.
+_SURE = 0.9
+# Rows of a class that make a confusion.
+_FEWEST_CONFUSED = 5
+
+
+class Levels(NamedTuple):
+    """Labels of all rows: codes (N,) and names of each level, the coarsest first."""
+
+    codes: tuple[np.ndarray, ...]
+    names: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> Levels:
+        """Levels of labels (N,) or (N, L)."""
+        codes, names = [], []
+        for column in labels.reshape(len(labels), -1).T:
+            known, code = np.unique(column, return_inverse=True)
+            codes.append(code)
+            names.append(tuple(map(str, known.tolist())))
+        return cls(tuple(codes), tuple(names))
+
+    def at(self, rows: np.ndarray | slice) -> Levels:
+        """Those of some rows, with the names of all."""
+        return Levels(tuple(c[rows] for c in self.codes), self.names)
+
+    def sizes(self, level: int) -> np.ndarray:
+        """How many rows each class has."""
+        return np.bincount(self.codes[level], minlength=len(self.names[level]))
+
+    def has_classes(self, level: int) -> bool:
+        """Whether there is more than one class, and one of more than one row."""
+        return 1 < int(np.count_nonzero(self.sizes(level))) < len(self.codes[level])
+
+
+class Answers(NamedTuple):
+    """What the asked rows were told.
+
+    `rows` asked, as places among the rows read; on each level their true class, and what the
+    neighbours and the linear rule say (None where the level has no classes to tell, or there is no
+    such rule), and the share of the neighbours that say it.
+    """
+
+    rows: np.ndarray
+    true: tuple[np.ndarray, ...]
+    neighbors: tuple[np.ndarray | None, ...]
+    votes: tuple[np.ndarray | None, ...]
+    linear: tuple[np.ndarray | None, ...]
+
+
+def asked_rows(n: int, d: int) -> int:
+    """How many of n rows of d dimensions are asked by default."""
+    return min(n, max(_FEWEST_ASKED, int(_PRODUCTS / (n * (d + 64)))))
+
+
+def ask(
+    chosen: Embeddings,
+    of: Moments,
+    levels: Levels,
+    count: int | None,
+    metric: str,
+    *,
+    linear: bool,
+    seed: int,
+    tick: Tick,
+) -> Answers:
+    """Ask `count` rows (by default as many as some seconds allow) for their class on each level."""
+    n, d = chosen.shape
+    asked = chosen.sample(asked_rows(n, d) if count is None else min(n, max(2, count)), seed=seed)
+    if asked is chosen or asked.selection is None:
+        rows = np.arange(n)
+    elif chosen.selection is None:
+        rows = asked.selection
+    else:
+        rows = np.searchsorted(chosen.selection, asked.selection)
+    queries = asked.to_numpy()
+    queries = queries.astype(np.float64 if queries.dtype == np.float64 else np.float32, copy=False)
+    true = tuple(c[rows] for c in levels.codes)
+    told: list[np.ndarray | None] = []
+    votes: list[np.ndarray | None] = []
+    known = [level for level in range(len(levels.codes)) if levels.has_classes(level)]
+    if known:
+        index = _neighbors(chosen, queries, rows, min(NEIGHBORS, n - 1), metric, tick)
+    for level, codes in enumerate(levels.codes):
+        answer, share = majority(codes[index]) if level in known else (None, None)
+        told.append(answer)
+        votes.append(share)
+    lines = _linear(chosen, of, levels, queries, true, known if linear else [], tick)
+    return Answers(rows, true, tuple(told), tuple(votes), lines)
+
+
+def accuracy(told: np.ndarray | None, true: np.ndarray, n: int) -> Interval | None:
+    """Share told right, with Wilson's interval (1927) where not all n rows were asked.
+
+    The rows asked are drawn without replacement, which narrows it by the finite population's
+    factor (n − 1)/(n − asked).
+    """
+    if told is None:
+        return None
+    asked, p = len(true), float(np.mean(told == true))
+    if asked == n:
+        return Interval(p)
+    m = asked * (n - 1) / (n - asked)
+    center = (p + _Z**2 / (2 * m)) / (1 + _Z**2 / m)
+    reach = _Z / (1 + _Z**2 / m) * math.sqrt(p * (1 - p) / m + _Z**2 / (4 * m * m))
+    return Interval(p, max(0.0, center - reach), min(1.0, center + reach))
+
+
+def lidar_of(points: np.ndarray, codes: np.ndarray) -> Interval | None:
+    """LiDAR of some rows with their classes as sources; None where they have none to tell."""
+    classes = np.unique(codes).size
+    if not 1 < classes < len(codes):
+        return None
+    return Interval(lidar(points.astype(np.float64), codes.tolist()))
+
+
+def sure_of_another(answers: Answers, level: int) -> np.ndarray:
+    """Places among the asked rows that neighbours and the linear rule put into one other class."""
+    told, votes = answers.neighbors[level], answers.votes[level]
+    if told is None or votes is None:
+        return np.empty(0, np.intp)
+    other = (told != answers.true[level]) & (votes >= _SURE)
+    line = answers.linear[level]
+    if line is not None:
+        other &= line == told
+    return np.flatnonzero(other)
+
+
+def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:
+    """The class most often told to be one other class: both, and which share of its rows."""
+    told, true = answers.neighbors[level], answers.true[level]
+    if told is None:
+        return None
+    sizes = np.bincount(true)
+    wrong = told != true
+    if not wrong.any():
+        return None
+    pairs, counts = np.unique(np.stack([true[wrong], told[wrong]]), axis=1, return_counts=True)
+    top = int(np.argmax(counts))
+    first, second = pairs[:, top].tolist()
+    if counts[top] < _FEWEST_CONFUSED:
+        return None
+    return first, second, float(counts[top] / sizes[first])
+
+
+# --- neighbours ----------------------------------------------------------------------------------
+
+
+def majority(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Most frequent of each row's k classes (M, k), the least of equal ones; and its share."""
+    step = max(1, (1 << 22) // classes.shape[1] ** 2)
+    told, share = [], []
+    for start in range(0, len(classes), step):
+        c = np.sort(classes[start : start + step], axis=1)
+        counts = np.sum(c[:, :, None] == c[:, None, :], axis=2)
+        top = np.argmax(counts, axis=1)[:, None]
+        told.append(np.take_along_axis(c, top, axis=1)[:, 0])
+        share.append(np.take_along_axis(counts, top, axis=1)[:, 0] / c.shape[1])
+    return np.concatenate(told), np.concatenate(share)
+
+
+def _neighbors(
+    chosen: Embeddings, queries: np.ndarray, rows: np.ndarray, k: int, metric: str, tick: Tick
+) -> np.ndarray:
+    """Places (M, k) of the nearest other rows of `chosen`.
+
+    Block by block; what the blocks offer is ordered by distances from differences, in float64.
+    """
+    n, d = chosen.shape
+    best = np.full((len(queries), k), np.inf)
+    index = np.zeros((len(queries), k), np.intp)
+    step = max(4 * k, _BLOCK_VALUES // d)
+    start = 0
+    for block in chosen.blocks(min(n, step)):
+        block = block.astype(queries.dtype, copy=False)
+        few = min(len(block), k + 1)  # one may be the row itself
+        found = nearest(queries, block, few, metric=metric)[0]
+        distance = _distances(queries, block, found, metric)
+        found = found + start
+        distance[found == rows[:, None]] = np.inf
+        both = np.concatenate([best, distance], axis=1)
+        places = np.concatenate([index, found], axis=1)
+        order = np.lexsort((places, both), axis=1)[:, :k]
+        best = np.take_along_axis(both, order, axis=1)
+        index = np.take_along_axis(places, order, axis=1)
+        start += len(block)
+        tick("neighbours", start, n)
+    return index
+
+
+def _distances(queries: np.ndarray, x: np.ndarray, index: np.ndarray, metric: str) -> np.ndarray:
+    """Squared distances (M, k), of unit rows for the cosine; a zero row is at 1 from all others."""
+    q, p = queries.astype(np.float64), x.astype(np.float64)
+    if metric == "cosine":
+        q, p = unit_rows(np, q), unit_rows(np, p)
+        lonely_q, lonely_p = ~q.any(axis=1), ~p.any(axis=1)
+    out = np.empty(index.shape)
+    step = max(1, (1 << 21) // (index.shape[1] * x.shape[1]))
+    for start in range(0, len(q), step):
+        part = slice(start, start + step)
+        difference = p[index[part]] - q[part, None, :]
+        out[part] = np.einsum("qkd,qkd->qk", difference, difference)
+        if metric == "cosine":
+            out[part][lonely_p[index[part]] | lonely_q[part, None]] = 2.0
+    return out
+
+
+# --- the linear rule -----------------------------------------------------------------------------
+
+
+def _linear(
+    chosen: Embeddings,
+    of: Moments,
+    levels: Levels,
+    queries: np.ndarray,
+    true: Sequence[np.ndarray],
+    known: Sequence[int],
+    tick: Tick,
+) -> tuple[np.ndarray | None, ...]:
+    known = [k for k in known if len(levels.names[k]) * chosen.shape[1] <= _MEANS]
+    sums = {level: np.zeros((len(levels.names[level]), chosen.shape[1])) for level in known}
+    for rows, z in _centred(chosen, of, tick) if known else ():
+        for level in known:
+            codes = levels.codes[level][rows]
+            sums[level] += _discriminant.class_sums(z, codes, len(levels.names[level]))
+    told: list[np.ndarray | None] = [None] * len(levels.codes)
+    for level in known:
+        rule = _discriminant.fit(levels.sizes(level), sums[level], of.mean, of.scatter())
+        told[level] = _discriminant.predict(rule, queries, true[level])
+    return tuple(told)
+
+
+def _centred(chosen: Embeddings, of: Moments, tick: Tick) -> Iterator[tuple[slice, np.ndarray]]:
+    start = 0
+    for block in chosen.blocks():
+        yield slice(start, start + len(block)), block.astype(np.float64) - of.mean
+        start += len(block)
+        tick("linear rule", start, chosen.shape[0])

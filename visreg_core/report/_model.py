@@ -1,0 +1,290 @@
+"""What a report consists of: the names of its measures, and the records that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from visreg_core import _checks
+from visreg_core.metrics import PowerLaw, Tanglegram
+from visreg_core.metrics.linkage import METHODS, METRICS
+
+DIMENSIONS: tuple[str, ...] = (
+    "rankme",
+    "participation_ratio",
+    "stable_rank",
+    "alpha_req",
+    "alpha_req_r_squared",
+    "condition_number",
+)
+GEOMETRY: tuple[str, ...] = ("mean_cosine", "norm_variation", "uniformity", "anti_hubs")
+TREE: tuple[str, ...] = ("cophenetic_correlation",)
+# Measures of labels: those of rows asked for their class, and those of the dendrogram's rows.
+ASKED: tuple[str, ...] = ("hierarchical_knn_accuracy", "hierarchical_linear_accuracy")
+OF_CLASSES: tuple[str, ...] = (
+    "lidar",
+    "hierarchical_rand_index",
+    "hierarchical_adjusted_rand_index",
+)
+LABELLED: tuple[str, ...] = ASKED + OF_CLASSES
+LOSSES: tuple[str, ...] = (
+    "visreg_loss",
+    "scale_loss",
+    "shape_loss",
+    "center_loss",
+    "gaussian_sliced_wasserstein",
+    "sigreg_loss",
+    "variance_loss",
+    "covariance_loss",
+)
+GAUSSIANITY: tuple[str, ...] = (
+    "gaussianity_epps_pulley_z",
+    "gaussianity_epps_pulley_p",
+    "gaussianity_wasserstein_z",
+    "gaussianity_wasserstein_p",
+    "worst_direction_z",
+    "worst_direction_p",
+)
+DISTANCE: tuple[str, ...] = ("sliced_wasserstein", "drift_p")
+PAIR_OF_TREES: tuple[str, ...] = (
+    "lca_similarity_pearson",
+    "lca_similarity_spearman",
+    "lca_similarity_kendall",
+    "cophenetic_similarity_d1_to_p2",
+    "cophenetic_similarity_d2_to_p1",
+    "entanglement",
+)
+# What two files have in common where row i is the same item in both.
+SAME_ITEMS: tuple[str, ...] = ("linear_cka", "mutual_knn", *PAIR_OF_TREES)
+PAIR: tuple[str, ...] = DISTANCE + SAME_ITEMS
+
+
+CLUSTERINGS = ("dendrogram", "spectral")
+
+
+class TreeOptions(NamedTuple):
+    """Rows drawn for a dendrogram, `linkage`'s method and metric, clusters of the Rand index."""
+
+    rows: int = 2000
+    method: str = "average"
+    metric: str = "cosine"
+    clustering: str = "dendrogram"
+
+    def check(self) -> None:
+        """ValueError where there is no such tree."""
+        _checks.positive_int("rows", self.rows, minimum=2)
+        _checks.choice("method", self.method, METHODS)
+        _checks.choice("metric", self.metric, METRICS)
+        _checks.choice("clustering", self.clustering, CLUSTERINGS)
+        if self.method == "ward" and self.metric != "euclidean":
+            raise ValueError(
+                f"expected metric 'euclidean' for Ward's linkage; found {self.metric!r}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.method} linkage, {self.metric} distance"
+
+
+DEFAULT_TREE = TreeOptions()
+
+
+class Estimate(NamedTuple):
+    """A value and, where it is a mean over random slices, the standard error of that mean."""
+
+    value: float
+    standard_error: float | None = None
+
+
+class Interval(NamedTuple):
+    """A value and, where it is that of a sample, a 95 % confidence interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Finding(NamedTuple):
+    """One judgement.
+
+    verdict
+        "good", "look" or "bad".
+    subject, value
+        What was looked at, and what was found, in words.
+    expected
+        The range in which there is nothing to look at.
+    cause, next_step
+        What usually brings it about, and what to do about it.
+    rows
+        Row numbers of the file that it is about, the first of them.
+    """
+
+    verdict: str
+    subject: str
+    value: str
+    expected: str
+    cause: str = ""
+    next_step: str = ""
+    rows: tuple[int, ...] = ()
+
+
+class Hierarchy(NamedTuple):
+    """The dendrogram of rows drawn from a file.
+
+    `linkage` (T − 1, 4) of the T rows drawn; `measures` by the names of `TREE`; `labels` (T, L),
+    the classes of these rows as codes, or None; `classes`, the names behind the codes.
+    """
+
+    linkage: np.ndarray
+    measures: dict[str, float]
+    labels: np.ndarray | None = None
+    classes: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def n_classes(self) -> tuple[int, ...]:
+        """How many classes of each level the rows drawn have."""
+        return tuple(map(len, self.classes))
+
+    @property
+    def rows(self) -> int:
+        """How many rows the dendrogram has."""
+        return len(self.linkage) + 1
+
+
+class Labelled(NamedTuple):
+    """Agreement with labels, level by level.
+
+    `n_classes` of all rows; `measures` by the names of `LABELLED`, one for each level, None where
+    a level has no such measure; `asked` of `among` rows were asked for their class, each told
+    from all other rows; `probe` says by which linear rule.
+    """
+
+    n_classes: tuple[int, ...]
+    measures: dict[str, tuple[Interval | None, ...]]
+    asked: int
+    among: int
+    probe: str
+
+
+class TreePair(NamedTuple):
+    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout."""
+
+    measures: dict[str, Interval]
+    layout: Tanglegram
+
+
+class Drift(NamedTuple):
+    """A permutation test of whether two files are rows of one distribution.
+
+    by_chance, by_chance_95
+        Mean and 95 % bound of the distance of two files of these sizes from one distribution.
+    p
+        Share of permutations whose distance is as large, the files' own counted.
+    rows, n_slices, n_permutations
+        Rows of each file and slices that the test used, and how often they were dealt anew.
+    paired
+        Whether rows changed sides with their partner in the other file only.
+    """
+
+    by_chance: float
+    by_chance_95: float
+    p: float
+    rows: tuple[int, int]
+    n_slices: int
+    n_permutations: int
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Arrays behind the figures.
+
+    eigenvalues (D,) of the covariance, descending, and the power law `fit` to them; `sigma` (D,);
+    `quantiles` (Q,) of the Gaussian beside those of the projections on the worst and the median
+    slice (by shape loss), with their indices and values; `correlation` of `dimensions`.
+    """
+
+    eigenvalues: np.ndarray
+    fit: PowerLaw
+    sigma: np.ndarray
+    quantiles: np.ndarray
+    worst: np.ndarray
+    median: np.ndarray
+    worst_slice: tuple[int, float]
+    median_slice: tuple[int, float]
+    correlation: np.ndarray
+    dimensions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is found in one file; see `visreg_core.report.report`.
+
+    name, shape, dtype
+        Of the file.
+    rows_read
+        How many of its rows were read.
+    dropped
+        Numbers of the rows left out because they hold NaN or Inf.
+    dimensions, geometry, losses, gaussianity
+        Measures by the names of `DIMENSIONS`, `GEOMETRY`, `LOSSES`, `GAUSSIANITY`.
+    hierarchy, labelled
+        The dendrogram, and agreement with labels (None without).
+    findings
+        Judgements, the worst first.
+
+    Notes
+    -----
+        What was left out of the file, or assumed of it, a line each.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    rows_read: int
+    dropped: np.ndarray
+    dimensions: dict[str, float]
+    geometry: dict[str, float]
+    losses: dict[str, Estimate]
+    gaussianity: dict[str, float]
+    hierarchy: Hierarchy
+    labelled: Labelled | None
+    findings: list[Finding]
+    notes: tuple[str, ...]
+    pictures: Pictures = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files beside each other; a measure is None where there is no such measure of them."""
+
+    first: str
+    second: str
+    sliced_wasserstein: Estimate | None
+    drift: Drift | None
+    linear_cka: float | None
+    mutual_knn: float | None
+    trees: TreePair | None
+
+    def measure(self, name: str) -> Estimate | Interval | None:
+        """The measure of `PAIR` of this name, or None."""
+        if name == "sliced_wasserstein":
+            return self.sliced_wasserstein
+        if name in PAIR_OF_TREES:
+            return None if self.trees is None else self.trees.measures[name]
+        if name == "drift_p":
+            value = None if self.drift is None else self.drift.p
+        else:
+            value = self.linear_cka if name == "linear_cka" else self.mutual_knn
+        return None if value is None else Estimate(value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reports of several files and every pair of them; see `visreg_core.report.compare`."""
+
+    reports: list[Report]
+    pairs: list[Pair]
+    tree: TreeOptions = DEFAULT_TREE
+    paired: bool = False
