@@ -93,7 +93,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "subject", "value", "about"), CASES, ids=lambda c: c if isinstance(c, str) else "")
+@pytest.mark.parametrize(
+    ("make", "subject", "value", "about"), CASES, ids=[case[1] for case in CASES]
+)
 def test_each_is_found(make, subject, value, about):
     found = judged(make(gaussian()))
     assert subject in found, found

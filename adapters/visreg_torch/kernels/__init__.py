@@ -1,12 +1,12 @@
-"""Triton kernels for CUDA devices, in place of the functions that dominate the sliced losses.
+"""Triton kernels for CUDA devices, in place of the core's functions or of whole losses.
 
 `KERNELS` replaces functions of rows in the core's own pass, sharded or not:
 
     implementation(…, execution=PLAIN._replace(kernels=KERNELS))
 
-`visreg_torch.kernels.fused.run` replaces the whole pass of VISReg, SIGReg and the sliced Gaussian
-Wasserstein distance on one device, and makes no array of the embeddings' size but the gradient.
-Eager code takes it, and compiled code whose sizes are no symbols.
+On one device whole losses are computed by kernels (`whole.whole`): VISReg, its shape term, SIGReg
+and the sliced Gaussian Wasserstein distance by `sliced`, VICReg, SAG-VICReg and Barlow Twins by
+`pairs`. These make no array of the embeddings' size but the gradient and the projections.
 
 `dispatch.choose` decides which kernel runs; where none can, the core runs. `explain` tells what was
 decided, and `forced` overrules it. A module has one operation: its kernels, their launchers, and

@@ -21,20 +21,10 @@ import torch
 OPERATIONS = {
     "gaussian": ("gaussian_rows", "histogram_rows", "ordered_rows"),
     "epps_pulley": ("epps_pulley_rows",),
-    "projection": ("project", "project_in_blocks"),
-    "projected_epps_pulley": ("projected_epps_pulley",),
-    "carry_back": ("carry_back",),
     "slices": ("gaussian_slices",),
 }
 SLOW = "slow"
 _16_BIT = (torch.bfloat16, torch.float16)
-# Estimates for a large GPU from its bandwidth and its products' speed, not measurements. Of a fused
-# product a third is lost against the vendor's: from so many slices on that costs more than writing
-# and reading standardised rows.
-_FUSED_SLICES = 1024
-# Projecting again costs 2 D operations an element, reading and writing it thrice 16 bytes.
-_FUSED_DIM = {"16-bit": 512, "tf32": 256, "ieee": 64}
-
 # Samples of a row that registers sort.
 MAX_SORTED = 8192
 
@@ -81,9 +71,6 @@ def choose(
     device: torch.device | str,
     dtype: torch.dtype,
     n: int,
-    *,
-    d: int | None = None,
-    k: int | None = None,
 ) -> Choice:
     """The kernel for an operation on rows of `n` samples, or why its slow twin must run.
 
@@ -94,12 +81,9 @@ def choose(
     device : device
         Where the tensors are.
     dtype : dtype
-        Of the rows or slices; for "projection", "projected_epps_pulley" and "carry_back" of the
-        product.
+        Of the rows or slices.
     n : int
         Samples; for "slices" dimensions.
-    d, k : int, optional
-        Dimensions and slices, which the three products' choices depend on.
 
     Returns
     -------
@@ -119,19 +103,12 @@ def choose(
     """
     if operation not in OPERATIONS:
         raise ValueError(f"expected an operation of {', '.join(OPERATIONS)}; found {operation!r}")
-    choice = _chosen(operation, torch.device(device), dtype, n, d, k)
+    choice = _chosen(operation, torch.device(device), dtype, n)
     _last[operation] = choice
     return choice
 
 
-def _chosen(
-    operation: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    n: int,
-    d: int | None,
-    k: int | None,
-) -> Choice:
+def _chosen(operation: str, device: torch.device, dtype: torch.dtype, n: int) -> Choice:
     lacking = _lacking(device, dtype)
     if lacking is not None:
         return Choice(None, lacking)
@@ -148,17 +125,6 @@ def _chosen(
         return Choice("ordered_rows", f"float32 rows of {n} samples are sorted by torch")
     if operation == "epps_pulley":
         return Choice("epps_pulley_rows", "rotations in registers")
-    if operation == "projection":
-        if k is not None and k >= _FUSED_SLICES:
-            return Choice("project_in_blocks", f"{k} slices outweigh a pass over the rows")
-        return Choice("project", f"{k} slices: standardised while loading")
-    if operation == "projected_epps_pulley":
-        limit = _FUSED_DIM["16-bit" if dtype in _16_BIT else product_precision()]
-        if d is None or d > limit:
-            return Choice(None, f"projecting {d} dimensions twice costs more than memory")
-        return Choice("projected_epps_pulley", f"{d} dimensions are cheap to project twice")
-    if operation == "carry_back":
-        return Choice("carry_back", "16-bit product into a wider sum")
     return Choice("gaussian_slices", "drawn by one launch")
 
 
@@ -237,33 +203,9 @@ def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passe
     return Passes(forward, backward, kind)
 
 
-def needed(
-    operation: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    n: int,
-    *,
-    d: int | None = None,
-    k: int | None = None,
-) -> str:
-    """The kernel that `choose` finds, for callers that have no slow twin; RuntimeError without."""
-    kernel, reason = choose(operation, device, dtype, n, d=d, k=k)
-    if kernel is None:
-        raise RuntimeError(f"expected a kernel for {operation}; found none: {reason}")
-    return kernel
-
-
 def load(module: str, name: str) -> Callable[..., Any]:
     """A launcher, its module imported when first needed: the adapter can do without triton."""
     return getattr(importlib.import_module(f"visreg_torch.kernels.{module}"), name)
-
-
-def product_precision() -> str:
-    """Precision of float32 products in kernels: "tf32" where torch's own products use it."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
 
 
 def explain(operation: str | None = None) -> str:

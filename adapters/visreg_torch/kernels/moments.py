@@ -112,9 +112,9 @@ def _blocks(
     # Differences from the block's first row: one read, and exact zeros in constant columns.
     start = begin
     if keep_ptr is not None:
-        row = begin + tl.arange(0, SPAN)
-        keep = tl.load(keep_ptr + row, mask=row < n, other=0) != 0
-        start = tl.min(tl.where(keep, row, n))
+        within = begin + tl.arange(0, SPAN)
+        present = tl.load(keep_ptr + within, mask=within < n, other=0) != 0
+        start = tl.min(tl.where(present, within, n))
     start_row = start + tl.zeros([1, 1], tl.int64)
     first = tl.load(at + start_row * row_stride, mask=(column < d) & (start_row < n), other=0.0)
     first = first.to(tl.float32)

@@ -37,8 +37,8 @@ class VICRegSaved(NamedTuple):
     product : (parts · 2, N, D), both padded to multiples of 8: what the covariance's gradient is
     made of, in 3 or 1 parts of both views.
     stats : (8, D), as of `pair_columns.columns`. scale : (2,). scalars : (3,), the weights.
-    heavy : (2, 8) int32 and cross : (2, 8, D), the heaviest columns, empty where N >= D.
-    order : (N,) and starts : (N + 1,) int32, `pair_ends.inverse_pairs`, empty without pairs.
+    heavy : (2, 8) int32, the heaviest columns; cross : (2, 8, D), their products, None if N >= D.
+    order : (N,) and starts : (N + 1,) int32, `pair_ends.inverse_pairs`, None without pairs.
     """
 
     product: torch.Tensor
@@ -46,9 +46,9 @@ class VICRegSaved(NamedTuple):
     scale: torch.Tensor
     scalars: torch.Tensor
     heavy: torch.Tensor
-    cross: torch.Tensor
-    order: torch.Tensor
-    starts: torch.Tensor
+    cross: torch.Tensor | None
+    order: torch.Tensor | None
+    starts: torch.Tensor | None
 
 
 class BarlowTwinsSaved(NamedTuple):
@@ -200,10 +200,8 @@ def _vicreg(
     )
     if q is None:
         return out, None
-    none = stats.new_empty(0)
-    order, starts = (none, none) if pairs is None else pair_ends.inverse_pairs(pairs)
-    kept = (heavy, none if cross is None else cross)
-    return out, VICRegSaved(q, stats, scale, scalars, *kept, order, starts)
+    order, starts = (None, None) if pairs is None else pair_ends.inverse_pairs(pairs)
+    return out, VICRegSaved(q, stats, scale, scalars, heavy, cross, order, starts)
 
 
 def vicreg_backward(
@@ -280,7 +278,7 @@ def _vicreg_back(
         saved.stats,
         saved.scale,
         saved.heavy,
-        saved.cross if saved.cross.numel() else None,
+        saved.cross,
         saved.scalars,
         pairing,
         tuple(cotangents),

@@ -33,6 +33,9 @@ from visreg_torch.kernels._sorting import rank_of, settled, sort_rows
 from visreg_torch.kernels.operands import halves
 
 _PER_WARP = 512  # numbers that a warp sorts, sixteen a thread
+# Numbers that are moved through shared memory. Each move has an array of its own, beside triton's
+# for the sort, and together they have 48 KiB without asking the driver for more.
+_PLACED = 2048
 
 
 @triton.jit
@@ -187,7 +190,8 @@ def _options(n: int, on_device: bool) -> dict[str, Any]:
     block = max(2, triton.next_power_of_2(n))
     rows = max(1, _PER_WARP // block)
     warps = rows * block // _PER_WARP
-    place = place_through_shared(rows * block, warps) if on_device else (None, None)
+    shared = on_device and rows * block <= _PLACED
+    place = place_through_shared(rows * block, warps) if shared else (None, None)
     return {
         "ROWS": rows,
         "BLOCK": block,

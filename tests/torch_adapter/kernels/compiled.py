@@ -4,8 +4,8 @@
 
 The launchers are called as they are used, with tensors of the "meta" device, which have sizes and
 no memory; what starts nothing there is replaced by compiling. One JSON object a line: kernel,
-registers, bytes of stack and of shared memory a program, how many tensor-core instructions there
-are, and how many roots, quotients and functions that are approximations.
+registers, bytes of stack and of shared memory a program, and how many roots, quotients and
+functions are approximations.
 """
 
 import json
@@ -19,16 +19,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from visreg_torch.kernels import _launch, pairs, sliced
-from visreg_torch.kernels.columns import column_moments, combine_, standardised
 from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
 from visreg_torch.kernels.gaussian_rows import gaussian_rows
 from visreg_torch.kernels.histogram_rows import histogram_rows
 from visreg_torch.kernels.ordered_rows import ordered_rows
-from visreg_torch.kernels.projected import carry_back, project
-from visreg_torch.kernels.projected_epps_pulley import (
-    projected_epps_pulley_polynomial,
-    projected_epps_pulley_sums,
-)
 from visreg_torch.kernels.slices import gaussian_slices
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -60,7 +54,6 @@ def report(function, kernel):
                 "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
                 "shared": kernel.metadata.shared,
                 "warps": kernel.metadata.num_warps,
-                "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
                 "approximate": len(re.findall(r"\.(?:approx|full)\.", kernel.asm["ptx"])),
             }
         ),
@@ -98,24 +91,6 @@ def rows():
     for n, row_mask in [(512, None), (50_001, mask(50_001))]:
         epps_pulley_sums(empty(4096, n), 16, row_mask)
     epps_pulley_polynomial(empty(4096, 512), *empty(2, 4096, 16))
-
-
-def products():
-    """The heading case of VISReg and its neighbours: offsets go beyond 2³¹."""
-    v, n, d, k = 8, 50_000, 10_000, 2500
-    for dtype, precision in [(BFLOAT16, "ieee"), (FLOAT32, "ieee"), (FLOAT32, "tf32")]:
-        z, w, g = (empty(*s, dtype=dtype) for s in [(v, n, d), (1, d, k), (v, k, n)])
-        columns = [empty(v, d) for _ in range(4)]
-        if precision == "ieee":
-            column_moments(z, mask(n))
-            standardised(z, *columns[:3], out_dtype=dtype)
-            combine_(z, z, *columns)
-        project(z, w, *columns[:3], row_mask=mask(n), precision=precision)
-        carry_back(g, w, empty(v, n, d), accumulate=True, precision=precision)
-        projected_epps_pulley_sums(z, w, 0.2, 16, precision=precision)
-        projected_epps_pulley_polynomial(
-            z, w, 0.2, *empty(2, v, k, 16), mask(n), precision=precision
-        )
 
 
 def whole_losses():
@@ -164,7 +139,6 @@ if __name__ == "__main__":
     driver.set_active(Driver())
     _launch.launch = compile_only()
     rows()
-    products()
     whole_losses()
     losses_of_pairs()
     slices()

@@ -85,7 +85,7 @@ def fused_on(monkeypatch):
     devices, forward = [], Whole.forward
 
     def spied(passes, execution, **inputs):
-        devices.append(inputs["z"].device.type)
+        devices.append(inputs[passes.declaration.embeddings(inputs)[0]].device.type)
         return forward(passes, execution, **inputs)
 
     monkeypatch.setattr(Whole, "forward", spied)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+import visreg_core as vc
 import visreg_torch as vt
 from tests.torch_adapter.kernels.losses import FUSED, assert_close, total
+from tests.torch_adapter.kernels.tensors import relative_error
 from visreg_torch.kernels import dispatch
 
 pytestmark = [
@@ -34,6 +36,22 @@ def test_float16_overflows_to_inf(name, draw):
     (2.0**40 * total(getattr(vt, name)(z, slices))).backward()
     assert z.grad.isinf().any()
     assert not z.grad.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["vicreg_loss", "sag_vicreg_loss", "barlow_twins_loss"])
+@pytest.mark.parametrize(("n", "d"), [(9, 30), (30, 9)])
+def test_losses_of_pairs_are_fused(name, n, d, draw, fused_on):
+    """By products of rows and of columns, which save different arrays."""
+    a, b = draw(n, d).requires_grad_(), draw(n, d).requires_grad_()
+    more = (draw(n).abs().long(), draw(n).abs()) if name == "sag_vicreg_loss" else ()
+    wide = [x.detach().double().requires_grad_() for x in (a, b)]
+    doubles = [x.double() if x.is_floating_point() else x for x in more]
+    value, expected = getattr(vt, name)(a, b, *more)[0], getattr(vc, name)(*wide, *doubles)[0]
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    gradients = torch.autograd.grad(value, (a, b))
+    assert fused_on == [a.device.type]
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, wide), strict=True):
+        assert relative_error(found, wanted) < 5e-5
 
 
 def test_errors_are_the_core_s(inputs):

@@ -37,7 +37,7 @@ def assert_agree(name, a, b, more=(), tolerance=3e-5, of_value=1e-5, cotangents=
     expected = as_tuple(vjp(*cotangents))
     made = dispatch.passes(name, a, b, **options)
     fields, saved = made.forward(a, b, *more, **options)
-    assert isinstance(saved, made.saved) and all(isinstance(s, torch.Tensor) for s in saved)
+    assert isinstance(saved, made.saved)
     given = tuple(torch.tensor(c, device=a.device) for c in cotangents)
     back = {k: v for k, v in options.items() if "weight" not in k}
     gradients = as_tuple(made.backward(a, b, *more, saved, given, **back))
@@ -48,7 +48,8 @@ def assert_agree(name, a, b, more=(), tolerance=3e-5, of_value=1e-5, cotangents=
         assert g.dtype == a.dtype and g.shape == e.shape
         assert relative_error(g, e) < tolerance
     alone, nothing = made.forward(a, b, *more, **options, need_grad=False)
-    assert nothing is None and torch.equal(torch.stack(alone), torch.stack(fields))
+    assert nothing is None
+    torch.testing.assert_close(torch.stack(alone), torch.stack(fields), rtol=1e-6, atol=1e-7)
 
 
 @losses
