@@ -253,8 +253,41 @@ class Report:
         """Write the file anew: under another name first."""
         if self.path:
             beside = f"{self.path}.part"
-            Path(beside).write_text(json.dumps(self.content, indent=1, default=str) + "\n")
+            content = tabulated(self.content) | self.content
+            Path(beside).write_text(json.dumps(content, indent=1, default=str) + "\n")
             os.replace(beside, self.path)
+
+
+ABOUT = (
+    "Milliseconds of forward and backward with a fresh draw of slices, through the public modules "
+    "with their defaults: synchronised, and on the device alone, the replay of a captured graph. "
+    "Published is the formula in eager torch with all views in one product, floor the products "
+    "alone, which nothing can save. The error is of the gradient, in norm, against float64. The "
+    "second dtype is that of the projections. A dash is where memory did not suffice, or where "
+    "nobody captures a graph."
+)
+
+
+def tabulated(content: dict[str, Any]) -> dict[str, Any]:
+    """The works as the table that the documentation shows."""
+    first = {"device": "", "torch": "", **(content["steps"] or [{}])[0]}
+    rows: dict[str, list[str]] = {}
+    for step in content["steps"]:
+        if step["step"] == "verdict" and step["work"] not in rows:
+            times = [step[f"{key}_ms"] for key in ("module", "on_device", "published", "floor")]
+            numbers = ["–" if t is None else f"{t:.3g}" for t in [*times, step["error"]]]
+            rows[step["work"]] = [
+                step["work"].replace("torch.", "").replace(", default", ""),
+                *numbers,
+                f"{step['aim_ms']:g}",
+            ]
+    return {
+        "title": "Losses on a GPU",
+        "about": ABOUT,
+        "machine": {key: first[key] for key in ("device", "torch")},
+        "columns": ["work", "ms", "on the device", "published", "floor", "error", "aim, ms"],
+        "rows": list(rows.values()),
+    }
 
 
 def ceilings(device: torch.device, tiny: bool) -> dict[str, Any]:
