@@ -8,6 +8,7 @@ line; 3: a condition of ``--fail-if`` is met. `visreg check` adds 1: backends di
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import sys
@@ -400,6 +401,15 @@ def add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", nargs="+", help="dtypes (default: all that a library has)"
     )
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="functions (default: all)")
+    parser.add_argument(
+        "--with",
+        dest="modules",
+        metavar="MODULE",
+        nargs="+",
+        default=[],
+        help="modules that declare losses of their own, to import first",
+    )
     parser.add_argument(
         "--embeddings",
         metavar="FILE",
@@ -409,8 +419,20 @@ def add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.set_defaults(run=run_check)
 
 
+def _import(module: str) -> None:
+    """Import a module from where the command was given, as ``python -m`` would."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"--with {module}: {error}") from None
+
+
 def run_check(arguments: argparse.Namespace) -> int:
     """Load embeddings if given, run the checks, print and write their records."""
+    for module in arguments.modules:
+        _import(module)
     file = arguments.embeddings
     stored = None if file is None else load(file)
     try:
@@ -427,6 +449,7 @@ def run_check(arguments: argparse.Namespace) -> int:
                 arguments.backends,
                 device=arguments.device,
                 dtypes=arguments.dtype,
+                only=arguments.only,
                 embeddings=stored,
                 on_record=show,
             )
@@ -434,9 +457,8 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
-    settings = {
-        name: getattr(arguments, name) for name in ("backends", "device", "dtype", "embeddings")
-    }
+    named = ("backends", "device", "dtype", "only", "embeddings")
+    settings = {name: getattr(arguments, name) for name in named}
     if arguments.json is not None:
         try:
             _outputs.write({arguments.json: crosscheck.to_json(records, settings)})

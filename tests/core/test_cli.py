@@ -344,3 +344,19 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
             now[0] = float(second)
             bar("slices", second, 40)
     assert capsys.readouterr().err == "visreg: 15 s: slices, 38%\nvisreg: 30 s: slices, 75%\n"
+
+
+def test_check_takes_losses_of_a_module(tmp_path):
+    """The manual's own loss, in a file beside the command's caller."""
+    page = (Path(__file__).parents[2] / "docs" / "own_loss.md").read_text()
+    block = re.search(r"^```python\n(.*?)^```", page, re.M | re.S).group(1)
+    (tmp_path / "mine.py").write_text(block)
+    asked = ["check", "--backends", "numpy", "--dtype", "float32", "--with"]
+    done = run(*asked, "mine", "--only", "norm_loss", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "norm_loss" in done.stdout and "visreg_loss" not in done.stdout
+    done = run(*asked, "nobodys", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "visreg: --with nobodys: No module named 'nobodys'\n"
+    done = run(*asked, "mine", "--only", "norm_los", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
