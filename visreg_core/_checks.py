@@ -121,6 +121,13 @@ def not_negative(argument: str, value: Any) -> None:
     number(argument, value, minimum=0, static=True)
 
 
+def positive(argument: str, value: Any) -> None:
+    """As `number`, for Python numbers > 0."""
+    number(argument, value, static=True)
+    if value <= 0:
+        raise ValueError(f"expected {argument} to be a finite number > 0; found {value!r}")
+
+
 def flag(argument: str, value: object) -> None:
     """TypeError unless `value` is True or False: an array, even a traced one, cannot choose."""
     if not isinstance(value, bool):

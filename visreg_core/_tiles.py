@@ -146,33 +146,55 @@ class at_most_threads:
 class _BlasThreads:
     """Holds BLAS to a number of threads while any caller asks for it.
 
-    The number belongs to the process, so the first caller sets it and the last one restores it.
+    The number belongs to the process, so the first caller sets it and the last one restores it. A
+    child that is forked meanwhile has the caller that forked it and no other.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._callers = 0
+        self._callers: dict[int, int] = {}  # thread -> contexts that it is in
         self._controller: Any = None
         self._limit: Any = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire,
+                after_in_parent=self._lock.release,
+                after_in_child=self._forked,
+            )
 
     @contextlib.contextmanager
     def limited(self, threads: int) -> Iterator[None]:
+        me = threading.get_ident()
         with self._lock:
             if self._controller is None:
                 import threadpoolctl  # scans the loaded libraries: once, when first needed
 
                 self._controller = threadpoolctl.ThreadpoolController()
-            if self._callers == 0:
+            if not self._callers:
                 self._limit = self._controller.limit(limits=threads, user_api="blas")
                 self._limit.__enter__()
-            self._callers += 1
+            self._callers[me] = self._callers.get(me, 0) + 1
         try:
             yield
         finally:
             with self._lock:
-                self._callers -= 1
-                if self._callers == 0:
-                    self._limit.__exit__(None, None, None)
+                self._callers[me] -= 1
+                if self._callers[me] == 0:
+                    del self._callers[me]
+                    self._restore()
+
+    def _restore(self) -> None:
+        """Give BLAS its threads back once nobody holds it."""
+        if not self._callers and self._limit is not None:
+            self._limit.__exit__(None, None, None)
+            self._limit = None
+
+    def _forked(self) -> None:
+        """In a child: what threads held that it does not have is let go."""
+        me = threading.get_ident()
+        self._callers = {me: self._callers[me]} if me in self._callers else {}
+        self._restore()
+        self._lock.release()
 
 
 _BLAS = _BlasThreads()

@@ -196,7 +196,7 @@ class JointObjective(nn.Module):
         same processes.
     lam : number
         λ. VISReg trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6, LeJEPA with
-        0.02 or 0.05.
+        0.02 or 0.05. Outside [0, 1] one of the two is rewarded for growing.
     n_global : int, optional
         How many views, the first, make the centre that all are drawn to; all if not given.
     detach_center : bool
@@ -284,7 +284,8 @@ class VISRegLoss(_Sliced):
     n_slices : int
         Directions drawn for a forward pass; on several processes in local scope, by each.
     weights : three numbers
-        λ_scale, λ_shape, λ_center; 0 is the ablation without that term.
+        λ_scale, λ_shape, λ_center; 0 is the ablation without that term, and a negative one rewards
+        what its term punishes.
     lam, n_global, detach_center : optional
         An older spelling of `JointObjective`: with `lam` the module returns the terms of the
         whole objective, a `VISRegObjective`.
@@ -335,7 +336,7 @@ class VISRegLoss(_Sliced):
         group: Any = None,
     ) -> None:
         super().__init__(n_slices, sampler, chunk_size, projection_dtype, seed, scope, group)
-        _checks.not_negative("eps", eps)
+        _checks.positive("eps", eps)
         if n_global is not None:
             _checks.positive_int("n_global", n_global)
         if lam is not None:

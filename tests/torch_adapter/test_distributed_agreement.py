@@ -46,6 +46,7 @@ def odd_one(rank, odd):
         "dtype": lambda: visreg(z(2, 5, 4, dtype=torch.float64 if is_odd else torch.float32)),
         "n_slices": lambda: visreg(z(2, 5, 4), slices[:, : 1 if is_odd else 2]),
         "slices": lambda: visreg(z(2, 5, 4), -slices if is_odd else slices),
+        "slices a hundredth off": lambda: visreg(z(2, 5, 4), slices + 0.01 * is_odd),
         "options": lambda: visreg(z(2, 5, 4), weights=(1, 1, 2 if is_odd else 1)),
         "weight": lambda: visreg(z(2, 5, 4), weights=(1, 1, torch.tensor(2.0 if is_odd else 1.0))),
         "way to sort": lambda: visreg(
@@ -101,6 +102,7 @@ EXPECTED = {
     "dtype": "found z float64 (2, N, 4) on rank 1; z float32 (2, N, 4) on ranks 0, 2",
     "n_slices": "found slices float32 (4, 1) on rank 1; slices float32 (4, 2) on ranks 0, 2",
     "slices": "expected visreg_loss with the same slices on all ranks",
+    "slices a hundredth off": "expected visreg_loss with the same slices on all ranks",
     "options": "weights=(1, 1, 2), detach_scale=True",
     "loss": "ValueError: expected the same loss on all ranks; found scale_loss on rank 1; "
     "center_loss on ranks 0, 2",

@@ -146,7 +146,8 @@ def joint_objective(invariance: Scalar, regularizer: Scalar, lam: Scalar) -> Sca
     invariance, regularizer : number or array of no axes
         Losses; of a loss with components pass ``terms.total``.
     lam : number or array of no axes
-        λ; the paper trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6.
+        λ; the paper trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6. Outside
+        [0, 1] one of the two is rewarded for growing.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
+from visreg_core import _checks, _wide, _xp
 from visreg_core._typing import Array, DType, Namespace, Scalar
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -124,12 +124,7 @@ def _weighted_term(
     def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         xs, order_x = _xp.sorted_rows(xp, px)
         ys, order_y = _xp.sorted_rows(xp, py)
-        ends_x = _cumulative(xp, x_weights, order_x)
-        ends_y = _cumulative(xp, y_weights, order_y)
-        ends = xp.concat([ends_x, ends_y], axis=-1)
-        merged = xp.argsort(ends, axis=-1, stable=True)
-        ends = xp.take_along_axis(ends, merged, axis=-1)
-        mass = ends - xp.concat([xp.zeros_like(ends[:, :1]), ends[:, :-1]], axis=-1)
+        merged, mass = _merged(xp, x_weights, y_weights, order_x, order_y)
         # Of the intervals before an end, those that x closed tell x's order statistic there.
         closes_x = xp.astype(merged < n, merged.dtype)
         closed_x = _xp.cumulative_sum(xp, closes_x) - closes_x
@@ -148,9 +143,26 @@ def _weighted_term(
     return term
 
 
+def _merged(
+    xp: Namespace, x_weights: Array, y_weights: Array, order_x: Array, order_y: Array
+) -> tuple[Array, Array]:
+    """Ends of both samples' intervals in order, (R, N + M), and the mass up to each of them.
+
+    In float64: a mass is a difference of sums near 1, of which float32 leaves N · 6e-8 of it.
+    """
+    with _wide.float64_inside(xp):
+        ends_x = _cumulative(xp, x_weights, order_x)
+        ends = xp.concat([ends_x, _cumulative(xp, y_weights, order_y)], axis=-1)
+        merged = xp.argsort(ends, axis=-1, stable=True)
+        ends = xp.take_along_axis(ends, merged, axis=-1)
+        mass = ends - xp.concat([xp.zeros_like(ends[:, :1]), ends[:, :-1]], axis=-1)
+        return xp.astype(merged, order_x.dtype), xp.astype(mass, x_weights.dtype)
+
+
 def _cumulative(xp: Namespace, weights: Array, order: Array) -> Array:
     """Cumulative weights (R, N) in each row's order, ending at exactly 1."""
     ordered = xp.reshape(xp.take(weights, xp.reshape(order, (-1,)), axis=0), order.shape)
+    ordered = xp.astype(ordered, _wide.widest(xp, weights))
     sums = _xp.cumulative_sum(xp, ordered)
     return sums / sums[:, -1:]
 

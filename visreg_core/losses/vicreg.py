@@ -576,7 +576,7 @@ def vicreg_loss(
         Embeddings of two views; or `a` alone of shape (V, N, D) with V >= 2 views. The loss is
         the mean over the leading axes of a and b.
     weights : three numbers
-        Of invariance, variance and covariance.
+        Of invariance, variance and covariance. A negative one rewards what its term punishes.
     gamma, eps : float
         As in `variance_loss`.
     convention : {"vicreg", "solo-learn", "paper", "visreg"}

@@ -77,7 +77,7 @@ def _shape_term(
     _checks.slices(slices, z)
     _checks.row_mask(row_mask, z)
     _checks.flag("detach_scale", detach_scale)
-    _checks.not_negative("eps", eps)
+    _checks.positive("eps", eps)
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
@@ -323,7 +323,7 @@ def shape_loss(
     detach_scale : bool
         Hold σ constant in the gradient (the paper's stop-gradient); False for the ablation.
     eps : float
-        Added to σ.
+        Added to σ; above 0, for columns without variance.
     reduction : {"mean", "sum"}
         Over the samples of a slice: "mean" as in Algorithm 1, "sum" as in the paper's ‖·‖².
     row_mask : boolean array of shape (N,), optional
@@ -429,7 +429,7 @@ def visreg_loss(
     slices : array of shape (D, K) or (..., D, K)
         Unit directions, from `random_slices`.
     weights : three numbers
-        λ_scale, λ_shape, λ_center.
+        λ_scale, λ_shape, λ_center. A negative one rewards what its term punishes.
     detach_scale, eps, row_mask, chunk_size, projection_dtype
         As in `shape_loss`.
 

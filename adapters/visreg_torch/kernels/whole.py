@@ -81,7 +81,8 @@ def check(declaration: Declaration, inputs: Inputs) -> None:
             assert declaration.terms is not None
             _checks.weights(name, value, declaration.terms._fields[1:])  # type: ignore[attr-defined]
         elif name == "eps":
-            _checks.not_negative(name, value)
+            divides = declaration.name in ("visreg_loss", "shape_loss")
+            (_checks.positive if divides else _checks.not_negative)(name, value)
         elif name in ("gamma", "off_diagonal_weight"):
             _checks.number(name, value)
         elif name in ("detach_scale", "scale_by_n"):

@@ -105,6 +105,20 @@ def test_equal_weights_are_no_weights(where, rng):
         assert_allclose(where.to_numpy(g), e, rtol=0, atol=rtol * np.max(np.abs(e)))
 
 
+@pytest.mark.lean_on_jax(dtype=[])
+@pytest.mark.parametrize("n", [300, 30_000])
+def test_masses_keep_their_digits_whatever_their_number(where, n, rng):
+    """Equal weights are no weights: the error does not grow with N."""
+    x, y = rng.normal(size=(n, 2)), 1 + rng.normal(size=(n, 2))
+    given = [where.asarray(v) for v in (x, y, random_slices(2, 3, dtype=np.float64))]
+    uniform = where.asarray(np.full(n, 1 / n))
+    plain = value_and_grad(sliced_wasserstein)(*given)
+    weighted = value_and_grad(sliced_wasserstein)(*given, 2, uniform, uniform)
+    for g, e in zip(weighted[1], plain[1], strict=True):
+        e = where.to_numpy(e)
+        assert_allclose(where.to_numpy(g), e, rtol=0, atol=2e-6 * np.max(np.abs(e)))
+
+
 def test_repeating_every_row_changes_nothing(rng):
     """Unequal sizes by exact quantile merging: 6 rows are 12 rows, each twice."""
     x, y, slices = rng.normal(size=(6, 3)), rng.normal(size=(8, 3)), random_slices(3, 5)

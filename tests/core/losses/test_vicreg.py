@@ -90,6 +90,18 @@ def test_the_hinge_is_off_above_gamma(rng):
     assert value > 0 and np.any(gradient != 0)
 
 
+@pytest.mark.parametrize("offset", [-1e-3, 1e-3])
+def test_the_hinge_just_beside_gamma(where, offset, rng):
+    """A thousandth below γ the variance is pulled up, a thousandth above nothing is."""
+    z = rng.normal(size=(30, 3))
+    z = (1 + offset) * z / np.std(z, axis=0, ddof=1)
+    value, gradient = value_and_grad(variance_loss)(where.asarray(z), eps=0.0)
+    expected = max(0.0, -offset)
+    assert_allclose(where.to_numpy(value), expected, rtol=0, atol=1e-6)
+    norms = np.sum(z * where.to_numpy(gradient), axis=0)
+    assert_allclose(norms, -(1 + offset) / 3 if offset < 0 else 0, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("n", "d"), [(5, 40), (40, 5), (8, 8), (9, 8), (8, 9)])
 def test_gram_and_covariance_paths_agree(where, n, d, rng):
     z = rng.normal(size=(n, d)) @ (np.eye(d) + 0.3 * rng.normal(size=(d, d)))
