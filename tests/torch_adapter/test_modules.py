@@ -259,7 +259,7 @@ def test_a_sharding_is_taken_for_a_group(scope):
         ("VISRegLoss", {"n_slices": 0}, ValueError, "n_slices to be an integer >= 1; found 0"),
         ("VISRegLoss", {"sampler": "sobol"}, ValueError, "sampler to be one of .*found 'sobol'"),
         ("VISRegLoss", {"weights": (1, 2)}, ValueError, r"3 numbers \(scale, shape, center\)"),
-        ("VISRegLoss", {"eps": -1.0}, ValueError, "eps to be a finite number >= 0"),
+        ("VISRegLoss", {"eps": 0.0}, ValueError, "eps to be a finite number > 0"),
         ("VISRegLoss", {"n_global": 2}, ValueError, "expected lam beside n_global"),
         ("VISRegLoss", {"n_global": 0, "lam": 1}, ValueError, "n_global to be an integer >= 1"),
         ("VISRegLoss", {"chunk_size": 0}, ValueError, "chunk_size to be an integer >= 1"),

@@ -192,6 +192,7 @@ def test_unknown_names_list_the_known(name, options, words, rng):
 
 OUT_OF_RANGE = [
     ("shape_loss", {"eps": -1e-6}, ("eps",)),
+    ("visreg_loss", {"eps": 0}, ("eps to be a finite number > 0; found 0",)),
     ("visreg_loss", {"weights": (1, 1)}, ("weights", "3", "(1, 1)")),
     ("vicreg_loss", {"weights": (1, 1, 1, 1)}, ("weights", "3", "(1, 1, 1, 1)")),
     ("vicreg_loss", {"eps": -1.0}, ("eps",)),

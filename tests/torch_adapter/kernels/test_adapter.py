@@ -63,7 +63,7 @@ def test_errors_are_the_core_s(inputs):
     ):
         with pytest.raises(error, match=message):
             vt.visreg_loss(*wrong)
-    with pytest.raises(ValueError, match="expected eps to be a finite number >= 0"):
+    with pytest.raises(ValueError, match="expected eps to be a finite number > 0"):
         vt.visreg_loss(z, slices, eps=-1.0)
     with pytest.raises(ValueError, match="expected row_mask boolean"):
         vt.visreg_loss(z, slices, row_mask=torch.ones(3, dtype=torch.bool, device=z.device))
