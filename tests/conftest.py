@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.backends import OPTIONAL, REQUIRED, Backend
+from visreg_core.losses import declaration
 
 FLOATS = ("float64", "float32")
 
@@ -124,6 +125,15 @@ def where(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20261123)
+
+
+@pytest.fixture(autouse=True)
+def declared_before():
+    """What an example or a test declares is no loss of the next test's."""
+    before = dict(declaration._DECLARED)
+    yield
+    declaration._DECLARED.clear()
+    declaration._DECLARED.update(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

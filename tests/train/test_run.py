@@ -76,8 +76,8 @@ def test_report_and_compare_read_the_embeddings(finished, capsys):
     names = [str(folder / "embeddings" / f"{n}.npy") for n in ("pixels", "untrained", "trained")]
     labels = str(folder / "embeddings" / "labels.npy")
     assert cli.main(["report", names[2], "--labels", labels, "--slices", "8"]) in (0, None)
-    assert cli.main(["compare", *names, "--slices", "8"]) in (0, None)
-    assert "lca_similarity_spearman" in capsys.readouterr().out
+    assert cli.main(["compare", *names, "--paired", "--slices", "8"]) in (0, None)
+    assert "Hierarchies of pairs" in capsys.readouterr().out
     assert len(np.load(names[0])) == len(np.load(labels)) == 40
 
 

@@ -279,7 +279,8 @@ def _clusterings(
         raise ValueError(f"expected n_neighbors <= N = {n}; found {n_neighbors}")
     purpose = "spectral clustering"
     cluster = require("sklearn.cluster", extra="report", purpose=purpose)
-    sparse = require("scipy.sparse", extra="report", purpose=purpose)
+    from scipy import sparse  # takes a while
+
     order = drawn_order(n, seed=seed)
     place = np.argsort(order)
     points = taken(x, order)

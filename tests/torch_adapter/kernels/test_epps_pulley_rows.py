@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.torch_adapter.kernels.tensors import DTYPES, relative_error, rounding, strided
-from visreg_core.losses.epps_pulley import Multiples, knots_beside, term
+from visreg_core.losses.epps_pulley import Multiples, knots_like, term
+from visreg_core.losses.execution import PLAIN
 from visreg_torch.kernels import _launch
 from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
 
@@ -75,9 +76,9 @@ def test_a_nan_is_heard_of(draw):
 def test_the_whole_statistic(draw, device, scale):
     """Value and gradient of the core's term, put together from the two passes."""
     x = scale * draw(5, 300)
-    k = knots_beside(xp, x.double(), 3.0, 17)
-    expected = term(xp, x.double(), 300.0, k, None, True)
-    k = knots_beside(xp, x, 3.0, 17)
+    k = knots_like(xp, x.double(), 3.0, 17)
+    expected = term(xp, x.double(), 300.0, k, None, PLAIN._replace(need_gradient=True))
+    k = knots_like(xp, x, 3.0, 17)
     real, imaginary = (s / 300 for s in epps_pulley_sums(x, 16, step=k.first))
     value = 300 * torch.sum(k.weights * ((real - k.targets) ** 2 + imaginary**2), dim=-1)
     slope = 2 * k.weights * k.knots
