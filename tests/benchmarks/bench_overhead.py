@@ -16,6 +16,13 @@ from pathlib import Path
 
 from tests.benchmarks.measure import interleaved_times, machine
 
+ABOUT = (
+    "Forward and backward in float32 in torch on one thread, through the public modules, "
+    "with a fresh draw of slices and all checks; beside them the published formulas as modules of "
+    "eager torch, slices by `torch.randn`. Medians of interleaved runs."
+)
+KEYS = ("loss", "shape", "who", "ms", "python_calls", "torch_operations")
+COLUMNS = ("loss", "shape", "who", "ms", "Python calls", "torch operations")
 SHAPES = {"V1 N8 D8 K8": (1, 8, 8, 8), "V2 N64 D32 K64": (2, 64, 32, 64)}
 
 
@@ -138,7 +145,15 @@ def main(arguments=None):
     import torch
 
     torch.set_num_threads(1)
-    record = {"machine": machine(), "threads": 1, "results": measure(given.rounds)}
+    results = measure(given.rounds)
+    record = {
+        "title": "What a step of a tiny loss costs",
+        "about": ABOUT,
+        "machine": machine(),
+        "columns": COLUMNS,
+        "rows": [[f"{r[key]:.2f}" if key == "ms" else r[key] for key in KEYS] for r in results],
+        "works": results,
+    }
     if given.json:
         given.json.write_text(json.dumps(record, indent=1) + "\n")
     return record
