@@ -150,13 +150,14 @@ def _merged(
 
     In float64: a mass is a difference of sums near 1, of which float32 leaves N · 6e-8 of it.
     """
+    index = xp.arange(1).dtype  # the library's own, which is another inside
     with _wide.float64_inside(xp):
         ends_x = _cumulative(xp, x_weights, order_x)
         ends = xp.concat([ends_x, _cumulative(xp, y_weights, order_y)], axis=-1)
         merged = xp.argsort(ends, axis=-1, stable=True)
         ends = xp.take_along_axis(ends, merged, axis=-1)
         mass = ends - xp.concat([xp.zeros_like(ends[:, :1]), ends[:, :-1]], axis=-1)
-        return xp.astype(merged, order_x.dtype), xp.astype(mass, x_weights.dtype)
+        return xp.astype(merged, index), xp.astype(mass, x_weights.dtype)
 
 
 def _cumulative(xp: Namespace, weights: Array, order: Array) -> Array:
