@@ -17,7 +17,7 @@ from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
-from visreg_core.losses.sliced_wasserstein import two_sample_term
+from visreg_core.losses.quantile_merging import two_sample_term
 from visreg_core.losses.visreg import EPS
 from visreg_core.typing import Array, Device, DType, Namespace
 
