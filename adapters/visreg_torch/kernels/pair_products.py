@@ -25,6 +25,36 @@ _TILE = 64
 _ROWS, _COLUMNS = 64, 64
 
 
+# Of the kernels that end a loss: columns that one program adds up, and a tile of a gradient.
+LANES = 1024
+TILE_ROWS, TILE_COLUMNS = 16, 128
+
+
+@triton.jit
+def product_at(
+    q_ptr,
+    view,
+    row,
+    column,
+    padded,
+    pitch,
+    inside,
+    PARTS: tl.constexpr,
+    VIEWS_FIRST: tl.constexpr,
+):
+    """Σ of the parts of a product's batch: (PARTS, 2, padded, pitch), or views first."""
+    at = q_ptr + row.to(tl.int64) * pitch + column
+    found = tl.zeros([1, 1], tl.float32)
+    for part in tl.static_range(PARTS):
+        if VIEWS_FIRST:
+            block = view * PARTS + part
+        else:
+            block = 2 * part + view
+        # In 64 bits.
+        found += tl.load(at + (row.to(tl.int64) * 0 + block) * padded * pitch, inside, other=0.0)
+    return found
+
+
 @triton.jit
 def tile_at(p_ptr, batch, row, column, size):
     """A tile of one of the batch's square matrices."""

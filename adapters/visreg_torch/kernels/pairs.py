@@ -9,7 +9,7 @@ What is launched in a step of VICReg (Barlow Twins likewise):
 5. its squares, and its parts (`pair_products`)
 6. where N < D: the heaviest columns with all others
 7. the second product, by the vendor
-8. terms and total (`pair_ends`)
+8. terms and total (`vicreg_ends`, `barlow_ends`)
 9. backward
 
 float32 embeddings are split into hi and lo bfloat16 numbers: five products on tensor cores in place
@@ -38,7 +38,7 @@ class VICRegSaved(NamedTuple):
     made of, in 3 or 1 parts of both views.
     stats : (8, D), as of `pair_columns.columns`. scale : (2,). scalars : (3,), the weights.
     heavy : (2, 8) int32, the heaviest columns; cross : (2, 8, D), their products, None if N >= D.
-    order : (N,) and starts : (N + 1,) int32, `pair_ends.inverse_pairs`, None without pairs.
+    order : (N,) and starts : (N + 1,) int32, `vicreg_ends.inverse_pairs`, None without pairs.
     """
 
     product: torch.Tensor
@@ -180,7 +180,7 @@ def _vicreg(
     convention: str,
     need_grad: bool,
 ) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
-    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+    from visreg_torch.kernels import pair_columns, pair_products, vicreg_ends
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -195,12 +195,12 @@ def _vicreg(
     cross = more = None
     if gram:
         cross, more = pair_products.cross(x, y, stats, scale, heavy)
-    out, scalars = pair_ends.vicreg_terms(
+    out, scalars = vicreg_ends.vicreg_terms(
         stats, scale, sums, more, weights, n, gamma=gamma, eps=eps, **_per_term(convention, d)
     )
     if q is None:
         return out, None
-    order, starts = (None, None) if pairs is None else pair_ends.inverse_pairs(pairs)
+    order, starts = (None, None) if pairs is None else vicreg_ends.inverse_pairs(pairs)
     return out, VICRegSaved(q, stats, scale, scalars, heavy, cross, order, starts)
 
 
@@ -271,7 +271,7 @@ def _vicreg_back(
             saved.order,
             saved.starts,
         )
-    found = dispatch.load("pair_ends", "vicreg_gradient")(
+    found = dispatch.load("vicreg_ends", "vicreg_gradient")(
         x,
         y,
         saved.product,
@@ -317,7 +317,7 @@ def barlow_twins_forward(
     tuple
         (total, on_diagonal, off_diagonal), float32 of no axes; and `BarlowTwinsSaved`, or None.
     """
-    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+    from visreg_torch.kernels import barlow_ends, pair_columns, pair_products
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -340,12 +340,12 @@ def barlow_twins_forward(
             product(u[:, 0], m[-parts:], torch.float32, out=q[1])
             q = q.flatten(0, 1)
     del u
-    out, scalars = pair_ends.barlow_terms(
+    out, scalars = barlow_ends.barlow_terms(
         stats, sums, off_diagonal_weight, n, eps=eps, per_sum=per_sum, diagonal=gram
     )
     if q is None:
         return out, None
-    of_along = pair_ends.along(x, y, q, stats, eps, diagonal=gram)
+    of_along = barlow_ends.along(x, y, q, stats, eps, diagonal=gram)
     return out, BarlowTwinsSaved(q, stats, of_along, scalars)
 
 
@@ -360,7 +360,7 @@ def barlow_twins_backward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gradient of Barlow Twins' three fields; as `vicreg_backward`."""
     x, y = _views(a, b)
-    found = dispatch.load("pair_ends", "barlow_gradient")(
+    found = dispatch.load("barlow_ends", "barlow_gradient")(
         x,
         y,
         saved.product,
