@@ -103,7 +103,7 @@ def barlow_twins_loss(
     Returns
     -------
     BarlowTwinsTerms
-        ``total, on_diagonal, off_diagonal`` (the last not weighted): arrays of no axes, float64
+        ``total, on_diagonal, off_diagonal`` (the last not weighted): 0-d arrays, float64
         for float64 embeddings, else float32.
 
     Raises

@@ -95,7 +95,7 @@ def sag_vicreg_loss(
     Returns
     -------
     SAGVICRegTerms
-        ``total, invariance, variance, covariance``: arrays of no axes. The invariance is
+        ``total, invariance, variance, covariance``: 0-d arrays. The invariance is
         (1/(ND)) Σ_i w_i ‖a_i − b_{j(i)}‖².
 
     Raises

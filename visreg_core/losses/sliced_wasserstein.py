@@ -225,7 +225,7 @@ def sliced_wasserstein(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 samples, else float32.
 
     Raises
@@ -310,7 +310,7 @@ def max_sliced_wasserstein(
 
     Returns
     -------
-    array of no axes
+    0-d array
         max_k W_p, or max_k W_p^p where `power`; the mean over the leading axes. float64 for
         float64 samples, else float32.
 

@@ -262,7 +262,7 @@ def variance_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -328,7 +328,7 @@ def covariance_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

@@ -192,7 +192,7 @@ def vicreg_loss(
     Returns
     -------
     VICRegTerms
-        ``total, invariance, variance, covariance``: arrays of no axes, float64 for float64
+        ``total, invariance, variance, covariance``: 0-d arrays, float64 for float64
         embeddings, else float32.
 
     Raises

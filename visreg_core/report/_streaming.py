@@ -57,11 +57,11 @@ class Place(NamedTuple):
     def put(self, a: np.ndarray, dtype: DType) -> Array:
         """A host array as an array of this place (a copy, except for NumPy)."""
         host = np.float64 if _xp.dtype_name(dtype) == "float64" else np.float32
-        a = a.astype(host, copy=_xp.name(self.xp) != "numpy")
+        a = a.astype(host, copy=self.xp is not _xp.as_namespace(None))
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-# --- moments -------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
@@ -201,7 +201,7 @@ def cross_scatter(
     return total
 
 
-# --- sliced terms --------------------------------------------------------------------------------
+# --- sliced terms ---------------------------------------------------------------------------------
 
 
 class Projection(NamedTuple):

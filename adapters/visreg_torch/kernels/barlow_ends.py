@@ -21,10 +21,10 @@ from visreg_torch.kernels.pair_products import LANES, TILE_COLUMNS, TILE_ROWS, p
 def _barlow_terms(
     stats_ptr,  # (8, D) float32
     sums_ptr,  # (sums,) float32
-    total_ptr,  # float32 of no axes; and so the next two
+    total_ptr,  # 0-d float32; and so the next two
     on_ptr,
     off_ptr,
-    scalars_ptr,  # (1,) float32: the weight, for the way back
+    scalars_ptr,  # (1,) float32: the weight, for the backward pass
     weight_ptr,  # a number's place, or None and the number below
     weight,
     n,
@@ -121,7 +121,7 @@ def _barlow_gradient(
     stats_ptr,  # (8, D) float32
     along_ptr,  # (2, D) float32
     scalars_ptr,  # (1,) float32
-    on_total_ptr,  # float32 of no axes, or None; and so the next two
+    on_total_ptr,  # 0-d float32, or None; and so the next two
     on_diagonal_ptr,
     off_diagonal_ptr,
     grad_a_ptr,  # (N, D) contiguous
@@ -186,7 +186,7 @@ def barlow_terms(
     per_sum: float,
     diagonal: bool,
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Total, on and off diagonal, of no axes, and the weight as a tensor, (1,).
+    """Total, on and off diagonal, 0-d, and the weight as a tensor, (1,).
 
     `diagonal` says that the sums have the diagonal's squares, which are taken off.
     """

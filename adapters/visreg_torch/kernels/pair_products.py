@@ -7,7 +7,7 @@ loss's term, and its parts are the second product's operand.
 Bottleneck: bytes; at D = 2048 two batches of 16.8 MB a view in, 6 bytes an element out: 25 µs.
 Exact: sums of tiles are written apart and added in one order. Worst case: N < D with a few columns
 that carry nearly all squares: Σ‖G‖² − Σ diag² would cancel, so that these are taken out of the
-product and multiplied with every column in float32 (`cross`). Left: an epilogue in the product,
+product and multiplied with every column in float32 (`cross`). Rejected: an epilogue in the product,
 which the vendor's libraries have for sums of a row at most.
 """
 

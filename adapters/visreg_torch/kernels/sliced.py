@@ -1,14 +1,14 @@
 """Whole sliced losses by kernels: VISReg, its shape term, the distance to a Gaussian, and SIGReg.
 
-Forward makes everything that depends on the embeddings, the gradient with respect to their
-(standardised) rows included, and keeps that; backward is one launch, which multiplies it by the
-cotangents. What is launched in a step, for views of up to 2048 rows:
+The forward pass also computes the gradient with respect to the (standardised) rows and saves it;
+the backward pass is one launch, which multiplies it by the cotangents. Launches of a step, for
+views of up to 2048 rows:
 
 1. moments, and rows as 16-bit parts (`moments`; without standardisation `operands`)
 2. slices as 16-bit parts (`operands`)
-3. the product forward, by the vendor (`products`)
+3. the projection, by the vendor's library (`products`)
 4. rows: ranks or characteristic functions, and their gradient (`sorted_rows`, …)
-5. the way back, by the vendor
+5. the backprojection, likewise
 6. values and total (`ends`)
 7. backward (`ends`)
 
@@ -18,16 +18,17 @@ Products by the dtype of the embeddings and `projection_dtype`, with P = 2 N D K
 and the gradient's error near the optimum:
 
 ========================  ===========  =======  ======================
-embeddings                forward      back     error
+embeddings                projection   back     error
 ========================  ===========  =======  ======================
 16-bit, copied            3 P          1 P      0.3 % (2 P without σ)
 16-bit, not copied        2 P          1 P      0.3-0.7 %
 float32                   3 P          3 P      as float32 (ranks)
-any, asked for 16 bits    1 P          1 P      1-10 %
+any, 16 bits requested    1 P          1 P      1-10 %
 ========================  ===========  =======  ======================
 
-Nothing waits for the device or allocates by what is in it. Constants (quantiles, knots) come from
-the host when a size is first seen: that must be before a CUDA graph is captured, as its warm-up is.
+Nothing synchronises with the device, and no allocation depends on values. Constants (quantiles,
+knots) are copied from the host when a size is first seen, which must be before a CUDA graph is
+captured: its warm-up does it.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ EPS = 1e-6
 
 
 class VISRegSaved(NamedTuple):
-    """What `visreg_forward` and `shape_forward` keep.
+    """What `visreg_forward` and `shape_forward` save.
 
     gradient : (groups, padded, pitch), float32 or bfloat16: Σ_k (p − q)_nk w_k of row n of view b
     at [b // together, (b % together) · N + n, :D], with together = B / groups.
-    moments : (3, B, D) float32: the mean's first part, what it lacks, and σ.
+    moments : (3, B, D) float32: the mean in two parts, and σ.
     scalars : (5,) float32: weights of scale, shape and centre, ε, and the number of kept rows.
     """
 
@@ -58,7 +59,7 @@ class VISRegSaved(NamedTuple):
 
 
 class SlicedSaved(NamedTuple):
-    """What the other losses' forward keeps.
+    """What the other forward passes save.
 
     gradient : (groups, padded, pitch), as in `VISRegSaved`, of the rows' own gradients.
     scalars : (1,) float32: what the mean over rows is divided by.
@@ -118,22 +119,22 @@ def visreg_forward(
         float32, bfloat16 or float16.
     slices : tensor of shape (D, K) or (..., D, K)
         Unit columns.
-    weights : three numbers, or tensors of no axes
+    weights : three numbers, or 0-d tensors
         Of scale, shape and centre.
     eps : float
         Added to σ.
     row_mask : boolean tensor of shape (N,), optional
         Rows to keep.
     projection_dtype : dtype, optional
-        16-bit: everything in 16-bit parts once; float32: as exact as float32; else as the module's
-        table says.
+        16-bit: products of one 16-bit part; float32: as exact as float32; by default as in the
+        module's table.
     need_grad : bool
-        Whether to keep what the gradient needs.
+        Whether a backward pass may follow.
 
     Returns
     -------
     tuple
-        (total, scale, shape, center), float32 of no axes; and `VISRegSaved`, or None.
+        (total, scale, shape, center), 0-d float32; and `VISRegSaved`, or None.
     """
     flat, w = _flat(z, slices)
     n = flat.shape[1]
@@ -163,8 +164,8 @@ def visreg_backward(
     z, slices, row_mask
         As passed to `visreg_forward`.
     saved : VISRegSaved
-        What that kept.
-    cotangents : four tensors of no axes, or None
+        What `visreg_forward` saved.
+    cotangents : four 0-d tensors, or None
         Of total, scale, shape and center.
     donated : bool
         Whether the memory of ``saved.gradient`` may become the result's.

@@ -1,8 +1,8 @@
-"""Projections, rows and the way back of every sliced loss by kernels, chunk by chunk.
+"""The engine of sliced losses by kernels: project, evaluate rows, backproject, chunk by chunk.
 
-`plan_of` cuts a call; `sliced` runs it. Large views of 16-bit numbers are not copied: 1/σ goes into
-the slices, one set a view, and the mean's projection comes off where projections are read.
-Everything is bounded by chunks of views and slices whose projections are below `CHUNK_BYTES`.
+`plan_of` decides how a call is divided, `sliced` runs it. Large views of 16-bit numbers are not
+copied: slices are divided by σ, a set for each view, and the projection of the mean is subtracted
+where projections are read. Chunks of views and slices keep projections below `CHUNK_BYTES`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _16_BIT = (torch.bfloat16, torch.float16)
 
 
 class Plan(NamedTuple):
-    """How a call is cut: see `plan_of`."""
+    """How a call is divided: see `plan_of`."""
 
-    together: int  # views that share slices and lie behind each other
+    together: int  # views that share slices and are stored one after another
     padded: int  # their rows, a multiple of 8
     pitch: int  # dimensions, a multiple of 8
     parts: int  # 16-bit parts of the operands forward
-    back: int  # and of those of the way back
+    back: int  # and of those of the backprojection
     direct: bool  # whether z itself is an operand
     groups_at_once: int
     slices_at_once: int
@@ -47,7 +47,7 @@ def _up8(n: int) -> int:
 
 
 def plan_of(z: torch.Tensor, w: torch.Tensor, standard: bool, projection_dtype: Any) -> Plan:
-    """Sizes and ways of a call of z (B, N, D) on slices (1 or B, D, K)."""
+    """Sizes and choices for z (B, N, D) on slices (1 or B, D, K)."""
     batch, n, d = z.shape
     k = w.shape[2]
     narrow = projection_dtype in _16_BIT

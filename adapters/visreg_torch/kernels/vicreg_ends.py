@@ -29,11 +29,11 @@ def _vicreg_terms(
     scale_ptr,  # (2,) float32
     sums_ptr,  # (2, sums) float32
     more_ptr,  # (2, more) float32, or None
-    total_ptr,  # float32 of no axes; and so the next three
+    total_ptr,  # 0-d float32; and so the next three
     invariance_ptr,
     variance_ptr,
     covariance_ptr,
-    scalars_ptr,  # (3,) float32: the weights, for the way back
+    scalars_ptr,  # (3,) float32: the weights, for the backward pass
     w_invariance_ptr,  # a number's place, or None and the number below; and so the next two
     w_variance_ptr,
     w_covariance_ptr,
@@ -97,7 +97,7 @@ def _vicreg_gradient(
     pair_weight_ptr,  # (N,) floating
     order_ptr,  # (N,) int32: rows of a by their pairs
     starts_ptr,  # (N + 1,) int32: where each pair's rows start in that order
-    on_total_ptr,  # float32 of no axes, or None; and so the next three
+    on_total_ptr,  # 0-d float32, or None; and so the next three
     on_invariance_ptr,
     on_variance_ptr,
     on_covariance_ptr,
@@ -226,7 +226,7 @@ def vicreg_terms(
     per_invariance: float,
     per_variance: float,
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Total, invariance, variance and covariance, of no axes, and the weights as a tensor, (3,)."""
+    """Total, invariance, variance and covariance, 0-d, and the weights as a tensor, (3,)."""
     out = numbers(4, stats.device)
     scalars = torch.empty(3, dtype=torch.float32, device=stats.device)
     _launch.launch(

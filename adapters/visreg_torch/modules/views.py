@@ -140,7 +140,7 @@ class SAGVICRegLoss(DrawingLoss):
     """SAG-VICReg of two views a, b (N, D): VICReg on pairs that a random walk draws.
 
     The affinity of the rows, the walk and the weights of its pairs are made in the forward pass
-    and carry no gradient.
+    and have no gradient.
 
     Parameters
     ----------
@@ -218,9 +218,9 @@ class SAGVICRegLoss(DrawingLoss):
         )
 
     def pairs(self, a: Tensor, b: Tensor, step: Step = None) -> tuple[Tensor, Tensor]:
-        """For each row of a the row of b that the walk pairs it with, and the pair's affinity.
+        """For each row of a the index of its paired row of b, and the pair's affinity.
 
-        In global scope b's rows are counted through all processes.
+        In global scope indices are those of the rows of all processes, in order of rank.
         """
         return functional.random_walk_pairs(
             a,
