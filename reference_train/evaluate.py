@@ -28,7 +28,7 @@ import torch
 
 from reference_train import checkpoint
 from reference_train.config import Config, check, from_dict, known_keys
-from reference_train.errors import TrainError, nearest, one_line
+from reference_train.errors import TrainError, did_you_mean, one_line
 from reference_train.finetune import finetune
 from reference_train.logs import write_atomically
 from reference_train.measure import Measured, embed, rows_of
@@ -74,7 +74,7 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
         if not equals:
             raise TrainError(f"expected key=value; found {setting!r}")
         if key not in known_keys():
-            raise TrainError(f"unknown key {key!r}{nearest(key, known_keys())}")
+            raise TrainError(f"unknown key {key!r}{did_you_mean(key, known_keys())}")
         if key.split(".")[0] in ("model", "method", "optim"):
             raise TrainError(f"{key} is fixed by the run: data, augment, probe and run may change")
     trained = from_dict(state["config"])

@@ -19,7 +19,7 @@ from torch import nn
 
 from reference_train.collectives import all_sum
 from reference_train.config import Config, Model
-from reference_train.errors import TrainError, nearest, one_line
+from reference_train.errors import TrainError, did_you_mean, one_line
 
 VIT_SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 RESNETS = {
@@ -92,7 +92,7 @@ def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     if name in RESNETS:
         return _resnet(name, settings, channels)
     if name not in NAMES:
-        raise TrainError(f"model.backbone: no {name!r}{nearest(name, NAMES)}")
+        raise TrainError(f"model.backbone: no {name!r}{did_you_mean(name, NAMES)}")
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
     family, size, patch = name.split("_")

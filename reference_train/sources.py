@@ -43,7 +43,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample | Unreadable: ...
 
 
-class Arrays:
+class ImageArrays:
     """Images that are in memory."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -84,7 +84,7 @@ class Files:
         return Sample(pixels, int(self.labels[index]), index)
 
 
-class Table:
+class ImageTable:
     """A Hugging Face dataset with an index."""
 
     def __init__(self, table: Any, data: Data) -> None:
@@ -151,7 +151,7 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
 # --- the sources ----------------------------------------------------------------------------------
 
 
-def digits(data: Data) -> tuple[Arrays, Arrays]:
+def digits(data: Data) -> tuple[ImageArrays, ImageArrays]:
     """scikit-learn's 1797 handwritten digits, 8 x 8; every fifth image is for the test."""
     from sklearn.datasets import load_digits
 
@@ -160,16 +160,18 @@ def digits(data: Data) -> tuple[Arrays, Arrays]:
         raise TrainError("digits are grey, 8 x 8: data.channels=1 data.size=8")
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     test = np.arange(len(images)) % 5 == 0
-    return Arrays(images[~test], digits.target[~test]), Arrays(images[test], digits.target[test])
+    return ImageArrays(images[~test], digits.target[~test]), ImageArrays(
+        images[test], digits.target[test]
+    )
 
 
-def synthetic(data: Data) -> tuple[Arrays, Arrays]:
+def synthetic(data: Data) -> tuple[ImageArrays, ImageArrays]:
     """Noise with ten labels: shapes and throughput without a data set."""
     rng = np.random.default_rng(0)
     shape = (data.channels, data.size, data.size)
 
-    def noise(n: int) -> Arrays:
-        return Arrays(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10)
+    def noise(n: int) -> ImageArrays:
+        return ImageArrays(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10)
 
     return noise(data.samples or 256), noise(64)
 
@@ -213,10 +215,10 @@ def _listed(root: Path, file: Path, data: Data) -> Files:
         raise TrainError(f"{file}: expected 'PATH LABEL' on each line") from None
 
 
-def tables(data: Data) -> tuple[Table, Table | None]:
+def tables(data: Data) -> tuple[ImageTable, ImageTable | None]:
     """A data set of Hugging Face: a folder of `save_to_disk`, or a name that its hub knows."""
-    test = None if data.test_split is None else Table(load_table(data, data.test_split), data)
-    return Table(load_table(data, data.train_split), data), test
+    test = None if data.test_split is None else ImageTable(load_table(data, data.test_split), data)
+    return ImageTable(load_table(data, data.train_split), data), test
 
 
 def load_table(data: Data, split: str, streaming: bool = False) -> Any:

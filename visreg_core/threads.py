@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
 _MAX_THREADS = 8
 _SMALL_BYTES = 1 << 17
@@ -27,11 +27,11 @@ _LIMIT: contextvars.ContextVar[int | None] = contextvars.ContextVar("_LIMIT", de
 
 
 def spread(
-    work: Callable[[Sequence[Item]], Result],
+    work: Callable[[Sequence[Item]], Output],
     items: Sequence[Item],
     nbytes: int,
     in_order: bool = False,
-) -> list[Result]:
+) -> list[Output]:
     """`work` on successive parts of `items`, one for each thread.
 
     One thread takes them all where their order matters (`in_order`) or there is little to do

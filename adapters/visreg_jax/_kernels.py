@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from visreg_core.losses.epps_pulley import Multiples as OneByOne
+from visreg_core.losses.epps_pulley import Multiples
 from visreg_core.losses.rows import kept
 
 
-class Multiples(OneByOne):
+class PlatformMultiples(Multiples):
     """Sums over all multiples of the angles in one pass: XLA would make one for each."""
 
     def sums(self, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -22,7 +22,7 @@ class Multiples(OneByOne):
         return lax.platform_dependent(
             *(kept(jnp, keep, x) for x in (self.cos, self.sin)),  # all multiples of 0 are 0
             cpu=functools.partial(_sums_in_one_pass, m=self.m),
-            default=lambda *_: super(Multiples, self).sums(keep),
+            default=lambda *_: super(PlatformMultiples, self).sums(keep),
         )
 
 
@@ -52,9 +52,9 @@ def _add_each(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def multiples(_: Any, angle: jax.Array, m: int, *, sharded: bool) -> Multiples:
-    """`Multiples` of the angles (R, N)."""
-    return Multiples(jnp, angle, m)
+def multiples(_: Any, angle: jax.Array, m: int, *, sharded: bool) -> PlatformMultiples:
+    """`PlatformMultiples` of the angles (R, N)."""
+    return PlatformMultiples(jnp, angle, m)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {"multiples": multiples}

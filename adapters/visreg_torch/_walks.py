@@ -26,10 +26,8 @@ from visreg_core.losses.random_walk import (
 from visreg_torch import _batch
 from visreg_torch._call import check_tensor
 from visreg_torch._passes import without_autocast
-from visreg_torch._slices import are_traced, word_for
+from visreg_torch._slices import Word, are_traced, word_for
 from visreg_torch.distributed import Sharding, rank_of, sharding_of
-
-Word = int | Tensor
 
 _PAIRS = "random_walk_pairs"  # in messages
 

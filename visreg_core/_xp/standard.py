@@ -17,7 +17,7 @@ import numpy as np
 from visreg_core._xp.dtypes import cast
 from visreg_core.typing import Array, Device, DType, Namespace
 
-Pieces: TypeAlias = tuple[list[Array], list[Array]]
+ChunkResults: TypeAlias = tuple[list[Array], list[Array]]
 
 
 class Standard:
@@ -164,8 +164,8 @@ class Standard:
     # --- control flow over chunks ---
 
     def accumulate(
-        self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int
-    ) -> Pieces:
+        self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int
+    ) -> ChunkResults:
         size = columns.shape[-1]
         if chunk >= size:  # also where sizes are symbols
             return body(columns)
@@ -183,8 +183,8 @@ class Standard:
         return joined, summed
 
     def first_chunks(
-        self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int
-    ) -> tuple[int, Pieces]:
+        self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int
+    ) -> tuple[int, ChunkResults]:
         """How many columns the first step of `accumulate` takes, and what comes of them."""
         return chunk, body(columns[..., :chunk])
 

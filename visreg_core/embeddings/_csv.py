@@ -42,7 +42,7 @@ def read_csv(path: Path, name: str | None, label: str) -> Embeddings:
             raise EmbeddingsError(label, "no rows", "(N, D) with N >= 2 rows and D >= 1")
         cells = _cells(row)
         index = _named_index(names, len(cells), label)
-        columns = _Columns(cells, index)
+        columns = _CsvColumns(cells, index)
         rows = 1 + sum(columns.see(line) for line in lines)
     index, notes = columns.index(names, label)
     width = len(cells)
@@ -90,7 +90,7 @@ def _named_index(names: list[str] | None, width: int, label: str) -> int:
     )
 
 
-class _Columns:
+class _CsvColumns:
     """What one pass over the lines tells about the columns that the header does not call an index.
 
     A column of integers beside columns of fractions is an index, an id or a label: no dimension.

@@ -116,10 +116,7 @@ def term(
 
 
 def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool) -> Any:
-    """`Multiples`.
-
-    A kernel may want to know whether the sums are reduced over shards before the polynomial.
-    """
+    """The `Multiples` of angles; kernels need to know whether shards reduce the sums."""
     return Multiples(xp, angle, m)
 
 
@@ -131,7 +128,7 @@ def _scratch(execution: Execution, n_knots: int) -> int:
 def _epps_pulley_magnitude(
     x: np.ndarray, t_max: float = 3.0, n_knots: int = 17
 ) -> tuple[float, ...]:
-    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: an angle t·x counts with its own size."""
+    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: the rounding of an angle t x grows with it."""
     n = x.shape[0]
     size = float(np.mean(np.abs(x)))
     knots = zip(*epps_pulley_knots(t_max, n_knots), strict=True)
@@ -213,7 +210,7 @@ def epps_pulley(
     def of_rows(tile: Array) -> tuple[Array, ...]:
         return term(xp, tile, n, knots, row_mask, execution)
 
-    if execution.shards.size > 1:  # what they reduce they do once, and all in the same order
+    if execution.shards.size > 1:  # one reduction of all rows' sums
         values, *gradients = of_rows(rows)
     else:
         scratch = _scratch(execution, n_knots)

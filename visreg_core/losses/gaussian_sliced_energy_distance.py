@@ -50,7 +50,7 @@ def energy_term(
 
 
 def _magnitude(z: np.ndarray, slices: np.ndarray) -> tuple[float, ...]:
-    """The same with the last two terms added: |p| stands for each |p_i − X| and |p_i − p_j|."""
+    """The three terms added, with |p_i − X| and |p_i − p_j| bounded by sums of |p| and |X|."""
     size = float(np.mean(np.abs(z @ slices)))
     return (4 * size + 2 * math.sqrt(2 / math.pi) + 2 / math.sqrt(math.pi),)
 

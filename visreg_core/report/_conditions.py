@@ -18,8 +18,8 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
-    Estimate,
     Interval,
+    Measurement,
     Pair,
 )
 from visreg_core.report._tables import sample_of
@@ -72,7 +72,7 @@ class Value(NamedTuple):
     """What a condition looks at: of what, the measure, and of how many rows if not of all."""
 
     label: str
-    found: Estimate | Interval | None
+    found: Measurement | Interval | None
     sample: str
 
 
@@ -138,7 +138,7 @@ def _values(name: str, comparison: Comparison) -> Iterator[Value]:
             yield Value(r.name, r.losses[name], sample)
         elif name not in LABELLED:
             single = {**r.dimensions, **r.geometry, **r.gaussianity, **r.hierarchy.measures}
-            yield Value(r.name, Estimate(single[name]), sample)
+            yield Value(r.name, Measurement(single[name]), sample)
         elif r.labelled is None:
             yield Value(r.name, None, "")
         else:

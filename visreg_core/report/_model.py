@@ -90,7 +90,7 @@ class TreeOptions(NamedTuple):
 DEFAULT_TREE = TreeOptions()
 
 
-class Estimate(NamedTuple):
+class Measurement(NamedTuple):
     """A value and, where it is a mean over random slices, the standard error of that mean."""
 
     value: float
@@ -246,7 +246,7 @@ class Report:
     dropped: np.ndarray
     dimensions: dict[str, float]
     geometry: dict[str, float]
-    losses: dict[str, Estimate]
+    losses: dict[str, Measurement]
     gaussianity: dict[str, float]
     hierarchy: Hierarchy
     labelled: Labelled | None
@@ -261,13 +261,13 @@ class Pair:
 
     first: str
     second: str
-    sliced_wasserstein: Estimate | None
+    sliced_wasserstein: Measurement | None
     drift: Drift | None
     linear_cka: float | None
     mutual_knn: float | None
     trees: TreePair | None
 
-    def measure(self, name: str) -> Estimate | Interval | None:
+    def measure(self, name: str) -> Measurement | Interval | None:
         """The measure of `PAIR` of this name, or None."""
         if name == "sliced_wasserstein":
             return self.sliced_wasserstein
@@ -277,7 +277,7 @@ class Pair:
             value = None if self.drift is None else self.drift.p
         else:
             value = self.linear_cka if name == "linear_cka" else self.mutual_knn
-        return None if value is None else Estimate(value)
+        return None if value is None else Measurement(value)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
-    Estimate,
     Interval,
+    Measurement,
     Report,
 )
 
@@ -166,7 +166,7 @@ def number(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.4g}"
 
 
-def estimate(e: Estimate | Interval | None) -> str:
+def estimate(e: Measurement | Interval | None) -> str:
     """A value and its standard error over slices, or its interval."""
     if e is None:
         return number(None)

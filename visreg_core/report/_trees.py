@@ -32,7 +32,7 @@ _FEWEST_ROWS = 8
 _CONFIDENCE = 0.95
 
 
-class Rows:
+class TreeRows:
     """The rows drawn from a file, and the dendrograms of all and of halves of them."""
 
     def __init__(self, chosen: Embeddings, options: TreeOptions, seed: int) -> None:
@@ -62,7 +62,7 @@ class Rows:
         return self._halves
 
 
-def hierarchy(rows: Rows, levels: Levels | None) -> Hierarchy:
+def hierarchy(rows: TreeRows, levels: Levels | None) -> Hierarchy:
     """Measures of one dendrogram; with the labels of its rows their codes and names beside it."""
     measures = {
         "cophenetic_correlation": cophenetic_pearson(
@@ -79,7 +79,7 @@ def hierarchy(rows: Rows, levels: Levels | None) -> Hierarchy:
     return Hierarchy(rows.linkage, measures, np.stack(codes, axis=1), tuple(classes))
 
 
-def rand_indices(rows: Rows, found: Hierarchy) -> list[tuple[float, float] | None]:
+def rand_indices(rows: TreeRows, found: Hierarchy) -> list[tuple[float, float] | None]:
     """Rand index and adjusted Rand index on each level, with as many clusters as classes.
 
     None on a level whose rows are all of one class, or each of its own: every tree agrees with
@@ -108,7 +108,7 @@ def rand_indices(rows: Rows, found: Hierarchy) -> list[tuple[float, float] | Non
     return out
 
 
-def tree_pair(first: Rows, second: Rows) -> TreePair:
+def tree_pair(first: TreeRows, second: TreeRows) -> TreePair:
     """Similarity of two dendrograms of the same items, with intervals.
 
     An interval says how far the value would differ for as many other items. Its width comes from

@@ -21,20 +21,12 @@ import triton
 import triton.language as tl
 
 from visreg_torch.kernels import _launch
+from visreg_torch.kernels.epps_pulley_rows import rotate
 from visreg_torch.kernels.sorted_rows import gradient_at, load_projection, store_gradient
 
 SHORT = 4096
 _PER_WARP = 512
 _BLOCK, _SPAN = 512, 8192
-
-
-@triton.jit
-def rotate(cos, sin, first_cos, first_sin):
-    """cos and sin of one angle more."""
-    return (
-        tl.fma(cos, first_cos, -sin * first_sin),
-        tl.fma(sin, first_cos, cos * first_sin),
-    )
 
 
 @triton.jit

@@ -44,7 +44,7 @@ from visreg_torch.kernels.sliced_rows import CharacteristicRows, DistanceRows
 EPS = 1e-6
 
 
-class VISRegSaved(NamedTuple):
+class VISRegKernelSaved(NamedTuple):
     """What `visreg_forward` and `shape_forward` save.
 
     gradient : (groups, padded, pitch), float32 or bfloat16: Σ_k (p − q)_nk w_k of row n of view b
@@ -61,7 +61,7 @@ class VISRegSaved(NamedTuple):
 class SlicedSaved(NamedTuple):
     """What the other forward passes save.
 
-    gradient : (groups, padded, pitch), as in `VISRegSaved`, of the rows' own gradients.
+    gradient : (groups, padded, pitch), as in `VISRegKernelSaved`, of the rows' own gradients.
     scalars : (1,) float32: what the mean over rows is divided by.
     """
 
@@ -110,7 +110,7 @@ def visreg_forward(
     row_mask: torch.Tensor | None = None,
     projection_dtype: torch.dtype | None = None,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], VISRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VISRegKernelSaved | None]:
     """`visreg_core.visreg_loss` with σ held constant in the shape term.
 
     Parameters
@@ -134,7 +134,7 @@ def visreg_forward(
     Returns
     -------
     tuple
-        (total, scale, shape, center), 0-d float32; and `VISRegSaved`, or None.
+        (total, scale, shape, center), 0-d float32; and `VISRegKernelSaved`, or None.
     """
     flat, w = _flat(z, slices)
     n = flat.shape[1]
@@ -144,14 +144,14 @@ def visreg_forward(
     values, gradient, moments = sliced(flat, w, rows, plan, eps, need_grad)
     ends = dispatch.load("ends", "terms")
     out, scalars = ends(values, moments, weights, eps, count)
-    saved = VISRegSaved(gradient, moments, scalars) if need_grad else None
+    saved = VISRegKernelSaved(gradient, moments, scalars) if need_grad else None
     return out, saved
 
 
 def visreg_backward(
     z: torch.Tensor,
     slices: torch.Tensor,
-    saved: VISRegSaved,
+    saved: VISRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     row_mask: torch.Tensor | None = None,
@@ -163,7 +163,7 @@ def visreg_backward(
     ----------
     z, slices, row_mask
         As passed to `visreg_forward`.
-    saved : VISRegSaved
+    saved : VISRegKernelSaved
         What `visreg_forward` saved.
     cotangents : four 0-d tensors, or None
         Of total, scale, shape and center.
@@ -206,13 +206,13 @@ def shape_forward(
     row_mask: torch.Tensor | None = None,
     projection_dtype: torch.dtype | None = None,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor], VISRegSaved | None]:
+) -> tuple[tuple[torch.Tensor], VISRegKernelSaved | None]:
     """`visreg_core.shape_loss` with σ held constant, and its mean; as `visreg_forward`.
 
     Returns
     -------
     tuple
-        (shape,), and `VISRegSaved` or None.
+        (shape,), and `VISRegKernelSaved` or None.
     """
     terms, saved = visreg_forward(
         z,
@@ -229,7 +229,7 @@ def shape_forward(
 def shape_backward(
     z: torch.Tensor,
     slices: torch.Tensor,
-    saved: VISRegSaved,
+    saved: VISRegKernelSaved,
     cotangents: tuple[torch.Tensor | None],
     *,
     row_mask: torch.Tensor | None = None,

@@ -7,17 +7,14 @@ Arguments are checked here, with the core's messages, because kernels read memor
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from visreg_core import _xp, checks
-from visreg_core.losses.declaration import Declaration
+from visreg_core.losses.declaration import Declaration, Inputs
 from visreg_core.losses.execution import Execution
 from visreg_torch.kernels.dispatch import passes
-
-Inputs = Mapping[str, Any]
 
 
 class Whole:

@@ -23,10 +23,10 @@ Step = int | Tensor | None
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class Loss(nn.Module):
+class LossModule(nn.Module):
     """A loss with its settings, which `repr` shows."""
 
-    def __new__(cls, *args: Any, **options: Any) -> Loss:
+    def __new__(cls, *args: Any, **options: Any) -> LossModule:
         """Refuse options that the class does not have."""
         known = _options(cls)
         for name in options:
