@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -154,6 +155,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             results = final_table(config, splits, measured, learner, folder)
         trackers.close()
     accelerator.wait_for_everyone()
+    # DDP ends before its group: while it holds the last reference, its destructor waits, with the
+    # interpreter's lock, for Gloo's threads, which may wait for that lock.
+    del model
+    accelerator.free_memory()
+    gc.collect()
     accelerator.end_training()
     return results
 
