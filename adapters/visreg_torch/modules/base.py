@@ -58,7 +58,7 @@ def _options(cls: type[nn.Module]) -> list[str]:
     return list(names)
 
 
-class DrawingLoss(Loss):
+class DrawingLoss(LossModule):
     """A loss that draws by a seed and a step."""
 
     step: Tensor

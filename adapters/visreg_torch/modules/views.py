@@ -19,7 +19,7 @@ from visreg_torch import functional
 from visreg_torch.modules.base import DrawingLoss, Number, Step
 
 
-class VICRegLoss(Loss):
+class VICRegLoss(LossModule):
     """VICReg of two views a, b (..., N, D), or of the pairs of views (V, N, D).
 
     Parameters
@@ -81,7 +81,7 @@ class VICRegLoss(Loss):
         )
 
 
-class BarlowTwinsLoss(Loss):
+class BarlowTwinsLoss(LossModule):
     """Barlow Twins of two views a, b (..., N, D), or of the pairs of views (V, N, D).
 
     Parameters
