@@ -16,7 +16,7 @@ from visreg_core import (
 from visreg_core.losses.random_walk import SCALES, check_percentile
 from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_torch import functional
-from visreg_torch.modules.base import DrawingLoss, Number, Step
+from visreg_torch.modules.base import DrawingLoss, LossModule, Number, Step
 
 
 class VICRegLoss(LossModule):
