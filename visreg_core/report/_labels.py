@@ -76,7 +76,7 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
         return labels
     if labels.shape[1] != 1:
         raise EmbeddingsError(
-            file, f"labels of {labels.shape[1]} levels", "one level beside a tree of classes"
+            file, f"labels of {labels.shape[1]} levels", "one level, with a tree of classes"
         )
     expected = "a CSV file of paths from coarse to fine, one for each class"
     with parsing(class_tree, expected):

@@ -152,9 +152,9 @@ def _agreement(
     )  # fmt: skip
     n = chosen.shape[0]
 
-    def accuracies(told: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
+    def accuracies(predicted: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
         return tuple(
-            _labelled.accuracy(t, true, n) for t, true in zip(told, answers.true, strict=True)
+            _labelled.accuracy(p, true, n) for p, true in zip(predicted, answers.true, strict=True)
         )
 
     assert found.labels is not None
@@ -162,7 +162,7 @@ def _agreement(
         "discriminant": f"linear discriminant, shrunk by {SHRINKAGE:g}, each row left out",
         "logistic": f"logistic regression by {_FOLDS}-fold cross-validation on "
         f"{len(points):,} rows",
-        "none": "not asked for",
+        "none": "not requested",
     }
     if probe == "logistic":
         tick("logistic regression", 0, 1)

@@ -63,7 +63,7 @@ class TreeRows:
 
 
 def hierarchy(rows: TreeRows, levels: Levels | None) -> Hierarchy:
-    """Measures of one dendrogram; with the labels of its rows their codes and names beside it."""
+    """Measures of one dendrogram; and codes and names of its rows' labels."""
     measures = {
         "cophenetic_correlation": cophenetic_pearson(
             tree(rows.linkage), rows.points, rows.options.metric
@@ -135,7 +135,7 @@ def tree_pair(first: TreeRows, second: TreeRows) -> TreePair:
 def _similarity(
     x: np.ndarray, of_x: np.ndarray, y: np.ndarray, of_y: np.ndarray, options: TreeOptions
 ) -> list[float]:
-    """`lca_similarity` and `cophenetic_similarity` from the dendrograms at hand."""
+    """`lca_similarity` and `cophenetic_similarity` of the dendrograms already made."""
     return [
         *dendrogram_correlations(of_x, of_y),
         cophenetic_pearson(tree(of_x), y, options.metric),

@@ -443,7 +443,7 @@ def test_command(capsys):
     condition = ["--fail-if", "hierarchical_rand_index<2"]
     assert main(["report", "a.npy", *labelled, *condition, *common]) == 3
     out, err = capsys.readouterr()
-    assert "2 and 4 and 8 classes; all 80 rows asked" in out
+    assert "2 and 4 and 8 classes; all 80 rows classified" in out
     assert "clusters by dendrogram" in out
     assert err.count("meets hierarchical_rand_index<2") == LEVELS
     with open("o.json") as stream:
