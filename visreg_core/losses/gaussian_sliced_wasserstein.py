@@ -144,12 +144,8 @@ def gaussian_sliced_wasserstein(
         Unit directions, from `random_slices`.
     reduction : {"mean", "sum"}
         Over the samples of a slice.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
-    chunk_size : int, optional
-        Slices projected at once; bounds memory and changes nothing else.
-    projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
+    row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
 
     Returns
     -------
@@ -158,10 +154,8 @@ def gaussian_sliced_wasserstein(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, unknown options, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----

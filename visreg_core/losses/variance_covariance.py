@@ -257,8 +257,8 @@ def variance_loss(
         Target of the standard deviation.
     eps : float
         Added to the variance.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
@@ -267,10 +267,8 @@ def variance_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----
@@ -323,8 +321,8 @@ def covariance_loss(
     ----------
     z : array of shape (..., N, D)
         Embeddings; the loss is the mean over the leading axes.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
@@ -333,10 +331,8 @@ def covariance_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----

@@ -236,8 +236,8 @@ def scale_loss(
     ----------
     z : array of shape (..., N, D)
         Embeddings; the loss is the mean over the leading axes.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
@@ -246,10 +246,8 @@ def scale_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----
@@ -441,10 +439,8 @@ def visreg_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----

@@ -67,7 +67,7 @@ class Answers(NamedTuple):
     """Classes predicted for some rows.
 
     `rows`, as places among the rows read; on each level their true class, the classes predicted by
-    the neighbours and by the linear rule (None where the level has not two classes to distinguish, or
+    the neighbours and by the linear rule (None where the level has a single class, or
     no rule was requested), and the share of neighbours that agree.
     """
 

@@ -69,9 +69,8 @@ def gaussian_rows(
     row_mask: torch.Tensor | None = None,
     need_grad: bool = True,
     slope: float = 2.0,
-    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row and, if wanted, slope / 2 times its gradient.
+    """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its gradient.
 
     Parameters
     ----------
@@ -85,8 +84,6 @@ def gaussian_rows(
         Whether to write the gradient.
     slope : float
         Factor of the difference p − q_rank.
-    out : tensor of shape (R, N), optional
-        Where to write the gradient, in its dtype; may be `p`. A new float32 tensor if not given.
 
     Returns
     -------
@@ -110,7 +107,7 @@ def gaussian_rows(
     if n > MAX_SAMPLES:
         raise ValueError(f"expected rows of at most {MAX_SAMPLES} samples; found {n}")
     keep = _launch.mask_bytes(row_mask, n)
-    gradient = _launch.gradient_rows(p, out, need_grad)
+    gradient = _launch.gradient_rows(p, need_grad)
     values = torch.empty(rows, dtype=torch.float32, device=p.device)
     block = max(2, triton.next_power_of_2(n))
     together = max(1, _PER_WARP // block)

@@ -128,9 +128,8 @@ def histogram_rows(
     row_mask: torch.Tensor | None = None,
     need_grad: bool = True,
     slope: float = 2.0,
-    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row and, if wanted, slope / 2 times its mean gradient.
+    """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its mean gradient.
 
     Parameters
     ----------
@@ -138,8 +137,8 @@ def histogram_rows(
         bfloat16 or float16, any strides.
     q : tensor of shape (N,)
         float32 quantiles, those of the kept samples first, 0 behind them.
-    row_mask, need_grad, slope, out
-        As in `gaussian_rows`; `out` may be `p`.
+    row_mask, need_grad, slope
+        As in `gaussian_rows`.
 
     Returns
     -------
@@ -160,7 +159,7 @@ def histogram_rows(
     rows, n = p.shape
     _launch.check_shape("q", q, n)
     keep = _launch.mask_bytes(row_mask, n)
-    gradient = _launch.gradient_rows(p, out, need_grad)
+    gradient = _launch.gradient_rows(p, need_grad)
     values = torch.empty(rows, dtype=torch.float32, device=p.device)
     q = q.float().contiguous()
     rank = None if row_mask is None else torch.cumsum(row_mask, 0, dtype=torch.int32) - 1
