@@ -107,7 +107,7 @@ class JAXRoom(Standard):
         """All whole chunks, in a scan: the compiled program holds one chunk's arrays at a time."""
         lax = sys.modules["jax"].lax
         whole = columns.shape[-1] // chunk
-        # The first chunk by itself: its sums are the carry, of the right shapes and shardings.
+        # The first chunk outside of the scan: its sums have the carry's shapes and shardings.
         first, carry = body(columns[..., :chunk])
         if whole == 1:
             return chunk, (first, carry)

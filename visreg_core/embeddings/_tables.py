@@ -124,11 +124,11 @@ def _value_type(column_type: Any) -> Any:
 
 
 def _table(batches: Any, columns: _TableColumns, rows: int, label: str) -> Embeddings:
-    """Embeddings of record batches; the first row tells how long the lists are."""
+    """Embeddings of record batches; the first row gives the length of the lists."""
 
     def pieces(count: int) -> Iterator[np.ndarray]:
         for batch in batches(count):
-            # Offsets and lengths are the file's own: nothing may follow them unchecked.
+            # Offsets and lengths are the file's: check them before they are used.
             batch.validate(full=True)
             # A batch may be the whole file, mapped: only some of its rows are copied at once.
             for start in range(0, batch.num_rows, count):
@@ -149,8 +149,7 @@ def _matrix(arrays: list[Any], dtype: np.dtype, label: str) -> np.ndarray:
         return np.stack(numbers, axis=1, dtype=dtype)
     if array.null_count:
         raise EmbeddingsError(label, f"{array.null_count} missing lists", "a list in every row")
-    # Offsets may have gaps and any order, so that only Arrow tells how long the lists are, and
-    # lays them side by side.
+    # Offsets may have gaps and any order: only Arrow knows the lists' lengths, and joins them.
     lengths = _pyarrow("pyarrow.compute", label).list_value_length(array)
     lengths = np.unique(lengths.to_numpy(zero_copy_only=False))
     if len(lengths) != 1:

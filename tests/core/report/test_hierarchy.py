@@ -456,7 +456,7 @@ def test_command(capsys):
     ("arguments", "message"),
     [
         (["report", "a.npy", "--linkage", "ward"], "for Ward's linkage; found 'cosine'"),
-        (["report", "a.npy", "--class-tree", "tree.csv"], "--labels beside it"),
+        (["report", "a.npy", "--class-tree", "tree.csv"], "--labels, too"),
         (["report", "a.npy", "--labels", "l.npy", "--class-tree", "tree.csv"], "labels of 3"),
         (["report", "c.npy", "--labels", "l.npy"], "labels of 80 items; expected 70"),
         (["compare", "a.npy", "c.npy", "--labels", "l.npy"], "70 rows in c.npy; expected 80"),
