@@ -91,7 +91,7 @@ def _named_index(names: list[str] | None, width: int, label: str) -> int:
 
 
 class _CsvColumns:
-    """Columns of integers among those that the header does not call an index, in one pass over lines.
+    """Columns of integers besides those that the header calls an index, by one pass.
 
     A column of integers among columns of fractions is an index, an id or a label, not a dimension.
     Cells are examined as text, because they are all floats once read.
