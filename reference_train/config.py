@@ -247,7 +247,7 @@ def load(
     ------
     TrainError
         One line: an unknown recipe or key with the nearest known one, a value of the wrong type,
-        or a setting that has to be given and was not.
+        or a required setting that is missing.
     """
     folder = Path(folder).resolve()
     recipes = sorted(path.stem for path in folder.glob("*.yaml"))

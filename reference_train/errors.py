@@ -1,4 +1,4 @@
-"""What stops a run, as one line for whoever started it."""
+"""Errors that stop a run, reported in one line."""
 
 from difflib import get_close_matches
 
@@ -8,7 +8,7 @@ class TrainError(Exception):
 
 
 class LocalError(TrainError):
-    """One that a single process meets, and so has to report itself."""
+    """An error of a single process, which has to report it itself."""
 
 
 def one_line(error: BaseException) -> str:

@@ -66,7 +66,7 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
             state = checkpoint.read(path)
             break
         except TrainError as error:
-            print(f"{error}: passed over", file=sys.stderr)  # noqa: T201
+            print(f"{error}: skipped", file=sys.stderr)  # noqa: T201
     else:
         raise TrainError(f"{folder}: no checkpoint can be read")
     for setting in settings:
@@ -82,7 +82,7 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     config = OmegaConf.to_object(changed)
     check(config)
     torch.manual_seed(trained.run.seed)
-    # as many classes as the probe's last bias has; the images of the training need not be here
+    # the number of classes is that of the probe's last bias: the training images need not exist
     learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
     if not untrained:
         learner.load_state_dict(state["learner"])

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """What stands in a sample's place where it cannot be read."""
+    """Takes the place of a sample that cannot be read."""
 
     name: str
     reason: str
@@ -58,7 +58,7 @@ class ImageArrays:
 
 
 class Files:
-    """Image files; opened when they are asked for."""
+    """Image files, opened on access."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Files:
         path = self.paths[index]
         try:
             pixels = decoded(path, self.size, self.channels)
-        except Exception as error:  # a damaged file makes the decoders say anything
+        except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(str(path), str(error))
         return Sample(pixels, int(self.labels[index]), index)
 
@@ -104,7 +104,7 @@ class ImageTable:
         try:
             content = encoded(self.table[int(index)][self.image_key])
             pixels = decoded(io.BytesIO(content), self.size, self.channels)
-        except Exception as error:  # a damaged file makes the decoders say anything
+        except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(f"row {index}", str(error))
         return Sample(pixels, int(self.labels[index]), index)
 
@@ -128,7 +128,7 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
 
     Class c of C (a random order, by the seed) keeps, with u = c / (C - 1),
     "pareto": the quantile of a Pareto law with exponent 6, as ImageNet-LT's, brought to the range;
-    "exponential": max (min / max)^u, as CIFAR-LT's. A class that has fewer images keeps them all.
+    "exponential": max (min / max)^u, as CIFAR-LT's. A class with fewer images keeps all of them.
     """
     classes = np.unique(labels)
     u = np.linspace(0, 1, len(classes))
@@ -241,7 +241,7 @@ def load_table(data: Data, split: str, streaming: bool = False) -> Any:
 
 
 def with_encoded(table: Any, data: Data) -> Any:
-    """The table with its images as they are stored, so that they are decoded as all others are."""
+    """The table with its images as they are stored, so that they are decoded like all others."""
     from datasets import Image as Column
     from datasets import Value
 

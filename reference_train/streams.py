@@ -139,7 +139,7 @@ class Batches(IterableDataset):
             while True:
                 yield collate(list(itertools.islice(decoded, self.size)))
         except (TrainError, OSError, tarfile.TarError, ValueError) as error:
-            # handed over, and not raised: a loading process would add its traceback
+            # returned, not raised: a loading process would add its traceback
             yield Unreadable(self.stream.data.path, one_line(error))
 
     def _taken(self, batch: int, workers: int) -> int:
@@ -162,7 +162,7 @@ class Batches(IterableDataset):
         data = self.stream.data
         try:
             return Sample(decoded(io.BytesIO(raw), data.size, data.channels), label, -1)
-        except Exception as error:  # a damaged file makes the decoders say anything
+        except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(name, str(error))
 
 

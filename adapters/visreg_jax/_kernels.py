@@ -1,4 +1,4 @@
-"""Faster equivalents of the core's functions of rows, for the host; the core's run elsewhere."""
+"""Kernels of the core's functions of rows, for CPUs; elsewhere the core's functions run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visreg_core.losses.rows import kept
 
 
 class PlatformMultiples(Multiples):
-    """Sums over all multiples of the angles in one pass: XLA would make one for each."""
+    """Sums over all multiples of the angles in one pass, where XLA would make one for each."""
 
     def sums(self, keep: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Σ_n cos jθ_n and Σ_n sin jθ_n over the kept samples, each (R, m)."""
@@ -29,7 +29,7 @@ class PlatformMultiples(Multiples):
 def _sums_in_one_pass(cos: jax.Array, sin: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
     """One reduction of 2 m arrays that are not stored: rotations of cos and sin (R, N).
 
-    In blocks of about √N, which rounds less and lets the compiler keep rows where they are spread.
+    In blocks of about √N, which rounds less and does not force sharded rows together.
     """
     rows, n = cos.shape
     block = 1 << (n.bit_length() // 2)
@@ -58,4 +58,4 @@ def multiples(_: Any, angle: jax.Array, m: int, *, sharded: bool) -> PlatformMul
 
 
 KERNELS: dict[str, Callable[..., Any]] = {"multiples": multiples}
-"""By the name of the function of the core that they stand in for."""
+"""By the name of the function of the core that each replaces."""
