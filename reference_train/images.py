@@ -49,7 +49,5 @@ def upright(image: Image.Image) -> Image.Image:
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             return ImageOps.exif_transpose(image) if turned else image
-        except (
-            Exception
-        ):  # the parser may raise anything on damaged EXIF; a damaged image fails later
+        except Exception:  # as the parser does on damaged EXIF; a damaged image fails later
             return image

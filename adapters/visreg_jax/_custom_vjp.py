@@ -16,7 +16,7 @@ import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
-from visreg_core import _xp
+from visreg_core.arrays import cast_finite, namespace
 from visreg_core.losses.declaration import Declaration
 from visreg_core.losses.execution import PLAIN, Execution
 from visreg_jax._collectives import Axes
@@ -96,7 +96,7 @@ def prepare(
     paths, structure = jax.tree.flatten_with_path(dict(inputs))
     arrays = [leaf for _, leaf in paths if isinstance(leaf, jax.Array)]
     of_numpy = (leaf for _, leaf in paths if isinstance(leaf, np.ndarray))
-    _xp.namespace(inputs[declaration.differentiated[0]], *of_numpy)
+    namespace(inputs[declaration.differentiated[0]], *of_numpy)
     leaves = tuple(_ARRAY if isinstance(leaf, jax.Array) else leaf for _, leaf in paths)
     call = StaticCall(
         declaration.public,
@@ -164,7 +164,7 @@ def _backward(call: StaticCall, residuals: Any, cotangent: Any) -> tuple[list[An
     fields = fields if call.axes is None else call.axes.cotangents(fields)
     found = declaration.gradients(call.execution(need_gradient=False), inputs, saved, fields)
     gradients = {
-        name: _xp.cast_finite(jnp, g, inputs[name].dtype)
+        name: cast_finite(jnp, g, inputs[name].dtype)
         for name, g in zip(declaration.embeddings(inputs), found, strict=True)
     }
     return ([gradients.get(name) for name in call.names],)  # None: a cotangent of 0
