@@ -121,26 +121,10 @@ def epps_pulley_sums(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Σ_n cos jθ_n and Σ_n sin jθ_n, j = 1 … m, over each row's (kept) samples.
 
-    Parameters
-    ----------
-    angle : tensor of shape (R, N)
-        θ: float32, bfloat16 or float16, any strides.
-    m : int
-        Number of multiples, at least 1.
-    row_mask : boolean tensor of shape (N,), optional
-        Samples to keep.
-
-    Returns
-    -------
-    two tensors of shape (R, m)
-        In float32.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit or m < 1.
-    TypeError
-        For a dtype that kernels do not know.
+    angle : (R, N); θ: float32, bfloat16 or float16, any strides
+    m : number of multiples, at least 1
+    row_mask : boolean (N,); samples to keep
+    Returns two (R, m) in float32.
     """
     _launch.check_rows("angle", angle)
     if m < 1:
@@ -176,24 +160,9 @@ def epps_pulley_polynomial(
 ) -> torch.Tensor:
     """Σ_j of_cos_j cos jθ_n + of_sin_j sin jθ_n, with each row's coefficients.
 
-    Parameters
-    ----------
-    angle : tensor of shape (R, N)
-        θ: float32, bfloat16 or float16, any strides.
-    of_cos, of_sin : tensors of shape (R, m)
-        Coefficients of j = 1 … m.
-
-    Returns
-    -------
-    tensor of shape (R, N)
-        By Horner's rule.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit.
-    TypeError
-        For a dtype that kernels do not know.
+    angle : (R, N); θ: float32, bfloat16 or float16, any strides
+    of_cos, of_sin : (R, m); coefficients of j = 1 … m
+    Returns (R, N) in float32, by Horner's rule.
     """
     _launch.check_rows("angle", angle)
     rows, n = angle.shape

@@ -72,33 +72,12 @@ def gaussian_rows(
 ) -> tuple[torch.Tensor, ...]:
     """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its gradient.
 
-    Parameters
-    ----------
-    p : tensor of shape (R, N)
-        float32, bfloat16 or float16, any strides, N at most `MAX_SAMPLES`.
-    q : tensor of shape (N,)
-        float32 quantiles, those of the kept samples first.
-    row_mask : boolean tensor of shape (N,), optional
-        Samples to keep; the others have gradient 0.
-    need_grad : bool
-        Whether to write the gradient.
-    slope : float
-        Factor of the difference p − q_rank.
-
-    Returns
-    -------
-    tuple
-        The values (R,) in float32 and, with `need_grad`, the gradient.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit or rows that are too long.
-    TypeError
-        For a dtype that kernels do not know.
-
-    Notes
-    -----
+    p : (R, N); float32, bfloat16 or float16, any strides, N at most `MAX_SAMPLES`
+    q : (N,); float32 quantiles, those of the kept samples first
+    row_mask : boolean (N,); samples to keep; the others have gradient 0
+    need_grad : whether to write the gradient
+    slope : factor of the difference p − q_rank
+    Returns the values (R,) in float32 and, with `need_grad`, the gradient.
     Ties take ranks in index order: the sorted integers hold the index below the key.
     """
     _launch.check_rows("p", p)

@@ -131,27 +131,11 @@ def histogram_rows(
 ) -> tuple[torch.Tensor, ...]:
     """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its mean gradient.
 
-    Parameters
-    ----------
-    p : tensor of shape (R, N)
-        bfloat16 or float16, any strides.
-    q : tensor of shape (N,)
-        float32 quantiles, those of the kept samples first, 0 behind them.
-    row_mask, need_grad, slope
-        As in `gaussian_rows`.
-
-    Returns
-    -------
-    tuple
-        The values (R,) in float32 and, with `need_grad`, the gradient slope (p − q̄), with q̄ the
-        mean quantile of the samples equal to p (in a row of equal samples: of its index's rank).
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit.
-    TypeError
-        For a dtype that is not 16-bit.
+    p : (R, N); bfloat16 or float16, any strides
+    q : (N,); float32 quantiles, those of the kept samples first, 0 behind them
+    row_mask, need_grad, slope : as in `gaussian_rows`
+    Returns the values (R,) in float32 and, with `need_grad`, the gradient slope (p − q̄), with q̄
+    the mean quantile of the samples equal to p (in a row of equal samples: of its index's rank).
     """
     _launch.check_rows("p", p)
     if p.dtype == torch.float32:

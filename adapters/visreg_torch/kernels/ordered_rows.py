@@ -59,22 +59,9 @@ def ordered_rows(
 ) -> tuple[torch.Tensor, ...]:
     """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its gradient.
 
-    Parameters
-    ----------
-    p : tensor of shape (R, N)
-        float32, bfloat16 or float16, any strides and length.
-    q, row_mask, need_grad, slope
-        As in `gaussian_rows`.
-
-    Returns
-    -------
-    tuple
-        As `gaussian_rows`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `gaussian_rows`.
+    p : (R, N); float32, bfloat16 or float16, any strides and length
+    q, row_mask, need_grad, slope : as in `gaussian_rows`
+    Returns the same.
     """
     _launch.check_rows("p", p)
     rows, n = p.shape

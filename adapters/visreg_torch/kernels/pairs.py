@@ -135,22 +135,13 @@ def vicreg_forward(
 ) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
     """`visreg_core.vicreg_loss` of two views.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
-    weights : three numbers, or 0-d tensors
-        Of invariance, variance and covariance.
-    gamma, eps : float
-        As in `visreg_core.variance_loss`.
+    a, b : (N, D); float32, bfloat16 or float16; or `a` alone of shape (2, N, D)
+    weights : three numbers, or 0-d tensors; of invariance, variance and covariance
+    gamma, eps : as in `visreg_core.variance_loss`
     convention : {"vicreg", "solo-learn", "paper"}
-    need_grad : bool
-        Whether a backward pass may follow.
-
-    Returns
-    -------
-    tuple
-        (total, invariance, variance, covariance), 0-d float32; and `VICRegKernelSaved`, or None.
+    need_grad : whether a backward pass may follow
+    Returns (total, invariance, variance, covariance), 0-d float32; and `VICRegKernelSaved`, or
+    None.
     """
     return _vicreg(a, b, None, None, weights, gamma, eps, convention, need_grad)
 
@@ -218,20 +209,11 @@ def vicreg_backward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gradient of VICReg's four fields with respect to a and b.
 
-    Parameters
-    ----------
-    a, b, gamma, eps, convention
-        As passed to `vicreg_forward`.
-    saved : VICRegKernelSaved
-        What `vicreg_forward` saved.
-    cotangents : four 0-d tensors, or None
-        Of total, invariance, variance and covariance.
-    donated : bool
-        Has no effect: no saved tensor has the shape of the result.
-
-    Returns
-    -------
-    two tensors of shape (N, D), or one of shape (2, N, D) where `a` holds both views
+    a, b, gamma, eps, convention : as passed to `vicreg_forward`
+    saved : VICRegKernelSaved; what `vicreg_forward` saved
+    cotangents : four 0-d tensors, or None; of total, invariance, variance and covariance
+    donated : has no effect: no saved tensor has the shape of the result
+    Returns two (N, D), or one of shape (2, N, D) where `a` holds both views.
     """
     return _vicreg_back(a, b, None, None, saved, cotangents, gamma, eps, convention)
 
@@ -303,20 +285,11 @@ def barlow_twins_forward(
 ) -> tuple[tuple[torch.Tensor, ...], BarlowTwinsKernelSaved | None]:
     """`visreg_core.barlow_twins_loss` of two views.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
+    a, b : (N, D); float32, bfloat16 or float16; or `a` alone of shape (2, N, D)
     off_diagonal_weight : number, or 0-d tensor
-    eps : float
-        Added to the biased variance under the root.
-    need_grad : bool
-        Whether a backward pass may follow.
-
-    Returns
-    -------
-    tuple
-        (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsKernelSaved`, or None.
+    eps : added to the biased variance under the root
+    need_grad : whether a backward pass may follow
+    Returns (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsKernelSaved`, or None.
     """
     from visreg_torch.kernels import barlow_ends, pair_columns, pair_products
 

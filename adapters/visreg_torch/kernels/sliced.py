@@ -113,28 +113,15 @@ def visreg_forward(
 ) -> tuple[tuple[torch.Tensor, ...], VISRegKernelSaved | None]:
     """`visreg_core.visreg_loss` with σ held constant in the shape term.
 
-    Parameters
-    ----------
-    z : tensor of shape (..., N, D)
-        float32, bfloat16 or float16.
-    slices : tensor of shape (D, K) or (..., D, K)
-        Unit columns.
-    weights : three numbers, or 0-d tensors
-        Of scale, shape and centre.
-    eps : float
-        Added to σ.
-    row_mask : boolean tensor of shape (N,), optional
-        Rows to keep.
-    projection_dtype : dtype, optional
-        16-bit: products of one 16-bit part; float32: as exact as float32; by default as in the
-        module's table.
-    need_grad : bool
-        Whether a backward pass may follow.
-
-    Returns
-    -------
-    tuple
-        (total, scale, shape, center), 0-d float32; and `VISRegKernelSaved`, or None.
+    z : (..., N, D); float32, bfloat16 or float16
+    slices : (D, K) or (..., D, K); unit columns
+    weights : three numbers, or 0-d tensors; of scale, shape and centre
+    eps : added to σ
+    row_mask : boolean (N,); rows to keep
+    projection_dtype : 16-bit: products of one 16-bit part; float32: as exact as float32; by default
+        as in the module's table
+    need_grad : whether a backward pass may follow
+    Returns (total, scale, shape, center), 0-d float32; and `VISRegKernelSaved`, or None.
     """
     flat, w = _flat(z, slices)
     n = flat.shape[1]
@@ -159,20 +146,11 @@ def visreg_backward(
 ) -> torch.Tensor:
     """Gradient of VISReg's four fields with respect to z.
 
-    Parameters
-    ----------
-    z, slices, row_mask
-        As passed to `visreg_forward`.
-    saved : VISRegKernelSaved
-        What `visreg_forward` saved.
-    cotangents : four 0-d tensors, or None
-        Of total, scale, shape and center.
-    donated : bool
-        Whether the memory of ``saved.gradient`` may become the result's.
-
-    Returns
-    -------
-    tensor of z's shape and dtype
+    z, slices, row_mask : as passed to `visreg_forward`
+    saved : VISRegKernelSaved; what `visreg_forward` saved
+    cotangents : four 0-d tensors, or None; of total, scale, shape and center
+    donated : whether the memory of ``saved.gradient`` may become the result's
+    Returns a tensor of z's shape and dtype.
     """
     flat, w = _flat(z, slices)
     batch, n, _ = flat.shape
@@ -209,10 +187,7 @@ def shape_forward(
 ) -> tuple[tuple[torch.Tensor], VISRegKernelSaved | None]:
     """`visreg_core.shape_loss` with σ held constant, and its mean; as `visreg_forward`.
 
-    Returns
-    -------
-    tuple
-        (shape,), and `VISRegKernelSaved` or None.
+    Returns (shape,), and `VISRegKernelSaved` or None.
     """
     terms, saved = visreg_forward(
         z,
@@ -250,10 +225,7 @@ def gaussian_sliced_wasserstein_forward(
 ) -> tuple[tuple[torch.Tensor], SlicedSaved | None]:
     """`visreg_core.gaussian_sliced_wasserstein`, its mean over rows; as `visreg_forward`.
 
-    Returns
-    -------
-    tuple
-        (value,), and `SlicedSaved` or None.
+    Returns (value,), and `SlicedSaved` or None.
     """
     flat, w = _flat(z, slices)
     keep, count = _kept(row_mask, flat.shape[1])
@@ -288,10 +260,7 @@ def sigreg_forward(
 ) -> tuple[tuple[torch.Tensor], SlicedSaved | None]:
     """`visreg_core.sigreg_loss`; as `visreg_forward`.
 
-    Returns
-    -------
-    tuple
-        (value,), and `SlicedSaved` or None.
+    Returns (value,), and `SlicedSaved` or None.
     """
     flat, w = _flat(z, slices)
     keep, count = _kept(row_mask, flat.shape[1])
