@@ -293,8 +293,8 @@ def parts(
     heavy : int32 (2, HEAVY); columns that are 0 in the first factor
     split : whether there is a low part
     crossed : for the product of a with b
-    Returns (blocks, 2, padded N, pitch). Split: light hi, light hi, hi, lo, hi; crossed (hi, hi, lo)
-    of a and (hi, lo, hi) of b. Else light hi, hi; crossed hi.
+    Returns (blocks, 2, padded N, pitch). Split: light hi, light hi, hi, lo, hi; crossed (hi, hi,
+    lo) of a and (hi, lo, hi) of b. Else light hi, hi; crossed hi.
     """
     n, d = a.shape
     padded, pitch = -(-n // 8) * 8, -(-d // 8) * 8

@@ -33,6 +33,7 @@ captured: its warm-up does it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -152,20 +153,32 @@ def visreg_backward(
     donated : whether the memory of ``saved.gradient`` may become the result's
     Returns a tensor of z's shape and dtype.
     """
+    return _combined(z, slices, saved, saved.moments, tuple(cotangents), 2.0, row_mask, donated)
+
+
+def _combined(
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    saved: VISRegKernelSaved | SlicedSaved,
+    moments: torch.Tensor | None,
+    cotangents: tuple[torch.Tensor | None, ...],
+    factor: float,
+    row_mask: torch.Tensor | None,
+    donated: bool,
+) -> torch.Tensor:
     flat, w = _flat(z, slices)
     batch, n, _ = flat.shape
     g = saved.gradient
-    out = _own(g, flat) if donated else None
     found = dispatch.load("ends", "combined")(
         g,
         flat,
         _launch.mask_bytes(row_mask, n),
-        saved.moments,
+        moments,
         saved.scalars,
-        tuple(cotangents),
+        cotangents,
         together=batch // g.shape[0],
-        per_row=2 / (batch * w.shape[2]),
-        out=out,
+        per_row=factor / (batch * w.shape[2]),
+        out=_own(g, flat) if donated else None,
     )
     return found.reshape(z.shape)
 
@@ -234,19 +247,6 @@ def gaussian_sliced_wasserstein_forward(
     return _ended(sliced(flat, w, rows, plan, None, need_grad), count)
 
 
-def gaussian_sliced_wasserstein_backward(
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    saved: SlicedSaved,
-    cotangents: tuple[torch.Tensor | None],
-    *,
-    row_mask: torch.Tensor | None = None,
-    donated: bool = False,
-) -> torch.Tensor:
-    """Gradient of the distance; as `visreg_backward`, with one cotangent."""
-    return _multiplied(z, slices, saved, cotangents, 2.0, row_mask, donated)
-
-
 def sigreg_forward(
     z: torch.Tensor,
     slices: torch.Tensor,
@@ -270,19 +270,6 @@ def sigreg_forward(
     return _ended(made, 1.0 if scale_by_n else count)
 
 
-def sigreg_backward(
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    saved: SlicedSaved,
-    cotangents: tuple[torch.Tensor | None],
-    *,
-    row_mask: torch.Tensor | None = None,
-    donated: bool = False,
-) -> torch.Tensor:
-    """Gradient of SIGReg; as `visreg_backward`, with one cotangent."""
-    return _multiplied(z, slices, saved, cotangents, 1.0, row_mask, donated)
-
-
 def _ended(
     made: tuple[torch.Tensor, Any, Any], divisor: Any
 ) -> tuple[tuple[torch.Tensor], SlicedSaved | None]:
@@ -291,27 +278,24 @@ def _ended(
     return (out,), None if gradient is None else SlicedSaved(gradient, kept)
 
 
-def _multiplied(
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    saved: SlicedSaved,
-    cotangents: tuple[torch.Tensor | None],
-    factor: float,
-    row_mask: torch.Tensor | None,
-    donated: bool,
-) -> torch.Tensor:
-    flat, w = _flat(z, slices)
-    batch, n, _ = flat.shape
-    g = saved.gradient
-    found = dispatch.load("ends", "combined")(
-        g,
-        flat,
-        _launch.mask_bytes(row_mask, n),
-        None,
-        saved.scalars,
-        (cotangents[0], None, None, None),
-        together=batch // g.shape[0],
-        per_row=factor / (batch * w.shape[2]),
-        out=_own(g, flat) if donated else None,
-    )
-    return found.reshape(z.shape)
+def _backward_of(factor: float) -> Callable[..., torch.Tensor]:
+    """The backward pass of a loss whose saved gradient is `factor` times too small."""
+
+    def backward(
+        z: torch.Tensor,
+        slices: torch.Tensor,
+        saved: SlicedSaved,
+        cotangents: tuple[torch.Tensor | None],
+        *,
+        row_mask: torch.Tensor | None = None,
+        donated: bool = False,
+    ) -> torch.Tensor:
+        of_total = (cotangents[0], None, None, None)
+        return _combined(z, slices, saved, None, of_total, factor, row_mask, donated)
+
+    return backward
+
+
+gaussian_sliced_wasserstein_backward = _backward_of(2.0)
+sigreg_backward = _backward_of(1.0)
+"""As `visreg_backward`, with one cotangent."""
