@@ -21,6 +21,7 @@ class TorchRoom(Standard):
     name = "torch"
     module = "array_api_compat.torch"
     array = ("torch", "Tensor")
+    block_elements = 1 << 21  # for the caches of a CPU
 
     def namespace(self) -> Namespace:
         # The first call may be traced: `compile` traces an import statement, but no function that

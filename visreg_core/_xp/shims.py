@@ -32,6 +32,11 @@ def works_in_tiles(xp: Namespace) -> bool:
     return room(xp).works_in_tiles
 
 
+def block_elements(xp: Namespace) -> int:
+    """Elements of a block of a large matrix: fewer for a CPU's caches than in compiled programs."""
+    return room(xp).block_elements
+
+
 # --- float64 --------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ class Standard:
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
     works_in_tiles = False  # whether each operation passes over memory separately
+    block_elements = 1 << 26  # of a matrix that is made block by block
 
     # --- detection ---
 

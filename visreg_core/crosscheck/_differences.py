@@ -43,7 +43,7 @@ def difference(loss: LossExample, arrays: Arrays) -> CheckRecord:
     scale = max(abs(measured), 1e-3 * loss.magnitudes(arrays)[0])
     error = abs(stated - measured) / scale if scale > 0 else 0.0
     return CheckRecord(
-        "numpy",
+        _xp.name(numpy.xp),
         "cpu",
         "float64",
         loss.function,
