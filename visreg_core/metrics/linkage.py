@@ -97,6 +97,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         points = points / unit
     n = points.shape[0]
     rounding = Rounding(points, metric)
+    by_means = method == "ward" or (method in ("average", "weighted") and metric != "euclidean")
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
@@ -106,7 +107,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         heights = np.zeros(children.shape[0])
         if distinct.size > 1:
             points = points[distinct]
-            if method in ("average", "ward"):
+            if by_means:
                 sizes = np.bincount(group).astype(np.float64)
                 joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
             else:
@@ -154,7 +155,7 @@ def _by_rounds(
     points = points - (sizes / sizes.sum()) @ points
     unit = power_of_two(points)
     children, heights = merge_rounds(
-        xp, device, points / unit, sizes, lone / unit**2, ward=method == "ward", lone=lone
+        xp, device, points / unit, sizes, lone / unit**2, method=method, lone=lone
     )
     if method == "ward":
         return children, np.sqrt(heights) * unit
