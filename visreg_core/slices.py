@@ -24,9 +24,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from visreg_core import _checks, _slices_numpy, _xp
-from visreg_core._threefry import threefry2x32
-from visreg_core._typing import Array, Device, DType, Namespace, Scalar
+from visreg_core import _xp, checks
+from visreg_core._xp import slices_numpy
+from visreg_core._xp.threefry import threefry2x32
+from visreg_core.typing import Array, Device, DType, Namespace, Scalar
 
 DOMAIN_SLICES = 0
 DOMAIN_WALKS = 1
@@ -132,7 +133,7 @@ def random_slices(
     dim = int(dim)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
-    _checks.dtype("dtype", dtype, xp)
+    checks.dtype("dtype", dtype, xp)
     work = xp.float64 if _xp.dtype_name(dtype) == "float64" else xp.float32
     where = {} if device is None else {"device": device}
 
@@ -151,10 +152,10 @@ def random_slices(
 
 def check_range(dim: int, n_slices: int, start: int, sampler: str) -> None:
     """ValueError where there are no such directions, or the numbers are traced arrays."""
-    _checks.positive_int("dim", dim)
-    _checks.positive_int("n_slices", n_slices)
-    _checks.positive_int("start", start, minimum=0)
-    _checks.choice("sampler", sampler, SAMPLERS)
+    checks.positive_int("dim", dim)
+    checks.positive_int("n_slices", n_slices)
+    checks.positive_int("start", start, minimum=0)
+    checks.choice("sampler", sampler, SAMPLERS)
     if dim > 1 << 29:
         raise ValueError(f"expected dim <= 2**29; found {dim}")
     if start + n_slices > _WORD:
@@ -222,7 +223,7 @@ def _gaussian(
 ) -> Array:
     """Standard normals (dim, count): column j is slice first + j."""
     if _xp.name(xp) == "numpy":
-        return _slices_numpy.normals(
+        return slices_numpy.normals(
             dim,
             count,
             first=first,

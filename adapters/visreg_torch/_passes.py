@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from visreg_core import _tiles
+from visreg_core import threads
 from visreg_core.losses.execution import PLAIN, Execution
 from visreg_core.losses.kernels import NUMPY
 from visreg_torch import distributed
@@ -76,7 +76,7 @@ def apart(tensors: Sequence[Tensor], on_numpy: bool) -> contextlib.AbstractConte
     """Context without autograd and autocast, or where NumPy has as many threads as torch has."""
     if on_numpy:
         nbytes = max([t.nbytes for t in tensors])
-        return _tiles.at_most_threads(torch.get_num_threads(), nbytes)
+        return threads.at_most_threads(torch.get_num_threads(), nbytes)
     context = contextlib.ExitStack()
     context.enter_context(torch.no_grad())
     context.enter_context(without_autocast(tensors[0].device))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import visreg_core
-from visreg_core import _checks, _slices_numpy, _tiles, _xp
+from visreg_core import _xp, checks, threads
+from visreg_core._xp import slices_numpy
 from visreg_core.slices import DOMAIN_SLICES, check_range, key_word, orthogonal_columns
 from visreg_torch import _operators
 from visreg_torch.kernels.dispatch import choose, load
@@ -79,7 +80,7 @@ def draw(
     check_range(dim, n_slices, start, sampler)
     dim, n_slices = int(dim), int(n_slices)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    _checks.dtype("dtype", dtype, _xp.as_namespace(torch))
+    checks.dtype("dtype", dtype, _xp.as_namespace(torch))
     device = torch.get_default_device() if device is None else torch.device(device)
     options: dict[str, Any] = {
         "seed": word_for("seed", seed, device),
@@ -91,7 +92,7 @@ def draw(
         if kernel is not None:
             return load("slices", kernel)(dim, n_slices, **options, dtype=dtype, device=device)
     if device.type == "cpu":
-        with _tiles.at_most_threads(torch.get_num_threads(), 8 * dim * n_slices):
+        with threads.at_most_threads(torch.get_num_threads(), 8 * dim * n_slices):
             return _drawn_by_numpy(dim, n_slices, **options, sampler=sampler, dtype=dtype)
     return visreg_core.random_slices(
         dim, n_slices, **options, sampler=sampler, xp=torch, dtype=dtype, device=device
@@ -129,7 +130,7 @@ def _drawn_by_numpy(
 
     def normals(first: int, count: int) -> Tensor:
         return torch.from_numpy(
-            _slices_numpy.normals(
+            slices_numpy.normals(
                 dim, count, first=first, domain=DOMAIN_SLICES << 28, dtype=wide, **key
             )
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import visreg_core
-from visreg_core import _checks, _tiles
+from visreg_core import checks, threads
 from visreg_core.losses.random_walk import (
     Nearest,
     check_call,
@@ -165,8 +165,8 @@ def _check(a: Tensor, b: Tensor) -> None:
     """That they are of one shape and dtype: for NumPy some dtypes are widened to one."""
     check_tensor("a", a)
     check_tensor("b", b)
-    _checks.floating("a", a)
-    _checks.same_shape("a", a, "b", b)
+    checks.floating("a", a)
+    checks.same_shape("a", a, "b", b)
 
 
 def _computed(
@@ -184,6 +184,6 @@ def _computed(
         if any(t.device.type != "cpu" for t in tensors):
             return function(*tensors, **words)
         wide = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-        with _tiles.at_most_threads(torch.get_num_threads()):
+        with threads.at_most_threads(torch.get_num_threads()):
             found = function(*[t.resolve_neg().numpy() for t in wide], **words)
         return [torch.from_numpy(np.ascontiguousarray(x)) for x in found]

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from visreg_core import _checks
+from visreg_core import checks
 from visreg_core.losses.execution import SORTING
 from visreg_torch import _agreement
 
@@ -77,9 +77,9 @@ class Sharding(NamedTuple):
 
 def sharding_of(scope: str, group: Any = None) -> Sharding | None:
     """What to communicate over; None where this process has all rows of the loss's batch."""
-    _checks.choice("scope", scope, SCOPES)
+    checks.choice("scope", scope, SCOPES)
     sharding = group if isinstance(group, Sharding) else Sharding(group)
-    _checks.choice("sorting", sharding.sorting, SORTING)
+    checks.choice("sorting", sharding.sorting, SORTING)
     return sharding if scope == "global" and n_processes(sharding.group) > 1 else None
 
 

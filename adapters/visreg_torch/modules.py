@@ -23,7 +23,7 @@ from visreg_core import (
     SAGVICRegTerms,
     VICRegTerms,
     VISRegTerms,
-    _checks,
+    checks,
     joint_objective,
 )
 from visreg_core.gaussian import epps_pulley_knots
@@ -86,7 +86,7 @@ class _Loss(nn.Module):
 
     def __init__(self, scope: str, group: Any) -> None:
         super().__init__()
-        _checks.choice("scope", scope, distributed.SCOPES)
+        checks.choice("scope", scope, distributed.SCOPES)
         self.scope = scope
         self.group = group
 
@@ -115,7 +115,7 @@ class _Drawing(_Loss):
 
     def __init__(self, seed: int, scope: str, group: Any) -> None:
         super().__init__(scope, group)
-        _checks.positive_int("seed", seed, minimum=0)
+        checks.positive_int("seed", seed, minimum=0)
         self.seed = seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
@@ -143,12 +143,12 @@ class _Sliced(_Drawing):
         group: Any,
     ) -> None:
         super().__init__(seed, scope, group)
-        _checks.positive_int("n_slices", n_slices)
-        _checks.choice("sampler", sampler, SAMPLERS)
+        checks.positive_int("n_slices", n_slices)
+        checks.choice("sampler", sampler, SAMPLERS)
         if chunk_size is not None:
-            _checks.positive_int("chunk_size", chunk_size)
+            checks.positive_int("chunk_size", chunk_size)
         if projection_dtype is not None:
-            _checks.dtype("projection_dtype", projection_dtype, torch)
+            checks.dtype("projection_dtype", projection_dtype, torch)
         self.n_slices = n_slices
         self.sampler = sampler
         self.chunk_size = chunk_size
@@ -227,10 +227,10 @@ class JointObjective(nn.Module):
         detach_center: bool = False,
     ) -> None:
         super().__init__()
-        _checks.number("lam", lam)
+        checks.number("lam", lam)
         if n_global is not None:
-            _checks.positive_int("n_global", n_global)
-        _checks.flag("detach_center", detach_center)
+            checks.positive_int("n_global", n_global)
+        checks.flag("detach_center", detach_center)
         self.regularizer = regularizer
         self.lam = lam
         self.n_global = n_global
@@ -336,14 +336,14 @@ class VISRegLoss(_Sliced):
         group: Any = None,
     ) -> None:
         super().__init__(n_slices, sampler, chunk_size, projection_dtype, seed, scope, group)
-        _checks.positive("eps", eps)
+        checks.positive("eps", eps)
         if n_global is not None:
-            _checks.positive_int("n_global", n_global)
+            checks.positive_int("n_global", n_global)
         if lam is not None:
-            _checks.number("lam", lam)
+            checks.number("lam", lam)
         elif n_global is not None or detach_center:
             raise ValueError("expected lam beside n_global and detach_center; found None")
-        self.weights = _checks.weights("weights", weights, VISRegTerms._fields[1:])
+        self.weights = checks.weights("weights", weights, VISRegTerms._fields[1:])
         self.lam = lam
         self.n_global = n_global
         self.detach_center = detach_center
@@ -465,7 +465,7 @@ class SlicedWassersteinLoss(_Sliced):
         group: Any = None,
     ) -> None:
         super().__init__(n_slices, sampler, chunk_size, projection_dtype, seed, scope, group)
-        _checks.choice("reduction", reduction, ("mean", "sum"))
+        checks.choice("reduction", reduction, ("mean", "sum"))
         self.reduction = reduction
 
     def forward(self, z: Tensor, step: Step = None, *, row_mask: Tensor | None = None) -> Tensor:
@@ -519,10 +519,10 @@ class VICRegLoss(_Loss):
         group: Any = None,
     ) -> None:
         super().__init__(scope, group)
-        _checks.number("gamma", gamma)
-        _checks.not_negative("eps", eps)
-        _checks.choice("convention", convention, CONVENTIONS)
-        self.weights = _checks.weights("weights", weights, VICRegTerms._fields[1:])
+        checks.number("gamma", gamma)
+        checks.not_negative("eps", eps)
+        checks.choice("convention", convention, CONVENTIONS)
+        self.weights = checks.weights("weights", weights, VICRegTerms._fields[1:])
         self.gamma = gamma
         self.eps = eps
         self.convention = convention
@@ -579,8 +579,8 @@ class BarlowTwinsLoss(_Loss):
         group: Any = None,
     ) -> None:
         super().__init__(scope, group)
-        _checks.number("off_diagonal_weight", off_diagonal_weight)
-        _checks.not_negative("eps", eps)
+        checks.number("off_diagonal_weight", off_diagonal_weight)
+        checks.not_negative("eps", eps)
         self.off_diagonal_weight = off_diagonal_weight
         self.eps = eps
 
@@ -650,18 +650,18 @@ class SAGVICRegLoss(_Drawing):
         group: Any = None,
     ) -> None:
         super().__init__(seed, scope, group)
-        _checks.positive_int("n_neighbors", n_neighbors)
-        _checks.positive_int("n_steps", n_steps)
-        _checks.choice("scale", scale, SCALES)
+        checks.positive_int("n_neighbors", n_neighbors)
+        checks.positive_int("n_steps", n_steps)
+        checks.choice("scale", scale, SCALES)
         check_percentile(percentile)
-        _checks.number("gamma", gamma)
-        _checks.not_negative("eps", eps)
+        checks.number("gamma", gamma)
+        checks.not_negative("eps", eps)
         self.n_neighbors = n_neighbors
         self.percentile = percentile
         self.scale = scale
         self.symmetrize = symmetrize
         self.n_steps = n_steps
-        self.weights = _checks.weights("weights", weights, SAGVICRegTerms._fields[1:])
+        self.weights = checks.weights("weights", weights, SAGVICRegTerms._fields[1:])
         self.gamma = gamma
         self.eps = eps
 

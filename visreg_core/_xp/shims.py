@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from visreg_core._typing import Array, DType, Namespace
 from visreg_core._xp.dtypes import cast, dtype_name
 from visreg_core._xp.rooms import room, room_of
+from visreg_core.typing import Array, DType, Namespace
 
 # --- automatic differentiation and tracing -------------------------------------------------------
 
@@ -24,6 +25,24 @@ def requires_grad(x: Array) -> bool:
 def is_compiling(xp: Namespace) -> bool:
     """Whether torch is tracing a graph, in which host code would break it."""
     return room(xp).is_compiling()
+
+
+def works_in_tiles(xp: Namespace) -> bool:
+    """Whether operations pass over memory one by one, so that rows gain from tiles in the cache."""
+    return room(xp).works_in_tiles
+
+
+# --- float64 -------------------------------------------------------------------------------------
+
+
+def float64_inside(xp: Namespace) -> AbstractContextManager[None]:
+    """Context in which float64 arrays exist."""
+    return room(xp).float64_inside()
+
+
+def widest(xp: Namespace, x: Array) -> DType:
+    """float64, or float32 where the device of `x` has no other."""
+    return room(xp).widest(xp, x)
 
 
 # --- elementwise ---------------------------------------------------------------------------------
@@ -82,9 +101,9 @@ def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
 
 
 def smallest(xp: Namespace, x: Array, k: int) -> Array:
-    """Indices of the k smallest along the last axis, least first, ties by index; NaN as infinite.
+    """Indices (R, k) of the k smallest of each row of x (R, N), least first, ties by index.
 
-    Not for NumPy, which `visreg_core._selection` is for.
+    NaN counts as infinite.
     """
     return room(xp).smallest(xp, x, k)
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core._optional import require
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -25,6 +24,7 @@ from visreg_core.embeddings._source import (
     pick,
 )
 from visreg_core.embeddings._stores import ENTRIES, along_chunks, chunk_count
+from visreg_core.optional import require
 
 
 def read_zarr(path: Path, name: str | None, label: str) -> Embeddings:

@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from visreg_core import _xp
-from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.kernels import kernels_of
+from visreg_core.typing import Array, Namespace, Scalar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)

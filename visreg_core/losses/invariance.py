@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS
+from visreg_core.typing import Array, Namespace, Scalar
 
 
 class InvarianceSaved(NamedTuple):
@@ -102,16 +102,16 @@ def invariance_loss(
     0.25
     """
     xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    _checks.flag("detach_center", detach_center)
+    checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
+    checks.row_mask(row_mask, z)
+    checks.choice("reduction", reduction, REDUCTIONS)
+    checks.flag("detach_center", detach_center)
     if z.ndim < 3 or z.shape[-3] < 2:
         raise ValueError(
             f"expected z of shape (..., V, N, D) with V >= 2 views; found shape {tuple(z.shape)}"
         )
     if n_global is not None:
-        _checks.positive_int("n_global", n_global)
+        checks.positive_int("n_global", n_global)
         if n_global > z.shape[-3]:
             raise ValueError(f"expected n_global <= {z.shape[-3]} views; found {n_global}")
     n, shards = None, execution.shards

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _wide, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.rows import power_of_two_below
 from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 
 class SlicedWassersteinSaved(NamedTuple):
@@ -151,7 +151,7 @@ def _merged(
     In float64: a mass is a difference of sums near 1, of which float32 leaves N · 6e-8 of it.
     """
     index = xp.arange(1).dtype  # the library's own, which is another inside
-    with _wide.float64_inside(xp):
+    with _xp.float64_inside(xp):
         ends_x = _cumulative(xp, x_weights, order_x)
         ends = xp.concat([ends_x, _cumulative(xp, y_weights, order_y)], axis=-1)
         merged = xp.argsort(ends, axis=-1, stable=True)
@@ -163,7 +163,7 @@ def _merged(
 def _cumulative(xp: Namespace, weights: Array, order: Array) -> Array:
     """Cumulative weights (R, N) in each row's order, ending at exactly 1."""
     ordered = xp.reshape(xp.take(weights, xp.reshape(order, (-1,)), axis=0), order.shape)
-    ordered = xp.astype(ordered, _wide.widest(xp, weights))
+    ordered = xp.astype(ordered, _xp.widest(xp, weights))
     sums = _xp.cumulative_sum(xp, ordered)
     return sums / sums[:, -1:]
 
@@ -171,7 +171,7 @@ def _cumulative(xp: Namespace, weights: Array, order: Array) -> Array:
 def _check_weights(argument: str, weights: Array | None, x: Array) -> None:
     if weights is None:
         return
-    _checks.floating(argument, weights)
+    checks.floating(argument, weights)
     if tuple(weights.shape) != (x.shape[-2],):
         raise ValueError(
             f"expected {argument} of shape ({x.shape[-2]},); found {tuple(weights.shape)}"
@@ -213,16 +213,16 @@ def _two_samples(
 ) -> _TwoSamples:
     """Check the arguments and scale the samples."""
     xp = _xp.namespace(x, y, slices, x_weights, y_weights)
-    _checks.embeddings("x", x, min_rows=1)
-    _checks.embeddings("y", y, min_rows=1)
-    _checks.same_dtype("x", x, "y", y)
+    checks.embeddings("x", x, min_rows=1)
+    checks.embeddings("y", y, min_rows=1)
+    checks.same_dtype("x", x, "y", y)
     if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
         raise ValueError(
             "expected x and y of shapes (..., N, D) and (..., M, D); "
             f"found {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    _checks.slices(slices, x)
-    _checks.number("p", p, minimum=1, static=True)
+    checks.slices(slices, x)
+    checks.number("p", p, minimum=1, static=True)
     _check_weights("x_weights", x_weights, x)
     _check_weights("y_weights", y_weights, y)
     dtype = _xp.compute_dtype(xp, x)
@@ -378,7 +378,7 @@ def sliced_wasserstein(
     >>> round(float(sliced_wasserstein(x, x + 1.0, random_slices(4, 50_000))), 2)
     1.0
     """
-    _checks.flag("power", power)
+    checks.flag("power", power)
     samples = _two_samples(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
     xp = samples.xp
     values, gradients = samples.evaluate(flat_slices(xp, slices, x), execution)
@@ -461,7 +461,7 @@ def max_sliced_wasserstein(
     >>> float(max_sliced_wasserstein(x, y, np.eye(2)))
     3.0
     """
-    _checks.flag("power", power)
+    checks.flag("power", power)
     samples = _two_samples(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
     xp = samples.xp
     values, _ = samples.evaluate(

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss
 from visreg_core.losses.execution import Execution, Shards
+from visreg_core.typing import Array, Namespace, Scalar
 
 # What the published variants change: variance counted once per branch instead of averaged over
 # branches; invariance summed over dimensions; squared hinge; views stacked into one batch.
@@ -303,10 +303,10 @@ def variance_loss(
     0.0
     """
     _xp.namespace(z, row_mask)
-    _checks.not_negative("eps", eps)
-    _checks.number("gamma", gamma)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
+    checks.not_negative("eps", eps)
+    checks.number("gamma", gamma)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
     value, _, saved = branch_forward(execution, z, row_mask, variance=(gamma, eps, 1))
     return value, VICRegSaved.of([saved])
 
@@ -370,8 +370,8 @@ def covariance_loss(
     4.0
     """
     _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
     _, value, saved = branch_forward(execution, z, row_mask, covariance=True)
     return value, VICRegSaved.of([saved])
 
@@ -400,11 +400,11 @@ def as_views(xp: Namespace, a: Array, b: Array | None) -> list[Array]:
 def check_views(a: Array, b: Array | None) -> None:
     """Two embeddings of one shape, or one array (V, N, D) of at least two views."""
     if b is not None:
-        _checks.embeddings("a", a)
-        _checks.embeddings("b", b)
-        _checks.same_shape("a", a, "b", b)
+        checks.embeddings("a", a)
+        checks.embeddings("b", b)
+        checks.same_shape("a", a, "b", b)
         return
-    _checks.embeddings("views", a, shape="(V, N, D)")
+    checks.embeddings("views", a, shape="(V, N, D)")
     if a.ndim != 3 or a.shape[0] < 2:
         raise ValueError(
             "expected two embeddings, or views of shape (V, N, D) with V >= 2; "
@@ -614,11 +614,11 @@ def vicreg_loss(
     """
     xp = _xp.namespace(a, b, row_mask)
     check_views(a, b)
-    _checks.row_mask(row_mask, a)
-    _checks.not_negative("eps", eps)
-    _checks.number("gamma", gamma)
-    _checks.choice("convention", convention, CONVENTIONS)
-    w_invariance, w_variance, w_covariance = _checks.weights(
+    checks.row_mask(row_mask, a)
+    checks.not_negative("eps", eps)
+    checks.number("gamma", gamma)
+    checks.choice("convention", convention, CONVENTIONS)
+    w_invariance, w_variance, w_covariance = checks.weights(
         "weights", weights, VICRegTerms._fields[1:]
     )
     views, shards = as_views(xp, a, b), execution.shards

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._optional import require
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.metrics import _discriminant
 from visreg_core.metrics._inputs import labels as host_labels
 from visreg_core.metrics._inputs import matrix
 from visreg_core.metrics._resampling import drawn_order, taken
-from visreg_core.metrics.dendrogram import cut_tree
-from visreg_core.metrics.linkage import drawn_linkage
 from visreg_core.metrics.similarity import nearest
+from visreg_core.metrics.trees.dendrogram import cut_tree
+from visreg_core.metrics.trees.linkage import drawn_linkage
+from visreg_core.optional import require
+from visreg_core.typing import Array
 
 _CLUSTERINGS = ("dendrogram", "spectral")
 _METRICS = ("cosine", "euclidean")
@@ -262,19 +262,19 @@ def _clusterings(
     seed: int,
 ) -> list[np.ndarray]:
     """Cluster of each item (N,), for each number of clusters."""
-    _checks.choice("clustering", clustering, _CLUSTERINGS)
+    checks.choice("clustering", clustering, _CLUSTERINGS)
     _, x = matrix("x", x)
     n = x.shape[0]
     for k in counts:
-        _checks.positive_int("n_clusters", k)
+        checks.positive_int("n_clusters", k)
         if k > n:
             raise ValueError(f"expected at most N = {n} clusters; found {k}")
     if clustering == "dendrogram":
         tree = drawn_linkage(x, method, metric, seed=seed, draw=0)
         return [cut_tree(tree, n_clusters=k) for k in counts]
 
-    _checks.choice("metric", metric, _METRICS)
-    _checks.positive_int("n_neighbors", n_neighbors)
+    checks.choice("metric", metric, _METRICS)
+    checks.positive_int("n_neighbors", n_neighbors)
     if n_neighbors > n:
         raise ValueError(f"expected n_neighbors <= N = {n}; found {n_neighbors}")
     purpose = "spectral clustering"
@@ -345,8 +345,8 @@ def hierarchical_knn_accuracy(
     >>> hierarchical_knn_accuracy(x, labels, k=1, metric="euclidean")
     (1.0, 1.0)
     """
-    _checks.choice("metric", metric, _METRICS)
-    _checks.positive_int("k", k)
+    checks.choice("metric", metric, _METRICS)
+    checks.positive_int("k", k)
     if temperature is not None and (metric != "cosine" or not 0 < temperature < math.inf):
         raise ValueError(
             "expected a positive temperature with metric='cosine'; "
@@ -428,9 +428,9 @@ def hierarchical_linear_accuracy(
     """
     if not 0 < regularization < math.inf:
         raise ValueError(f"expected regularization to be positive; found {regularization!r}")
-    _checks.choice("solver", solver, _SOLVERS)
-    _checks.positive_int("n_folds", n_folds, minimum=2)
-    _checks.positive_int("max_iter", max_iter)
+    checks.choice("solver", solver, _SOLVERS)
+    checks.positive_int("n_folds", n_folds, minimum=2)
+    checks.positive_int("max_iter", max_iter)
     queries, columns, truth = _split(x, labels, test, test_labels)
     if solver == "discriminant":
         points, tested = _host_rows("x", x), _host_rows("test", queries)

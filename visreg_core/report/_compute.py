@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks
+from visreg_core import checks
 from visreg_core._xp import as_namespace
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
@@ -258,8 +258,8 @@ _NONE = np.empty(0, np.int64)
 
 def _check(tree: TreeOptions, n_slices: int, probe: str) -> None:
     tree.check()
-    _checks.positive_int("n_slices", n_slices, minimum=2)
-    _checks.choice("probe", probe, PROBES)
+    checks.positive_int("n_slices", n_slices, minimum=2)
+    checks.choice("probe", probe, PROBES)
 
 
 def _levels(labels: Any, stored: Embeddings) -> Levels | None:

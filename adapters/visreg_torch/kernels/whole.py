@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from visreg_core import _checks, _xp
+from visreg_core import _xp, checks
 from visreg_core.losses.declaration import Declaration
 from visreg_core.losses.execution import Execution
 from visreg_torch.kernels.dispatch import passes
@@ -67,30 +67,30 @@ def check(declaration: Declaration, inputs: Inputs) -> None:
     z = inputs[first]
     arrays = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.ndim]
     namespace = _xp.namespace(*arrays)
-    _checks.embeddings(first, z)
+    checks.embeddings(first, z)
     for name in others:
-        _checks.embeddings(name, inputs[name])
-        _checks.same_shape(first, z, name, inputs[name])
+        checks.embeddings(name, inputs[name])
+        checks.same_shape(first, z, name, inputs[name])
     size = z.shape[-2]
     for name, value in inputs.items():
         if name == "slices":
-            _checks.slices(value, z)
+            checks.slices(value, z)
         elif name == "row_mask":
-            _checks.row_mask(value, z)
+            checks.row_mask(value, z)
         elif name == "weights":
             assert declaration.terms is not None
-            _checks.weights(name, value, declaration.terms._fields[1:])  # type: ignore[attr-defined]
+            checks.weights(name, value, declaration.terms._fields[1:])  # type: ignore[attr-defined]
         elif name == "eps":
             divides = declaration.name in ("visreg_loss", "shape_loss")
-            (_checks.positive if divides else _checks.not_negative)(name, value)
+            (checks.positive if divides else checks.not_negative)(name, value)
         elif name in ("gamma", "off_diagonal_weight"):
-            _checks.number(name, value)
+            checks.number(name, value)
         elif name in ("detach_scale", "scale_by_n"):
-            _checks.flag(name, value)
+            checks.flag(name, value)
         elif name == "chunk_size" and value is not None:
-            _checks.positive_int(name, value)
+            checks.positive_int(name, value)
         elif name == "projection_dtype" and value is not None:
-            _checks.dtype(name, value, namespace)
+            checks.dtype(name, value, namespace)
         elif name in ("pairs", "pair_weights") and tuple(value.shape) != (size,):
             raise ValueError(f"expected {name} of shape ({size},); found {tuple(value.shape)}")
     if "pairs" in inputs and "int" not in _xp.dtype_name(inputs["pairs"]):
