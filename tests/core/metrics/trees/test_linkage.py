@@ -474,13 +474,31 @@ def test_collapsed_directions(rng):
     np.testing.assert_allclose(sch.cophenet(z), sch.cophenet(reference), rtol=1e-8)
 
 
-@pytest.mark.parametrize("listed", [1, 2, 5])
-@pytest.mark.parametrize(("method", "metric"), BY_ROUNDS)
-def test_short_lists(rng, method, metric, listed, monkeypatch):
-    """Most clusters soon merge with what is on no list: bounds must still be bounds."""
+@pytest.mark.parametrize("listed", [2, 6])
+@pytest.mark.parametrize(
+    ("which", "seed"), [*zip(BY_ROUNDS, (6, 2, 5, 3, 0), strict=True), (BY_ROUNDS[1], 14)]
+)
+def test_short_lists(which, seed, listed, monkeypatch):
+    """What merges with what is on no list, too, is no nearer than the bounds say (these seeds)."""
+    method, metric = which
     for module in (near_lists, screen):
         monkeypatch.setattr(module, "LISTED", listed)
-    x = nested(rng, 600, 8)
+    original = near_lists.NearLists.merge
+
+    def checked(self, i, j):
+        height = original(self, i, j)
+        c = self.clusters
+        slots = np.flatnonzero(c.alive)
+        for row in slots:
+            others = slots[slots != row]
+            least = np.full(c.alive.size, self.reach[row])
+            member = c.owner[self.slot[row]]
+            np.minimum.at(least, member, self.least[row])
+            assert np.all(c.distance(np.full(others.size, row), others) >= least[others])
+        return height
+
+    monkeypatch.setattr(near_lists.NearLists, "merge", checked)
+    x = np.random.default_rng(seed).standard_normal((150, 8))
     z = linkage(x, method, metric)
     assert_same_dendrogram(z, sch.linkage(pdist(x, metric), method))
 
