@@ -45,9 +45,7 @@ class NearLists:
         slots = np.flatnonzero(self.clusters.alive & ~self.known)
         return slots[np.lexsort((self.clusters.id[slots], self.bound[slots]))]
 
-    def put(
-        self, rows: np.ndarray, slot: np.ndarray, least: np.ndarray, reach: np.ndarray
-    ) -> None:
+    def put(self, rows: np.ndarray, slot: np.ndarray, least: np.ndarray, reach: np.ndarray) -> None:
         """New lists (R, ≤ LISTED); the first of each is at distance `least`, exactly."""
         width = slot.shape[1]
         self.slot[rows, :width] = slot

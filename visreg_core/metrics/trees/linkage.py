@@ -12,6 +12,7 @@ from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.trees._rounding import Rounding
 from visreg_core.metrics.trees._rounds import merge_rounds
+from visreg_core.metrics.trees._spanning_tree import Edges, forest, merged, spanning_tree
 from visreg_core.typing import Array, Device, Namespace
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
@@ -112,6 +113,8 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
             if by_means:
                 sizes = np.ones(n) if members is None else members.size.astype(np.float64)
                 joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
+            elif method == "single":
+                joins, above = _by_spanning_tree(points, metric)
             else:
                 joins, above = _by_scipy(points, method, metric)
             cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
@@ -162,6 +165,28 @@ def _by_rounds(
     if method == "ward":
         return children, np.sqrt(heights) * unit
     return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
+
+
+def _by_spanning_tree(points: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Merges of distinct points by single linkage."""
+    n = len(points)
+    lone = ~points.any(axis=1) & (metric == "cosine")
+    some = np.flatnonzero(~lone)
+    points = points - points[some].mean(axis=0)
+    unit = power_of_two(points)
+    parts = []
+    if some.size > 1:
+        first, second, squared = spanning_tree(points[some] / unit)
+        parts.append(Edges(some[first], some[second], squared))
+    for zero in np.flatnonzero(lone):  # at distance 1 from everything
+        parts.append(Edges(np.full(some.size, zero), some, np.full(some.size, 2 / unit**2)))
+    edges = forest(n, parts)
+    heights = edges.squared * unit**2
+    if metric == "euclidean":
+        heights = np.sqrt(heights)
+    elif metric == "cosine":
+        heights /= 2
+    return merged(edges), heights
 
 
 def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray, np.ndarray]:

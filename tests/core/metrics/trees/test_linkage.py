@@ -134,9 +134,7 @@ def crowded_below(count):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    points, st.sampled_from(BY_ROUNDS[:2]), st.sampled_from([0, 5, 99])
-)
+@given(points, st.sampled_from(BY_ROUNDS[:2]), st.sampled_from([0, 5, 99]))
 @example([[0, 0], [0, 0]], ("average", "cosine"), 0)
 @example([[1], [1], [1], [0], [0]], ("average", "cosine"), 99)
 @example([[0], [1], [2], [3], [4], [5], [6]], ("average", "sqeuclidean"), 0)
