@@ -210,7 +210,7 @@ class NearLists:
     def _joined(
         self, i: np.ndarray, j: np.ndarray, a: np.ndarray, b: np.ndarray, other: np.ndarray
     ) -> np.ndarray:
-        """Bounds of the distances from i and j, joined, to `other` at least a from i and b from j."""
+        """Bounds of the distances to `other` from i and j, joined; they are a from i, b from j."""
         c = self.clusters
         if c.ward:
             n_i, n_j, n = c.size[i, None], c.size[j, None], c.size[other]

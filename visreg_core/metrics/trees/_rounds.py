@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from visreg_core.typing import Device, Namespace
 from visreg_core.metrics.trees._chain import merge_along_chains
 from visreg_core.metrics.trees._clusters import Clusters
 from visreg_core.metrics.trees._near_lists import NearLists
 from visreg_core.metrics.trees._screen import Screen
+from visreg_core.typing import Device, Namespace
 
 # Rows whose neighbour is looked for in a round, at most, per merge of the round before. It hardly
 # binds, unless rounds merge few pairs while many rows lose their neighbour: then it keeps the total

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from visreg_core import _xp, threads
-from visreg_core.typing import Array, Device, DType, Namespace
 from visreg_core.metrics.trees._clusters import FAR, GROUP
 from visreg_core.metrics.trees._near_lists import LISTED, NearLists
 from visreg_core.metrics.trees._nearest_products import nearest_products
+from visreg_core.typing import Array, Device, DType, Namespace
 
 # Candidates of a row; where most rows have more, float32 tells too little apart.
 _MANY_CANDIDATES = 16

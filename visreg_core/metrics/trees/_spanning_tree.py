@@ -152,7 +152,7 @@ def _near_within(points: np.ndarray, blocks: Sequence[np.ndarray]) -> Edges:
 
 
 def _near(points: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Edges:
-    """Edges from `rows` to about the nearest of `columns`, which are in the same order if theirs."""
+    """Edges from `rows` to about the nearest of `columns`: the same, or ascending."""
     a, b, _ = _operands(points[rows], points[columns], np.dtype(np.float32))
     empty = -len(b) % GROUP
     b = np.concatenate([b, np.zeros((empty, b.shape[1]), dtype=b.dtype)])
@@ -191,7 +191,7 @@ class _Heights:
         self.ancestor = ancestors(self.layout)
         gap = np.concatenate([[np.inf], self.layout.gap, [np.inf]])
         first_merge = np.minimum(gap[:-1], gap[1:])[self.layout.position]
-        self.core = [int(block[np.argmin(first_merge[block])]) for block in blocks]
+        self.core = [block[np.argmin(first_merge[block])] for block in blocks]
 
     def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Squared length of the highest edge between two points, 0 from one to itself."""

@@ -96,7 +96,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         points, unit = unit_rows(np, points), 1.0
     else:
         unit = power_of_two(points)
-        points = points / unit
+        points /= unit
     n = points.shape[0]
     rounding = Rounding(points, metric)
     by_means = method == "ward" or (method in ("average", "weighted") and metric != "euclidean")
@@ -172,11 +172,13 @@ def _by_spanning_tree(points: np.ndarray, metric: str) -> tuple[np.ndarray, np.n
     n = len(points)
     lone = ~points.any(axis=1) & (metric == "cosine")
     some = np.flatnonzero(~lone)
-    points = points - points[some].mean(axis=0)
-    unit = power_of_two(points)
+    apart = points[some] if lone.any() else points
+    apart = apart - apart.mean(axis=0)
+    unit = power_of_two(apart)
+    apart /= unit
     parts = []
     if some.size > 1:
-        first, second, squared = spanning_tree(points[some] / unit)
+        first, second, squared = spanning_tree(apart)
         parts.append(Edges(some[first], some[second], squared))
     for zero in np.flatnonzero(lone):  # at distance 1 from everything
         parts.append(Edges(np.full(some.size, zero), some, np.full(some.size, 2 / unit**2)))
