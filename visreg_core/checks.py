@@ -103,7 +103,7 @@ def row_mask(mask: Array | None, z: Array) -> None:
 def number(argument: str, value: Any, *, minimum: float = -math.inf, static: bool = False) -> None:
     """TypeError unless `value` is a number, ValueError below `minimum` or if it is not finite.
 
-    An array of no axes, which may be traced, passes unless it must be `static`.
+    A 0-d array, which may be traced, passes unless it must be `static`.
     """
     if type(value) in (int, float) and minimum <= value < math.inf and value > -math.inf:
         return

@@ -83,7 +83,7 @@ def random_slices(
         Dimension D of the embeddings, 1 … 2²⁹.
     n_slices : int
         Number K of directions.
-    seed, step : int or integer array of no axes
+    seed, step : int or 0-d integer array
         0 … 2³² − 1. Pass the training step as `step` for fresh directions at each. Under
         ``jax.jit`` and ``torch.compile`` they may be traced.
     start : int
@@ -256,7 +256,7 @@ def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
 
 
 def key_word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
-    """A key word as a Python integer, which it always is for NumPy, or as an array of no axes."""
+    """A key word as a Python integer, which it always is for NumPy, or as a 0-d array."""
     if isinstance(value, (np.integer, np.ndarray)) and np.ndim(value) == 0:
         value = np.asarray(value).item()
     if isinstance(value, int) and not isinstance(value, bool):
@@ -265,7 +265,7 @@ def key_word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
         return value
     if tuple(getattr(value, "shape", (0,))) != () or "int" not in _xp.dtype_name(value):
         raise TypeError(
-            f"expected {argument} to be an integer or an integer array of no axes; "
+            f"expected {argument} to be an integer or a 0-d integer array; "
             f"found {type(value).__name__}"
         )
     if _xp.library(value) != _xp.name(xp):

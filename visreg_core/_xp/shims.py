@@ -9,7 +9,7 @@ from visreg_core._xp.dtypes import cast, dtype_name
 from visreg_core._xp.rooms import room, room_of
 from visreg_core.typing import Array, DType, Namespace
 
-# --- automatic differentiation and tracing -------------------------------------------------------
+# --- automatic differentiation and tracing --------------------------------------------------------
 
 
 def stop_gradient(x: Array) -> Array:
@@ -32,7 +32,7 @@ def works_in_tiles(xp: Namespace) -> bool:
     return room(xp).works_in_tiles
 
 
-# --- float64 -------------------------------------------------------------------------------------
+# --- float64 --------------------------------------------------------------------------------------
 
 
 def float64_inside(xp: Namespace) -> AbstractContextManager[None]:
@@ -45,7 +45,7 @@ def widest(xp: Namespace, x: Array) -> DType:
     return room(xp).widest(xp, x)
 
 
-# --- elementwise ---------------------------------------------------------------------------------
+# --- elementwise ----------------------------------------------------------------------------------
 
 
 def ndtri(xp: Namespace, p: Array) -> Array:
@@ -71,7 +71,7 @@ def cast_finite(xp: Namespace, x: Array, dtype: DType) -> Array:
     return cast(xp, xp.where(xp.abs(x) > largest, largest * sign(xp, x), x), dtype)
 
 
-# --- order and indices ---------------------------------------------------------------------------
+# --- order and indices ----------------------------------------------------------------------------
 
 
 def stable_order(xp: Namespace, p: Array) -> Array:
@@ -128,7 +128,7 @@ def add_rows(xp: Namespace, size: int, index: Array, x: Array) -> Array:
     return room(xp).add_rows(xp, size, index, x)
 
 
-# --- sums and products ---------------------------------------------------------------------------
+# --- sums and products ----------------------------------------------------------------------------
 
 
 def cumulative_sum(xp: Namespace, x: Array) -> Array:
@@ -150,7 +150,7 @@ def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
     return room(xp).matmul_accumulate(xp, a, b, dtype)
 
 
-# --- place and shape -----------------------------------------------------------------------------
+# --- place and shape ------------------------------------------------------------------------------
 
 
 def beside(xp: Namespace, x: Array, other: Array) -> Array:
@@ -166,7 +166,7 @@ def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 
 
-# --- control flow over chunks --------------------------------------------------------------------
+# --- control flow over chunks ---------------------------------------------------------------------
 
 
 def accumulate(

@@ -38,7 +38,7 @@ def write(texts: Mapping[str, str]) -> None:
         for path, text in texts.items():
             target = os.path.realpath(path)  # a link stays one
             folder, name = os.path.split(target)
-            with _told_of(path):
+            with _naming(path):
                 handle, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", dir=folder)
                 written.append((temporary, target))
                 with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
@@ -52,8 +52,8 @@ def write(texts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _told_of(path: str) -> Iterator[None]:
-    """Let an OSError name the output, not its temporary."""
+def _naming(path: str) -> Iterator[None]:
+    """Let an OSError name the output rather than its temporary file."""
     try:
         yield
     except OSError as error:

@@ -201,7 +201,7 @@ def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]
     )
 
 
-# --- one library, device and dtype ---------------------------------------------------------------
+# --- one library, device and dtype ----------------------------------------------------------------
 
 
 def _run(

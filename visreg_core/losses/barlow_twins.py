@@ -11,11 +11,11 @@ from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss
 from visreg_core.losses.execution import Execution
-from visreg_core.losses.vicreg import (
+from visreg_core.losses.variance_covariance import off_diagonal
+from visreg_core.losses.views import (
     VIEWS,
     as_views,
     check_views,
-    off_diagonal,
     over_pairs,
     view_gradients,
     view_pairs,
@@ -103,7 +103,7 @@ def barlow_twins_loss(
     Returns
     -------
     BarlowTwinsTerms
-        ``total, on_diagonal, off_diagonal`` (the last not weighted): arrays of no axes, float64
+        ``total, on_diagonal, off_diagonal`` (the last not weighted): 0-d arrays, float64
         for float64 embeddings, else float32.
 
     Raises

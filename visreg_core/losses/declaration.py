@@ -325,7 +325,7 @@ def own_losses() -> list[Declaration]:
     return [d for d in own if d.forward.__module__ != __name__]  # not the example above
 
 
-# --- derivatives without automatic differentiation -----------------------------------------------
+# --- derivatives without automatic differentiation ------------------------------------------------
 
 
 def value_and_vjp(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[..., Any]]]:

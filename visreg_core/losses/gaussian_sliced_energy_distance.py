@@ -92,7 +92,7 @@ def gaussian_sliced_energy_distance(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

@@ -153,7 +153,7 @@ def gaussian_sliced_wasserstein(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

@@ -79,7 +79,7 @@ def invariance_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -143,15 +143,15 @@ def joint_objective(invariance: Scalar, regularizer: Scalar, lam: Scalar) -> Sca
 
     Parameters
     ----------
-    invariance, regularizer : number or array of no axes
+    invariance, regularizer : number or 0-d array
         Losses; of a loss with components pass ``terms.total``.
-    lam : number or array of no axes
+    lam : number or 0-d array
         λ; the paper trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6. Outside
         [0, 1] one of the two is rewarded for growing.
 
     Returns
     -------
-    number or array of no axes
+    number or 0-d array
 
     Raises
     ------

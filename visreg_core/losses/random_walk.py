@@ -358,7 +358,7 @@ def pairs_of_nearest(
     return at, xp.sum(xp.where(index == at[:, None], mass, xp.zeros_like(mass)), axis=-1)
 
 
-# --- the walk ------------------------------------------------------------------------------------
+# --- the walk -------------------------------------------------------------------------------------
 
 
 def transition_matrix(affinity: Array) -> Array:
@@ -406,7 +406,7 @@ def sample_random_walk(
     ----------
     transition : array of shape (N, N)
         Row-stochastic matrix, from `transition_matrix`.
-    seed, step : int or integer array of no axes
+    seed, step : int or 0-d integer array
         0 … 2³² − 1, as in `random_slices`; the draws use their own domain of the stream.
     n_steps : int
         Steps of the walk.

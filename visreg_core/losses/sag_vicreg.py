@@ -11,15 +11,9 @@ from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Inputs, declare_loss
 from visreg_core.losses.execution import Execution
-from visreg_core.losses.vicreg import (
-    VICRegSaved,
-    as_views,
-    branches_forward,
-    branches_gradient,
-    check_views,
-    vicreg_loss,
-    weighted_total,
-)
+from visreg_core.losses.variance_covariance import VICRegSaved
+from visreg_core.losses.vicreg import branches_forward, branches_gradient, vicreg_loss
+from visreg_core.losses.views import as_views, check_views, weighted_total
 from visreg_core.typing import Array, Scalar
 
 
@@ -101,7 +95,7 @@ def sag_vicreg_loss(
     Returns
     -------
     SAGVICRegTerms
-        ``total, invariance, variance, covariance``: arrays of no axes. The invariance is
+        ``total, invariance, variance, covariance``: 0-d arrays. The invariance is
         (1/(ND)) Σ_i w_i ‖a_i − b_{j(i)}‖².
 
     Raises

@@ -61,7 +61,7 @@ def spectralnet_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

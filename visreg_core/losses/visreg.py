@@ -153,7 +153,7 @@ def _combine(
     return _rows.kept(rows.xp, rows.keep, own if g is None else times(g, a, donated) + own)
 
 
-# --- public losses -------------------------------------------------------------------------------
+# --- public losses --------------------------------------------------------------------------------
 
 
 @declare_loss(
@@ -184,7 +184,7 @@ def center_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -241,7 +241,7 @@ def scale_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         mean_j (1 − σ_j)² with the biased σ; float64 for float64 embeddings, else float32.
 
     Raises
@@ -335,7 +335,7 @@ def shape_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -436,7 +436,7 @@ def visreg_loss(
     Returns
     -------
     VISRegTerms
-        ``total, scale, shape, center``: arrays of no axes, float64 for float64 embeddings, else
+        ``total, scale, shape, center``: 0-d arrays, float64 for float64 embeddings, else
         float32.
 
     Raises

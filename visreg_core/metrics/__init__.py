@@ -11,16 +11,15 @@ from visreg_core.metrics.gaussianity import (
     gaussianity,
     worst_direction,
 )
-from visreg_core.metrics.hierarchy import (
+from visreg_core.metrics.hierarchy import hierarchical_knn_accuracy, hierarchical_linear_accuracy
+from visreg_core.metrics.lidar import lidar
+from visreg_core.metrics.partitions import (
     RandIndices,
     adjusted_rand_index,
-    hierarchical_knn_accuracy,
-    hierarchical_linear_accuracy,
     hierarchical_rand_index,
     rand_index,
     rand_index_sweep,
 )
-from visreg_core.metrics.lidar import lidar
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
 from visreg_core.metrics.spectrum import (
     PowerLaw,

@@ -15,7 +15,7 @@ from visreg_core.metrics._inputs import centred, matrix, numbers, paired, power_
 from visreg_core.typing import Array, Device, Namespace
 
 _CKA = ("biased", "unbiased")
-_METRICS = ("cosine", "euclidean")
+METRICS = ("cosine", "euclidean")
 
 # Elements of a block of Gram matrices.
 _BLOCK = 1 << 22
@@ -172,7 +172,7 @@ def mutual_knn(
     >>> mutual_knn(x, -x, k=1, metric="euclidean")
     1.0
     """
-    checks.choice("metric", metric, _METRICS)
+    checks.choice("metric", metric, METRICS)
     checks.positive_int("k", k)
     _, x, y = paired(x, y)
     n = x.shape[0]

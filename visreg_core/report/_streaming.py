@@ -17,7 +17,7 @@ from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
-from visreg_core.losses.sliced_wasserstein import two_sample_term
+from visreg_core.losses.quantile_merging import two_sample_term
 from visreg_core.losses.visreg import EPS
 from visreg_core.typing import Array, Device, DType, Namespace
 
@@ -57,11 +57,11 @@ class Place(NamedTuple):
     def put(self, a: np.ndarray, dtype: DType) -> Array:
         """A host array as an array of this place (a copy, except for NumPy)."""
         host = np.float64 if _xp.dtype_name(dtype) == "float64" else np.float32
-        a = a.astype(host, copy=_xp.name(self.xp) != "numpy")
+        a = a.astype(host, copy=self.xp is not _xp.as_namespace(None))
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-# --- moments -------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
@@ -201,7 +201,7 @@ def cross_scatter(
     return total
 
 
-# --- sliced terms --------------------------------------------------------------------------------
+# --- sliced terms ---------------------------------------------------------------------------------
 
 
 class Projection(NamedTuple):

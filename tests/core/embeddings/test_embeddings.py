@@ -114,7 +114,7 @@ def test_nothing_is_imported_for_numpy_files(folder):
     assert out.stdout.strip() == "[]"
 
 
-# --- one array of several ------------------------------------------------------------------------
+# --- one array of several -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_path_may_have_colons(tmp_path):
     assert load(tmp_path / "a::b.npy").shape == SHAPE
 
 
-# --- wrong input ---------------------------------------------------------------------------------
+# --- wrong input ----------------------------------------------------------------------------------
 
 
 def refused(path):
@@ -286,7 +286,7 @@ def test_a_missing_library_is_named(folder, monkeypatch):
         load(folder / "plain.h5")
 
 
-# --- what other programs write, and what only looks sound ----------------------------------------
+# --- what other programs write, and what only looks sound -----------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_tensors_whose_signs_are_still_to_be_turned(tmp_path):
     assert "dtype complex64" in refused(tmp_path / "complex.pt")
 
 
-# --- hostile input -------------------------------------------------------------------------------
+# --- hostile input --------------------------------------------------------------------------------
 
 
 class Trap:
@@ -496,7 +496,7 @@ def test_missing_chunks_are_refused(tmp_path, folder):
         )
 
 
-# --- sampling ------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 def test_draws_are_without_replacement_and_reproducible():

@@ -139,7 +139,7 @@ def test_two_descriptions_of_one_array_are_refused(tmp_path):
     assert "described by .zarray and by zarr.json" in refused(tmp_path / "z.zarr")
 
 
-# --- the array that is named ---------------------------------------------------------------------
+# --- the array that is named ----------------------------------------------------------------------
 
 
 def test_an_hdf5_array_behind_a_thousand_others(tmp_path):

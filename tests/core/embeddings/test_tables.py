@@ -43,7 +43,7 @@ def read_with_note(path, note=r"left out the table's index \(.*\)$"):
     return read.to_numpy()
 
 
-# --- CSV -----------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -162,7 +162,7 @@ def test_numbers_above_no_columns_are_a_row(tmp_path):
     assert np.array_equal(load(tmp_path / "z.csv").to_numpy(), [[5, 0, 1], [2, 3, 4]])
 
 
-# --- labels --------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("index", INDICES)
@@ -221,7 +221,7 @@ def test_missing_labels_are_no_class(tmp_path):
         load_labels(str(tmp_path / "l.csv"), 3)
 
 
-# --- Parquet and Arrow ---------------------------------------------------------------------------
+# --- Parquet and Arrow ----------------------------------------------------------------------------
 
 
 def feather_of(frame, path):
@@ -281,7 +281,7 @@ def test_damaged_metadata_of_pandas(tmp_path, z):
         assert "\n" not in str(caught.value)
 
 
-# --- lists ---------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------------------
 
 VIEWS = {"list_view": (pa.ListViewArray, "i4"), "large_list_view": (pa.LargeListViewArray, "i8")}
 
@@ -385,7 +385,7 @@ def test_columns_with_missing_numbers(tmp_path):
         )
 
 
-# --- trees of classes ----------------------------------------------------------------------------
+# --- trees of classes -----------------------------------------------------------------------------
 
 PATHS = [["animal", "bird", "eagle"], ["animal", "fish", "eel"], ["thing", "tool", "saw"]]
 

@@ -122,7 +122,7 @@ def test_rows_are_numbers_of_the_file():
     assert all(r % 5 == 0 for r in finding.rows)
 
 
-# --- the pass over the rows ----------------------------------------------------------------------
+# --- the pass over the rows -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

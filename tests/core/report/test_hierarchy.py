@@ -57,7 +57,7 @@ TREES = [
 ]
 
 
-# --- numbers -------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tree", TREES, ids=str)
@@ -140,7 +140,7 @@ def test_z_scores_have_mean_0_and_variance_1():
     assert np.all(np.abs(np.std(z, axis=0) - 1) < 0.25)
 
 
-# --- samples -------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
 def test_trees_are_of_the_same_rows(pair):
@@ -232,7 +232,7 @@ def test_wrong_trees(pair):
         report.report(a, n_slices=2, labels=labels[1:])
 
 
-# --- what is not defined -------------------------------------------------------------------------
+# --- what is not defined --------------------------------------------------------------------------
 
 
 def test_a_collapsed_file_meets_every_condition(saved):
@@ -263,7 +263,7 @@ def test_conditions_look_at_every_level(pair):
     assert len(_conditions.met([condition], without)) == 1
 
 
-# --- labels --------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_label_files(tmp_path):
@@ -335,7 +335,7 @@ def test_wrong_class_trees(tmp_path):
         load_labels(str(tmp_path / "two.npy"), 4, tree)
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_layout():
@@ -411,7 +411,7 @@ def test_legend_names_the_colours_of_the_strips(pair):
     assert "</i>x\\ny</span>" in html
 
 
-# --- the command ---------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

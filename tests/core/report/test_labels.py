@@ -99,7 +99,7 @@ def test_a_condition_never_hides_its_sample():
     assert met("rankme<0") == ([], [])
 
 
-# --- labels that say nothing ---------------------------------------------------------------------
+# --- labels that say nothing ----------------------------------------------------------------------
 
 
 def subjects(found, verdict):

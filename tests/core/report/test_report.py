@@ -160,7 +160,7 @@ def test_bad_rows_are_counted_and_named(saved):
         report.report(chosen)
 
 
-# --- pairs ---------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("m", [200, 130])
@@ -210,7 +210,7 @@ def test_drawn_pairs_keep_the_same_items(saved):
     assert found.pairs[0].linear_cka == pytest.approx(1)
 
 
-# --- pictures and pages --------------------------------------------------------------------------
+# --- pictures and pages ---------------------------------------------------------------------------
 
 
 def test_pictures(saved):
@@ -284,7 +284,7 @@ def test_every_name_has_a_meaning():
     assert set(_tables.MEANINGS) == {*_conditions.known_names(pairs=True), "by_chance"}
 
 
-# --- conditions ----------------------------------------------------------------------------------
+# --- conditions -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
