@@ -123,7 +123,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     order = np.argsort(heights, kind="stable")  # children come before parents at equal height
     children, heights = children[order], rounding.levelled(heights[order])
     with np.errstate(over="ignore"):  # squares beyond float64 are infinite
-        heights = heights * unit ** (2 if metric == "sqeuclidean" else 1)
+        heights = heights * unit * (unit if metric == "sqeuclidean" else 1.0)
     return _renumbered(children, heights, order)
 
 
