@@ -30,6 +30,7 @@ from visreg_core._xp.shims import (
     beside,
     block_elements,
     cast_finite,
+    compiles_each_shape,
     cumulative_sum,
     erf,
     float64_inside,
@@ -50,6 +51,7 @@ from visreg_core._xp.shims import (
     targets_by_rank,
     widest,
     works_in_tiles,
+    writes_in_place,
 )
 from visreg_core._xp.startup import (
     device_names,
@@ -71,6 +73,7 @@ __all__ = [
     "block_elements",
     "cast",
     "cast_finite",
+    "compiles_each_shape",
     "compute_dtype",
     "cumulative_sum",
     "default_float",
@@ -111,4 +114,5 @@ __all__ = [
     "to_numpy",
     "widest",
     "works_in_tiles",
+    "writes_in_place",
 ]

@@ -22,6 +22,7 @@ class JAXRoom(Standard):
     module = "jax.numpy"
     array = ("jax", "Array")
     numpy_dtypes = True
+    compiles_each_shape = True
 
     def device(self, x: Array) -> Device:
         if isinstance(x, sys.modules["jax"].core.Tracer):

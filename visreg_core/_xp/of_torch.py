@@ -21,6 +21,7 @@ class TorchRoom(Standard):
     name = "torch"
     module = "array_api_compat.torch"
     array = ("torch", "Tensor")
+    writes_in_place = True
     block_elements = 1 << 21  # for the caches of a CPU
 
     def namespace(self) -> Namespace:

@@ -33,6 +33,8 @@ class Standard:
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
     works_in_tiles = False  # whether each operation passes over memory separately
+    compiles_each_shape = False  # whether arrays of a new shape cost a compilation
+    writes_in_place = False  # whether elements can be assigned at arrays of indices
     block_elements = 1 << 26  # of a matrix that is made block by block
 
     # --- detection ---

@@ -40,8 +40,8 @@ class Screen:
         self.near = near
         self.clusters = near.clusters
         self.dtype: DType = xp.float32
-        # JAX compiles a program for every shape: it is given few of them.
-        self.fixed_shapes = _xp.name(xp) == "jax"
+        self.on_host = _xp.works_in_tiles(xp)
+        self.few_shapes = _xp.compiles_each_shape(xp)
 
     def settle(self, rows: np.ndarray) -> None:
         """Find the nearest clusters of rows, and lists of near ones."""
@@ -73,15 +73,14 @@ class Screen:
     def _listed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`NearLists.settle` of rows with new lists."""
         points, inverse_size = self._upload()
-        on_host = _xp.name(self.xp) == "numpy"
-        step = _ROWS_HOST if on_host else self._block_rows
+        step = _ROWS_HOST if self.on_host else self._block_rows
         blocks = [rows[start : start + step] for start in range(0, rows.size, step)]
 
         def work(mine: Sequence[np.ndarray]) -> None:
             for block in mine:
                 self._put(block, *self._nearest(block, points, inverse_size))
 
-        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not on_host)
+        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not self.on_host)
         return self.near.settle(rows)
 
     def _put(self, rows: np.ndarray, slot: np.ndarray, value: np.ndarray) -> None:
@@ -108,7 +107,7 @@ class Screen:
         """
         c = self.clusters
         operand = c.operand
-        if self.fixed_shapes:
+        if self.few_shapes:
             padding = _padded_size(operand.shape[0], 2) - operand.shape[0]
             empty = np.zeros((padding, operand.shape[1]), dtype=operand.dtype)
             empty[:, -2] = FAR
@@ -129,7 +128,7 @@ class Screen:
         """Slots (R, K) and screened distances of what is nearest to a few rows."""
         xp = self.xp
         k = min(LISTED, points.shape[0])
-        if _xp.name(xp) == "numpy":
+        if self.on_host:
             index, value = nearest_products(self._queries(rows), points, rows, k, inverse_size)
         else:
             scores = self._scores(rows, points, inverse_size)
@@ -200,20 +199,20 @@ class Screen:
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """`rows`, repeated up to one of a few lengths where shapes are to be few."""
-        return np.resize(rows, _padded_size(rows.size, 4)) if self.fixed_shapes else rows
+        return np.resize(rows, _padded_size(rows.size, 4)) if self.few_shapes else rows
 
     def _to_device(self, a: np.ndarray) -> Array:
-        if _xp.name(self.xp) == "numpy":
+        if self.on_host:
             return a
         dtype = self.dtype if a.dtype.kind == "f" else None
-        if dtype is None and _xp.name(self.xp) == "jax":
-            a = a.astype(np.int32)
+        if dtype is None and self.few_shapes:
+            a = a.astype(np.int32)  # int64 may not exist there
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:
     """`scores` (B, M) with ∞ at (b, columns[b]); in place where the library can."""
-    if _xp.name(xp) in ("numpy", "torch", "cupy"):
+    if _xp.writes_in_place(xp):
         rows = xp.arange(columns.shape[0], **_xp.on_device(columns))
         scores[rows, columns] = xp.inf
         return scores
