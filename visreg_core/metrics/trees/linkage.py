@@ -25,12 +25,12 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     Parameters
     ----------
     x : array (N, D)
-        Embeddings, any namespace, N ≥ 2, finite. Condensed distances are SciPy's business:
-        ``scipy.cluster.hierarchy.linkage`` takes them.
+        Embeddings, any namespace, N ≥ 2, finite. For condensed distances use
+        ``scipy.cluster.hierarchy.linkage``.
     method : str
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
-        "cosine", "euclidean" or "sqeuclidean"; Ward's method wants "euclidean".
+        "cosine", "euclidean" or "sqeuclidean"; Ward's method requires "euclidean".
 
     Returns
     -------
@@ -44,30 +44,29 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         Unknown method or metric, Ward with another metric than Euclidean, wrong shape, rows with
         NaN or infinity.
     TypeError
-        `x` is no array of a known library, or not floating.
+        `x` is not a floating array of a supported library.
 
     Notes
     -----
     Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
-    products run in the namespace and on the device of `x`, and the decisions in float64 on the
-    host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
-    to equidistant for float32 take all their distances, on the host.) The others go through SciPy
-    on the host, with its N(N − 1)/2 distances.
+    products run in the namespace and on the device of `x`; the decisions are taken in float64 on
+    the host, so that all libraries give the same dendrogram. (For up to 4096 clusters, or D + 1,
+    too close to equidistant for float32, all distances are computed on the host.) The others use
+    SciPy on the host, with its N(N − 1)/2 distances.
 
-    Products only screen: neighbours, ties and heights are those of differences in float64, down to
-    clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
-    more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine distances, by
-    ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest distance from the
-    mean, 1 for cosine.
+    Products only screen: neighbours, ties and heights come from differences in float64, which
+    resolve clusters down to a width of about 1e-15 of their distance from the mean. Heights h that
+    differ by no more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine
+    distances, by ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest
+    distance from the mean, 1 for cosine.
 
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
-    every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
-    by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
-    depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
-    every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
-    of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
-    by class should shuffle them. Ward's heights are SciPy's,
-    √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
+    every other vector, and 0 to another zero vector, to which it is identical. In a tie the lower
+    cluster numbers, by order of creation, go first, so that the dendrogram depends on the order of
+    the rows, unless only identical rows tie. In any order every merge joins a nearest pair of
+    clusters. Measures of embeddings draw a random order of the rows first, so that the order cannot
+    affect a score; shuffle the rows of a file that is sorted by class before you cut its
+    dendrogram. Ward's heights are SciPy's, √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
     datasets" (rounds of reciprocal nearest neighbours); SAG-VICReg §4.4 (use).
@@ -128,9 +127,9 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
 
 
 def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: int) -> np.ndarray:
-    """`linkage` of the rows in a random order, which `draw` numbers; leaf i is row i all the same.
+    """`linkage` of the rows in the random order number `draw`; leaf i is still row i.
 
-    So what ties goes by chance, and says nothing of what the order of the rows goes by.
+    So ties are broken at random, and not by the order of the rows.
     """
     order = drawn_order(x.shape[0], seed=seed, draw=draw)
     z = linkage(taken(x, order), method, metric)
@@ -150,9 +149,9 @@ def _by_rounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merges of distinct points by reciprocal nearest neighbours, in order of creation.
 
-    For unit vectors 1 − ⟨u, v⟩ = ‖u − v‖² / 2, which the rounds see from the mean of all points, so
-    that a collapsed embedding loses no digits. A zero vector is given the spread 1 of the random
-    unit vector that it is the mean of: distance (‖0 − v‖² + 1 + 0) / 2 = 1.
+    For unit vectors 1 − ⟨u, v⟩ = ‖u − v‖² / 2, and the rounds take the mean of all points as
+    origin, so that a collapsed embedding loses no digits. A zero vector has spread 1, as the mean
+    of a random unit vector: distance (‖0 − v‖² + 1 + 0) / 2 = 1.
     """
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
@@ -230,7 +229,7 @@ def _join_identical(n: int, members: Members | None) -> tuple[np.ndarray, np.nda
 
 
 def _renumbered(children: np.ndarray, heights: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """SciPy's matrix from merges by height, of which `order` is where they were by creation."""
+    """SciPy's matrix from merges sorted by height; `order` are their numbers by creation."""
     n = heights.size + 1
     number = np.empty(2 * n - 1, dtype=np.intp)
     number[:n] = np.arange(n)
