@@ -13,7 +13,7 @@ import numpy as np
 
 from visreg_core.metrics.trees._clusters import Clusters
 
-# Clusters in a list.
+# Clusters on a list.
 LISTED = 16
 
 _NOBODY = np.iinfo(np.intp).max
@@ -58,7 +58,7 @@ class NearLists:
     def settle(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find the nearest clusters of rows from their lists.
 
-        Returns the rows whose lists do not decide, and the least distance in each of their lists.
+        Returns the rows whose lists do not tell, and the least distance on each of these.
         """
         c = self.clusters
         slot = c.owner[self.slot[rows]]
@@ -165,14 +165,13 @@ class NearLists:
             setattr(self, name, getattr(self, name)[keep])
 
     def _join(self, i: np.ndarray, j: np.ndarray) -> None:
-        """Give slots i the lists of the unions of i and j: the least of both lists' bounds."""
+        """Give slots i the lists of what i and j make: the least of both lists' bounds."""
         c = self.clusters
         (slot_i, least_i), (slot_j, least_j) = self._bounds(i), self._bounds(j)
         reach_i, reach_j = self.reach[i], self.reach[j]
         same = slot_i[:, :, None] == slot_j[:, None, :]
         both_i, both_j = same.any(axis=2), same.any(axis=1)
-        # For members of i's list: j's bound, or j's reach. Below, members of j's list only: j's
-        # bound and i's reach.
+        # Of i's members also j's bounds, of j's others what is left: j's bound and i's reach.
         there = np.where(same, least_j[:, None, :], np.inf).min(axis=2)
         there = np.where(both_i, there, reach_j[:, None])
         least = np.concatenate(
@@ -189,7 +188,7 @@ class NearLists:
         self.slot[i] = np.take_along_axis(slot, order[:, :-1], axis=1)
         self.id[i] = -1
         self.least[i] = least[:, :-1]
-        if c.ward:  # holds for any size, from 1 up, of the other cluster
+        if c.ward:  # whatever the other's number of points, which is at least 1
             between = self.bound[i]
             n_i, n_j, more = c.size[i], c.size[j], reach_i + reach_j - between
             reach = np.minimum(more, (n_i * reach_i + n_j * reach_j + more) / (n_i + n_j + 1))

@@ -29,8 +29,8 @@ from visreg_core.typing import Device, Namespace
 # total at O(N²) distances.
 _ROWS_PER_MERGE = 16
 
-# Up to this many clusters all distances may be in memory; beyond, only where they take no more of
-# it than the points.
+# Clusters of which all pairs of distances may be held at once, in any case; beyond, where they take
+# no more memory than the points.
 _FEW_CLUSTERS = 4096
 
 
@@ -57,8 +57,8 @@ def merge_rounds(
     method : str
         "average" or "weighted", of squared Euclidean distances, or "ward".
     lone : boolean array (M,), optional
-        At most one point, whose distance to every other is exactly twice its spread: a zero vector
-        under cosine, whose ties must not depend on rounding.
+        At most one point whose distance to every other is its spread times 2, exactly: a zero
+        vector under cosine, whose ties rounding must not decide.
 
     Returns
     -------

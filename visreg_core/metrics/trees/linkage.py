@@ -30,7 +30,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     method : str
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
-        "cosine", "euclidean" or "sqeuclidean"; Ward's method requires "euclidean".
+        "cosine", "euclidean" or "sqeuclidean"; Ward's method wants "euclidean".
 
     Returns
     -------
