@@ -26,8 +26,8 @@ class NearLists:
     def __init__(self, clusters: Clusters) -> None:
         m = clusters.alive.size
         self.clusters = clusters
-        # Slot of the nearest cluster, by lowest id in a tie, and of the first equally near one
-        # whose id is above the cluster's own; −1 where there is none.
+        # Slot of the nearest cluster, lowest id first, and of the first of those exactly as near
+        # with an id above the cluster's own; −1 where there is none.
         self.nearest = np.zeros(m, dtype=np.intp)
         self.above = np.full(m, -1, dtype=np.intp)
         # Whether `nearest` is known, and a lower bound of the distance to it (the distance if so).
