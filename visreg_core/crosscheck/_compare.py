@@ -125,7 +125,7 @@ def error_of(
     if not np.all(np.isfinite(difference)):
         return math.inf
     unit = float(max(np.max(np.abs(difference)), np.max(np.abs(wanted))))
-    if unit == 0.0 or math.isinf(scale):  # equal, or nothing can be asked for
+    if unit == 0.0 or math.isinf(scale):  # equal, or no accuracy can be expected
         return 0.0
     # Divided by the largest element first, so that no square overflows.
     return size(difference / unit) / max(scale / unit, size(wanted / unit))

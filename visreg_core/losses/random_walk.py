@@ -187,7 +187,7 @@ def check_call(
 
 
 def check_percentile(percentile: float) -> None:
-    """ValueError unless it is in 0 … 100, TypeError if it is no number."""
+    """ValueError unless it is in 0 … 100, TypeError if it is not a number."""
     checks.number("percentile", percentile, static=True)
     if not 0 <= percentile <= 100:
         raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")

@@ -14,7 +14,7 @@ from visreg_core.report._model import SAME_ITEMS, Comparison, Interval, Measurem
 def to_json(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     """The numbers and findings as a JSON document.
 
-    Values that JSON has no number for are the strings "NaN", "Infinity" and "-Infinity", which
+    Values that JSON numbers cannot express are the strings "NaN", "Infinity" and "-Infinity", which
     both Python's ``float`` and JavaScript's ``Number`` read back.
     """
     document = {

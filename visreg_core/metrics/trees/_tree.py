@@ -69,7 +69,7 @@ def checked_linkage(argument: str, z: Array) -> np.ndarray:
     if not once or np.any(children.max(axis=1) >= n + np.arange(n - 1)):
         raise ValueError(
             f"expected {argument} to join clusters 0 ... {2 * n - 3} once each, after they are "
-            "made; found a matrix that is no dendrogram"
+            "made; found a matrix that is not a dendrogram"
         )
     heights = matrix[:, 2]
     if not np.all(heights[1:] >= heights[:-1]) or np.isnan(heights[0]):

@@ -83,7 +83,7 @@ def disagreeing_branches(
     Raises
     ------
     ValueError
-        Matrices that are no dendrograms or differ in their numbers of leaves, `min_leaves` below 3.
+        Invalid linkage matrices, different numbers of leaves, `min_leaves` below 3.
 
     Examples
     --------

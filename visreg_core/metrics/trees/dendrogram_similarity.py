@@ -51,7 +51,8 @@ def dendrogram_correlations(
     Raises
     ------
     ValueError
-        Matrices that are no dendrograms, have inversions, or differ in their numbers of leaves.
+        Invalid linkage matrices, or matrices that have inversions or differ in their numbers of
+        leaves.
 
     Examples
     --------

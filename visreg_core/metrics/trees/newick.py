@@ -37,7 +37,7 @@ def to_newick(z: Array, names: Sequence[str] | None = None) -> str:
     Raises
     ------
     ValueError
-        A matrix that is no dendrogram, infinite heights, or a wrong number of names.
+        An invalid linkage matrix, infinite heights, or a wrong number of names.
 
     Examples
     --------
@@ -91,8 +91,8 @@ def from_newick(text: str) -> tuple[np.ndarray, list[str]]:
     Raises
     ------
     ValueError
-        Text that is no such tree, branches without a length, or leaves that are not equally deep:
-        by more than 10⁻⁹ of their depth.
+        Text that is not such a tree, branches without a length, or leaves that are not equally
+        deep: by more than 10⁻⁹ of their depth.
 
     Examples
     --------
