@@ -32,6 +32,7 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
+    branches = True  # whether a program may branch on a value
 
     # --- detection ---
 
@@ -152,7 +153,12 @@ class Standard:
     def matmul_accumulate(self, xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
         return cast(xp, a @ b, dtype)
 
-    # --- control flow over chunks ---
+    # --- control flow ---
+
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return then() if condition else otherwise()
 
     def accumulate(
         self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int

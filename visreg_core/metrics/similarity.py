@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks, _neighbours, _tiles, _xp
+from visreg_core import _checks, _neighbours, _tiles, _wide, _xp
 from visreg_core._neighbours import Near, Search
 from visreg_core._typing import Array, Device, Namespace
 from visreg_core.metrics._inputs import centred, matrix, numbers, paired, power_of_two, same_ids
@@ -70,8 +70,11 @@ def linear_cka(
     xp, x, y = paired(x, y, min_rows=2 if convention == "biased" else 4)
     same_ids(ids_x, ids_y, x.shape[0])
     x, y = _centred_unit(xp, x), _centred_unit(xp, y)
-    inner = _hsic_sums if convention == "biased" else _hsic_unbiased
-    return _ratio(inner(xp, x, y), inner(xp, x, x), inner(xp, y, y))
+    if convention == "biased":
+        return _ratio(_hsic_sums(xp, x, y), _hsic_sums(xp, x, x), _hsic_sums(xp, y, y))
+    with _wide.float64_inside(xp):  # the diagonal, which is taken away, may be nearly all
+        x, y = (_xp.cast(xp, z, _wide.widest(xp, z)) for z in (x, y))
+        return _ratio(*(_hsic_unbiased(xp, *pair) for pair in ((x, y), (x, x), (y, y))))
 
 
 def linear_cka_from_covariances(cov_xx: Any, cov_yy: Any, cov_xy: Any) -> float:
