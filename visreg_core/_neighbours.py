@@ -107,9 +107,10 @@ class Search:
         self.operand = np.empty((len(self.rows), rows.shape[1] + 1), self.dtype)
         centred = self.operand[:, :-1]
         np.subtract(self.middle, self.rows, out=centred, casting="same_kind")
-        largest = max(float(centred.max()), -float(centred.min()))
+        largest = 0.0 if directions else max(float(centred.max()), -float(centred.min()))
         self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
-        centred /= self.unit
+        if not directions:
+            centred /= self.unit
         offset = np.einsum("nd,nd->n", centred, centred) / 2
         self.longest = float(np.sqrt(2 * offset.max()))
         offset[self.lone_rows] += 0.5 / self.unit**2
@@ -154,7 +155,8 @@ class Search:
         taken = np.empty((len(chosen), self.operand.shape[1]), self.dtype)
         centred = taken[:, :-1]
         np.subtract(queries, self.middle, out=centred, casting="same_kind")
-        centred /= self.unit
+        if not self.directions:
+            centred /= self.unit
         taken[:, -1] = 1
         return taken, np.einsum("nd,nd->n", centred, centred).astype(np.float64)
 
