@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
-from visreg_core import _xp
+from visreg_core import _checks, _xp
 from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.kernels import kernels_of
@@ -143,6 +143,8 @@ class Declaration:
         first = inputs[self.differentiated[0]]
         if first is None:
             raise TypeError("expected an array; found None")
+        for name, value in inputs.items():
+            _checks.plain(name, value)
         return Execution(kernels=kernels_of(_xp.library(first)))
 
     def value(self, inputs: Inputs) -> Any:
