@@ -6,14 +6,15 @@ r"""Train a backbone with any of the losses.
     accelerate launch --num_processes 8 -m reference_train \
         --config-name visreg_vit_b16_imagenet1k data.path=/data/imagenet run.folder=runs/b16
 
-The same command again resumes from the last checkpoint. Every setting: ``--help``. What a run
-leaves in its folder: README.md.
+The same command again resumes from the last checkpoint. Every setting: ``--help``. The files of
+a run: README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -30,20 +31,15 @@ from reference_train import checkpoint, data, methods, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
+from reference_train.curves import draw_curves
+from reference_train.environment import environment
 from reference_train.errors import LocalError, TrainError, one_line
+from reference_train.ledger import Ledger, batch_statistics, of_step
+from reference_train.logs import Log, write_atomically
 from reference_train.measure import Measured, pixels, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
-from reference_train.record import (
-    Ledger,
-    Log,
-    Trackers,
-    batch_statistics,
-    draw_curves,
-    environment,
-    of_step,
-    write_atomically,
-)
 from reference_train.splits import Splits, open_splits
+from reference_train.trackers import Trackers
 
 
 def train(config: Config) -> dict[str, dict[str, float]]:
@@ -53,7 +49,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     folder = Path(config.run.folder)
     settings = to_dict(config)
 
-    # What is trained on
+    # Data
     splits = open_splits(config.data, config.run.seed)
     say(accelerator, *splits.notes)
     micro_batches = data.batches_per_epoch(splits.train, config.data, world)
@@ -62,7 +58,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     warmup = round(config.optim.warmup_epochs * steps_per_epoch)
     crops_of = MultiCrop(config.augment, config.data).to(device)
 
-    # What is trained. Weights are the seed's on every process; augmentation is each one's own.
+    # Model: the weights of a seed are the same on every process, augmentation is not.
     torch.manual_seed(config.run.seed)
     learner = new_learner(config, splits.n_classes).to(device)
     if world > 1:
@@ -73,9 +69,9 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     optimizer = optim.optimizer(learner, config.optim, config.probe)
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
-    # Where it stands
+    # State
     first = resume(accelerator, folder, settings, learner, method, optimizer)
-    if accelerator.is_main_process:  # not before: the folder may be another run's
+    if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
         facts = environment(world, device)
         write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
@@ -103,8 +99,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         try:
             batches = [next(stream) for _ in range(config.run.accumulate)]
         except LocalError:
-            if world == 1 and step > first:  # alone, so that no other process has to agree
-                ledger.read()  # no checkpoint of a step that was not finite
+            if world == 1 and step > first:  # a single process, so that no other has to agree
+                ledger.read()  # a step that is not finite leaves no checkpoint
                 save(accelerator, folder, config, step, learner, method, optimizer)
             raise
 
@@ -134,7 +130,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
         bar.update()
 
-        # Everything below happens every n-th step; reading the ledger is what waits for the device.
+        # Everything below happens every n-th step: reading the ledger waits for the device.
         done = step + 1
         saving = done % config.run.checkpoint_every == 0 or done == steps
         if done % config.run.log_every == 0 or saving:
@@ -159,6 +155,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             results = final_table(config, splits, measured, learner, folder)
         trackers.close()
     accelerator.wait_for_everyone()
+    # DDP ends before its group: while it holds the last reference, its destructor waits, with the
+    # interpreter's lock, for Gloo's threads, which may wait for that lock.
+    del model
+    accelerator.free_memory()
+    gc.collect()
     accelerator.end_training()
     return results
 

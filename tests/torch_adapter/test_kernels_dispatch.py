@@ -11,7 +11,7 @@ import torch
 from tests.torch_adapter.kernels.tensors import DTYPES
 from visreg_torch.kernels import dispatch
 from visreg_torch.kernels.dispatch import OPERATIONS, choose, explain, forced
-from visreg_torch.kernels.rows import KERNELS, Multiples
+from visreg_torch.kernels.rows import KERNELS, KernelMultiples
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,10 @@ def on_device(monkeypatch):
 def test_choice(on_device, operation, dtype, size, kernel):
     choice = choose(operation, "cuda", dtype, **size)
     assert choice.kernel == kernel
-    assert explain(operation) == f"{operation}: {kernel or 'slow twin'} ({choice.reason})"
+    assert (
+        explain(operation)
+        == f"{operation}: {kernel or 'reference implementation'} ({choice.reason})"
+    )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -72,7 +75,7 @@ def test_forced(on_device):
 
     with forced("slow"):
         assert [chosen(operation) for operation in OPERATIONS] == [None] * len(OPERATIONS)
-        assert explain("gaussian") == "gaussian: slow twin (forced)"
+        assert explain("gaussian") == "gaussian: reference implementation (forced)"
     with forced("ordered_rows"):
         assert chosen("gaussian") == "ordered_rows"
         assert chosen("epps_pulley") == "epps_pulley_rows"
@@ -87,8 +90,8 @@ def test_explain_has_a_line_for_each_operation(monkeypatch):
     choose("gaussian", "cpu", torch.float32, 5)
     lines = explain().split("\n")
     assert len(lines) == len(OPERATIONS)
-    assert lines[0] == "gaussian: slow twin (kernels do not run on the CPU)"
-    assert lines[1] == "epps_pulley: not asked for yet"
+    assert lines[0] == "gaussian: reference implementation (kernels do not run on the CPU)"
+    assert lines[1] == "epps_pulley: not requested yet"
 
 
 def test_unknown_names():
@@ -105,7 +108,7 @@ def test_the_core_runs_where_kernels_do_not(dtype):
     p, q = torch.randn(2, 2, 9)
     values, gradient = KERNELS["gaussian_term"](xp, p, q[0], None, True)
     assert values.shape == (2,) and gradient.shape == p.shape
-    assert not isinstance(KERNELS["multiples"](xp, p, 4, sharded=False), Multiples)
+    assert not isinstance(KERNELS["multiples"](xp, p, 4, sharded=False), KernelMultiples)
 
 
 def test_importing_needs_no_triton():

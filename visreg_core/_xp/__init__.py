@@ -1,8 +1,11 @@
-"""The one door to array libraries: which namespace, device and dtype, and the few shims.
+"""The one door to array libraries: namespaces, devices, dtypes, and functions beyond the standard.
 
-Only this package tells libraries apart, and only in `rooms`: what a library does differently is in
-a module of its own. Nothing here imports a library that the caller has not imported already (its
-arrays can only exist once it is loaded), but for programs that choose one by its name.
+Only this package distinguishes libraries, and only in `rooms`; what a library does differently is
+in a module of its own (`of_torch`, …). No library is imported here that the caller has not imported
+already, since its arrays could not exist otherwise; programs choose one by name (`startup`).
+
+Algorithms on arrays, which other rooms share, are modules of this package, too: `tiles`,
+`neighbours`, `threefry`, and NumPy's own sorts, selections and draws.
 """
 
 from visreg_core._xp.detection import (
@@ -30,6 +33,7 @@ from visreg_core._xp.shims import (
     cumulative_sum,
     either,
     erf,
+    float64_inside,
     is_compiling,
     matmul_accumulate,
     ndtri,
@@ -45,6 +49,8 @@ from visreg_core._xp.shims import (
     sum_rows,
     take_last,
     targets_by_rank,
+    widest,
+    works_in_tiles,
 )
 from visreg_core._xp.startup import (
     device_names,
@@ -75,6 +81,7 @@ __all__ = [
     "either",
     "erf",
     "find_device",
+    "float64_inside",
     "from_numpy",
     "import_namespace",
     "installed",
@@ -104,4 +111,6 @@ __all__ = [
     "take_last",
     "targets_by_rank",
     "to_numpy",
+    "widest",
+    "works_in_tiles",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-from visreg_core._typing import Array, DType, Namespace
 from visreg_core._xp.dtypes import cast, dtype_name
 from visreg_core._xp.rooms import room, room_of
+from visreg_core.typing import Array, DType, Namespace
 
-# --- automatic differentiation and tracing -------------------------------------------------------
+# --- automatic differentiation and tracing --------------------------------------------------------
 
 
 def stop_gradient(x: Array) -> Array:
@@ -18,7 +19,7 @@ def stop_gradient(x: Array) -> Array:
 
 
 def requires_grad(x: Array) -> bool:
-    """Whether `x` is a torch tensor that autograd follows (other libraries cannot tell)."""
+    """Whether `x` is a torch tensor that autograd follows (False for other libraries)."""
     return room_of(x).requires_grad(x)
 
 
@@ -27,7 +28,25 @@ def is_compiling(xp: Namespace) -> bool:
     return room(xp).is_compiling()
 
 
-# --- elementwise ---------------------------------------------------------------------------------
+def works_in_tiles(xp: Namespace) -> bool:
+    """Whether each operation passes over memory by itself, so that tiles in the cache pay."""
+    return room(xp).works_in_tiles
+
+
+# --- float64 --------------------------------------------------------------------------------------
+
+
+def float64_inside(xp: Namespace) -> AbstractContextManager[None]:
+    """Context in which float64 arrays exist."""
+    return room(xp).float64_inside()
+
+
+def widest(xp: Namespace, x: Array) -> DType:
+    """float64, or float32 where the device of `x` has no other."""
+    return room(xp).widest(xp, x)
+
+
+# --- elementwise ----------------------------------------------------------------------------------
 
 
 def ndtri(xp: Namespace, p: Array) -> Array:
@@ -53,7 +72,7 @@ def cast_finite(xp: Namespace, x: Array, dtype: DType) -> Array:
     return cast(xp, xp.where(xp.abs(x) > largest, largest * sign(xp, x), x), dtype)
 
 
-# --- order and indices ---------------------------------------------------------------------------
+# --- order and indices ----------------------------------------------------------------------------
 
 
 def stable_order(xp: Namespace, p: Array) -> Array:
@@ -83,9 +102,9 @@ def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
 
 
 def smallest(xp: Namespace, x: Array, k: int) -> Array:
-    """Indices of the k smallest along the last axis, least first, ties by index; NaN as infinite.
+    """Indices (R, k) of the k smallest of each row of x (R, N), least first, ties by index.
 
-    Not for NumPy, which `visreg_core._selection` is for.
+    NaN counts as infinite.
     """
     return room(xp).smallest(xp, x, k)
 
@@ -96,7 +115,7 @@ def put_last(xp: Namespace, index: Array, values: Array) -> Array:
 
 
 def take_last(xp: Namespace, x: Array, index: Array) -> Array:
-    """out[..., i] = x[..., index[..., i]], the leading axes of both alike."""
+    """out[..., i] = x[..., index[..., i]], with equal leading axes."""
     return room(xp).take_last(xp, x, index)
 
 
@@ -110,7 +129,7 @@ def add_rows(xp: Namespace, size: int, index: Array, x: Array) -> Array:
     return room(xp).add_rows(xp, size, index, x)
 
 
-# --- sums and products ---------------------------------------------------------------------------
+# --- sums and products ----------------------------------------------------------------------------
 
 
 def cumulative_sum(xp: Namespace, x: Array) -> Array:
@@ -122,17 +141,17 @@ def sum_rows(xp: Namespace, x: Array) -> Array:
     """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
 
     NumPy and XLA's CPU backend add the rows of a non-contiguous axis one after the other, so that
-    float32 loses half its digits by N = 1e6: sum blocks first. Torch and CuPy do it by themselves.
+    float32 loses half its digits by N = 1e6: blocks are summed first, as Torch and CuPy do anyway.
     """
     return room(xp).sum_rows(xp, x)
 
 
 def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
-    """a @ b returned in `dtype`, products of the operands' dtype accumulated as wide as can be."""
+    """a @ b returned in `dtype`, accumulated in the widest dtype that the library offers."""
     return room(xp).matmul_accumulate(xp, a, b, dtype)
 
 
-# --- place and shape -----------------------------------------------------------------------------
+# --- place and shape ------------------------------------------------------------------------------
 
 
 def beside(xp: Namespace, x: Array, other: Array) -> Array:
@@ -143,7 +162,7 @@ def beside(xp: Namespace, x: Array, other: Array) -> Array:
 def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     """`x` with leading axes of length 1 up to `ndim`.
 
-    Broadcasting would add them, but users of JAX may have told it not to.
+    Broadcasting would add them, but JAX can be configured to refuse.
     """
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core._typing import Array
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -26,6 +25,7 @@ from visreg_core.embeddings._source import (
     no_name,
     pick,
 )
+from visreg_core.typing import Array
 
 _SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": None}
 _HEADER_BYTES = 100_000_000  # the format's own limit
@@ -149,8 +149,7 @@ def _tensors(prefix: str, tree: Any) -> list[tuple[str, Array]]:
 def _host_view(tensor: Array, label: str) -> np.ndarray:
     """The tensor's values as a NumPy array over the same memory, bfloat16 as bfloat16.
 
-    Signs that are still to be turned (a view of a conjugate's imaginary part) are turned: NumPy
-    does not know of them.
+    Lazy signs (of a view of a conjugate's imaginary part), which NumPy does not know, are resolved.
     """
     tensor = tensor.resolve_neg()
     if _xp.dtype_name(tensor) != "bfloat16":

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.gaussian import epps_pulley_knots
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 # Arrays of the samples' size that a row works with: cosine, sine, and the multiples in turn.
 _SCRATCH = 8
@@ -115,10 +116,7 @@ def term(
 
 
 def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool) -> Any:
-    """`Multiples`.
-
-    A kernel may want to know whether the sums are reduced over shards before the polynomial.
-    """
+    """The `Multiples` of angles; kernels need to know whether shards reduce the sums."""
     return Multiples(xp, angle, m)
 
 
@@ -130,7 +128,7 @@ def _scratch(execution: Execution, n_knots: int) -> int:
 def _epps_pulley_magnitude(
     x: np.ndarray, t_max: float = 3.0, n_knots: int = 17
 ) -> tuple[float, ...]:
-    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: an angle t·x counts with its own size."""
+    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: the rounding of an angle t x grows with it."""
     n = x.shape[0]
     size = float(np.mean(np.abs(x)))
     knots = zip(*epps_pulley_knots(t_max, n_knots), strict=True)
@@ -197,14 +195,14 @@ def epps_pulley(
     (3,)
     """
     xp = _xp.namespace(x, row_mask)
-    _checks.floating("x", x)
-    _checks.choice("axis", axis, (-1, -2))
+    checks.floating("x", x)
+    checks.choice("axis", axis, (-1, -2))
     if x.ndim < -axis or x.shape[axis] < 2 or 0 in x.shape:
         raise ValueError(
             f"expected x with at least 2 samples along axis {axis}; found shape {tuple(x.shape)}"
         )
     moved = x if axis == -1 else xp.matrix_transpose(x)
-    _checks.row_mask(row_mask, moved[..., None])
+    checks.row_mask(row_mask, moved[..., None])
     rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
     n = _rows.count(xp, rows[..., None], row_mask, execution.shards)
     knots = knots_like(xp, rows, t_max, n_knots)
@@ -212,11 +210,11 @@ def epps_pulley(
     def of_rows(tile: Array) -> tuple[Array, ...]:
         return term(xp, tile, n, knots, row_mask, execution)
 
-    if execution.shards.size > 1:  # what they reduce they do once, and all in the same order
+    if execution.shards.size > 1:  # one reduction of all rows' sums
         values, *gradients = of_rows(rows)
     else:
         scratch = _scratch(execution, n_knots)
-        values, *gradients = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
+        values, *gradients = tiles.map_rows(xp, of_rows, rows, scratch=scratch)
     gradient = None
     if gradients:
         gradient = xp.reshape(gradients[0], moved.shape)
@@ -273,24 +271,18 @@ def sigreg_loss(
         As in `epps_pulley`.
     scale_by_n : bool
         True (LeJEPA's default) keeps the factor N of the statistic, False divides it out.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
-    chunk_size : int, optional
-        Slices projected at once; bounds memory and changes nothing else.
-    projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
+    row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----
@@ -306,10 +298,10 @@ def sigreg_loss(
     True
     """
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.flag("scale_by_n", scale_by_n)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    checks.flag("scale_by_n", scale_by_n)
     n = _rows.count(xp, z, row_mask, execution.shards)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
     wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -18,6 +17,7 @@ from visreg_core.losses.sliced import (
     projection_dtype_for,
     sliced_sorting,
 )
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 
 class EnergySaved(NamedTuple):
@@ -50,7 +50,7 @@ def energy_term(
 
 
 def _magnitude(z: np.ndarray, slices: np.ndarray) -> tuple[float, ...]:
-    """The same with the last two terms added: |p| stands for each |p_i − X| and |p_i − p_j|."""
+    """The three terms added, with |p_i − X| and |p_i − p_j| bounded by sums of |p| and |X|."""
     size = float(np.mean(np.abs(z @ slices)))
     return (4 * size + 2 * math.sqrt(2 / math.pi) + 2 / math.sqrt(math.pi),)
 
@@ -83,24 +83,18 @@ def gaussian_sliced_energy_distance(
         Embeddings; the loss is the mean over the leading axes.
     slices : array of shape (D, K) or (..., D, K)
         Unit directions, from `random_slices`.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
-    chunk_size : int, optional
-        Slices projected at once; bounds memory and changes nothing else.
-    projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
+    row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----
@@ -117,9 +111,9 @@ def gaussian_sliced_energy_distance(
     True
     """
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
     shards = execution.shards
     n = _rows.count(xp, z, row_mask, shards)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))

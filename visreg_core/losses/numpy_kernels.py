@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visreg_core import _tiles
+from visreg_core import threads
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses.rows import Rows
 from visreg_core.losses.sliced import chunk_of
@@ -29,8 +29,7 @@ def over_threads(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """In place of `in_turn`: chunks of slices of one batch index each, spread over threads.
 
-    One thread takes them all where shards talk to each other in the loop (`in_order`), which must
-    happen in the same order on all.
+    One thread where shards communicate in the loop (`in_order`), as all must in the same order.
     """
     batch, n_slices = len(samples[0]), slices.shape[-1]
     rows = sum(x.shape[1] for x in samples)
@@ -45,7 +44,7 @@ def over_threads(
             own = slices[b : b + 1] if len(slices) > 1 else slices
             (found,), parts = body(own[..., start : start + chunk], slice(b, b + 1))
             values[b, start : start + chunk] = found[0]
-            if start == 0:  # whoever has the first chunk adds up in the result itself
+            if start == 0:  # the first chunk's sums go into the result
                 sums[b] = [whole[b : b + 1] for whole in gradients]
                 for total, more in zip(sums[b], parts, strict=True):
                     total[...] = more
@@ -58,7 +57,7 @@ def over_threads(
         return sums
 
     items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
-    for sums in _tiles.spread(work, items, values.size * rows * dtype.itemsize, in_order):
+    for sums in threads.spread(work, items, values.size * rows * dtype.itemsize, in_order):
         for b, parts in sums.items():
             for whole, part in zip(gradients, parts, strict=True):
                 if not np.shares_memory(whole, part):
@@ -94,7 +93,7 @@ def combine(
     r: np.ndarray,
     donated: bool,
 ) -> np.ndarray:
-    """g a + (z − first) f + r in blocks of rows: no array of z's size in between."""
+    """g a + (z − first) f + r in blocks of rows: without a temporary array of z's size."""
     size = rows.z.shape[-2:]
     out = g if donated and g is not None else np.empty(rows.z.shape, f.dtype)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (out, rows.z, f, r, rows.first)]
@@ -108,7 +107,7 @@ def combine(
             part = z_b[n] - first if z_b.dtype == out.dtype else z_b[n].astype(out.dtype) - first
             masked = None if rows.keep is None else ~rows.keep[n, 0]
             if masked is not None:
-                part[masked] = 0  # what they hold may be no number
+                part[masked] = 0  # which may hold NaN
             part *= f_b
             part += r_b
             if of_g is not None:
@@ -120,5 +119,5 @@ def combine(
                 o[n][masked] = 0
 
     starts = range(0, size[0], block)
-    _tiles.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
+    threads.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
     return out

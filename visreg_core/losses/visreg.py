@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -18,6 +17,7 @@ from visreg_core.losses.gaussian_sliced_wasserstein import (
     sliced_gaussian,
 )
 from visreg_core.losses.sliced import projection_dtype_for
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 EPS = 1e-6
 
@@ -73,11 +73,11 @@ def _shape_term(
 ) -> tuple[_rows.Rows, Array, VISRegSaved]:
     """The rows of z, the mean of s over batch and slices, and what is saved."""
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.flag("detach_scale", detach_scale)
-    _checks.positive("eps", eps)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    checks.flag("detach_scale", detach_scale)
+    checks.positive("eps", eps)
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
@@ -101,7 +101,7 @@ def _shape_term(
 
 
 def _divide(x: Array, divisor: Array) -> Array:
-    """The quotient of an array that nobody needs again: a kernel may write into it."""
+    """The quotient; a kernel may overwrite x, which is not needed again."""
     return x / divisor
 
 
@@ -116,14 +116,14 @@ def _gradient(
 ) -> Array:
     """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + shape · s(z̃).
 
-    With G = ds/dz̃, columns a, f and a row r it is G a + ẑ f + r, so that every pass over (N, D)
-    beyond this sum is gone:
+    With G = ds/dz̃ it is G a + ẑ f + r for rows a, f and r (..., 1, D), so that one pass over (N, D)
+    suffices:
 
     - centre: dμ/dz_n = 1/N, a row;
     - scale: dσ/dz_n = ẑ_n / (N σ), a multiple of ẑ;
-    - shape: z̃ = ẑ / divisor, whose centring takes nothing away, because the projections of centred
-      rows and the quantiles both sum to 0, and so do G's columns; with the divisor σ + ε not held
-      constant, the multiple of ẑ that σ brings.
+    - shape: z̃ = ẑ / divisor. Centring changes nothing, because the projections of centred rows and
+      the quantiles both sum to 0, and so do G's columns. Where the divisor σ + ε is not held
+      constant, σ adds a multiple of ẑ.
     """
     z, row_mask = inputs["z"], inputs["row_mask"]
     xp = _xp.namespace(z)
@@ -139,7 +139,7 @@ def _gradient(
         on_shape = shape / divisor
         if saved.along is not None:
             on_centred = on_centred - on_shape / divisor * saved.along * per_deviation
-    # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
+    # ẑ f + r = (ẑ + rest) f + (r − rest f): no need to centre again
     constant = constant - rows.rest * on_centred
     combine = execution.kernels.get("combine", _combine)
     return combine(rows, saved.gradient, on_shape, on_centred, constant, execution.donated)
@@ -153,7 +153,7 @@ def _combine(
     return _rows.kept(rows.xp, rows.keep, own if g is None else times(g, a, donated) + own)
 
 
-# --- public losses -------------------------------------------------------------------------------
+# --- public losses --------------------------------------------------------------------------------
 
 
 @declare_loss(
@@ -184,7 +184,7 @@ def center_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -205,9 +205,9 @@ def center_loss(
     4.0
     """
     xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
+    checks.choice("reduction", reduction, REDUCTIONS)
     rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
     value = center_from_mean(xp, rows.mean(), reduction)
     return value, VISRegSaved(rows.first, rows.rest, rows.masked_n())
@@ -236,20 +236,18 @@ def scale_loss(
     ----------
     z : array of shape (..., N, D)
         Embeddings; the loss is the mean over the leading axes.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
-    array of no axes
+    0-d array
         mean_j (1 − σ_j)² with the biased σ; float64 for float64 embeddings, else float32.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----
@@ -263,8 +261,8 @@ def scale_loss(
     4.0
     """
     xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
@@ -335,7 +333,7 @@ def shape_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -358,7 +356,7 @@ def shape_loss(
     >>> bool(shape_loss(z, random_slices(8, 64)) < 0.05)
     True
     """
-    _checks.choice("reduction", reduction, REDUCTIONS)
+    checks.choice("reduction", reduction, REDUCTIONS)
     rows, total, saved = _shape_term(
         execution,
         z,
@@ -436,15 +434,13 @@ def visreg_loss(
     Returns
     -------
     VISRegTerms
-        ``total, scale, shape, center``: arrays of no axes, float64 for float64 embeddings, else
+        ``total, scale, shape, center``: 0-d arrays, float64 for float64 embeddings, else
         float32.
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----
@@ -459,7 +455,7 @@ def visreg_loss(
     >>> bool(abs(terms.total - (terms.scale + terms.shape + terms.center)) < 1e-12)
     True
     """
-    w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
+    w_scale, w_shape, w_center = checks.weights("weights", weights, VISRegTerms._fields[1:])
     rows, total_shape, saved = _shape_term(
         execution,
         z,

@@ -1,9 +1,8 @@
 """Is an embedding a standard Gaussian? Sliced statistics against their law under that hypothesis.
 
 The hypothesis is that the rows are independent draws of N(0, I), the one SIGReg and the sliced
-Wasserstein losses drive at: mean, scale, correlation and shape are all tested. Standardising the
-columns with the rows' own statistics first answers another question, for which the p-values here
-are too large.
+Wasserstein losses aim at: mean, scale, correlation and shape are all tested. Columns standardised
+by their own statistics are another hypothesis, for which these p-values are too large.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley, value_and_grad
 from visreg_core.metrics import _gaussian_null as null
 from visreg_core.metrics._inputs import matrix, plain, unit_rows
+from visreg_core.typing import Array, Namespace
 
 # Rows of a simulated sample at most: standardised, the statistics hardly depend on N any more.
 _SIMULATED_ROWS = 256
@@ -41,7 +41,7 @@ class SlicedTest(NamedTuple):
         Largest value over slices, its z-score as if it were the only slice, and the p-value of
         the maximum over all slices.
     z, p : numpy.ndarray (K,)
-        z-score and p-value of each slice by itself. Slices of one sample are dependent.
+        z-score and p-value of each single slice. Slices of one sample are dependent.
     worst : numpy.ndarray (n_worst,)
         Indices of the slices with the largest values, worst first.
     directions : array (D, n_worst)
@@ -91,7 +91,7 @@ def gaussianity(
         Simulated Gaussian samples behind `mean_p` and `max_p`; their least value is
         1/(n_simulations + 1).
     seed : int
-        Of these simulations. Results are kept for repeated calls with the same slices.
+        Of these simulations. Results are cached for repeated calls with the same slices.
     t_max, n_knots
         Quadrature of `epps_pulley`.
 
@@ -154,13 +154,13 @@ def gaussianity(
     0.005
     """
     if n_worst is not None:
-        _checks.positive_int("n_worst", n_worst)
-    _checks.positive_int("n_simulations", n_simulations)
-    _checks.positive_int("seed", seed, minimum=0)
+        checks.positive_int("n_worst", n_worst)
+    checks.positive_int("n_simulations", n_simulations)
+    checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x)
     slices = plain("slices", slices)
-    _checks.slices(slices, x)
+    checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     host_slices = np.asarray(_xp.to_numpy(slices), dtype=np.float64)
     _check_directions(host_slices)
@@ -203,7 +203,7 @@ def gaussianity(
 def mean_z_scores(
     epps_pulley_values: np.ndarray, wasserstein_values: np.ndarray, n: int, slices: np.ndarray
 ) -> tuple[float, float]:
-    """`mean_z` of both tests from the statistics (K,) of `n` rows on `slices` (D, K), at hand.
+    """`mean_z` of both tests from given statistics (K,) of `n` rows on `slices` (D, K).
 
     The Epps-Pulley statistics are those of `epps_pulley`, the others squared W₂ distances.
     """
@@ -214,9 +214,9 @@ def mean_z_scores(
 
 
 def mean_p_value(statistic: int, mean_z: float, n: int, slices: np.ndarray) -> float:
-    """`mean_p` of `_STATISTICS[statistic]` from its `mean_z`, at hand.
+    """`mean_p` of `_STATISTICS[statistic]` from a given `mean_z`.
 
-    Far out, where no simulated sample comes, none is drawn.
+    Beyond the range of simulations nothing is drawn.
     """
     if mean_z > _FAR_OUT:
         return 1 / (1 + _SIMULATIONS)
@@ -256,7 +256,7 @@ def worst_direction(
     slices : array (D, K)
         Unit columns to start from, in the namespace of `x`.
     statistic : str
-        "epps_pulley", or "wasserstein", which keeps its gradient far from the Gaussian.
+        "epps_pulley", or "wasserstein", whose gradient does not vanish far from the Gaussian.
     n_steps : int
         Steps of the ascent, of decreasing length.
     seed : int
@@ -280,13 +280,13 @@ def worst_direction(
     >>> int(np.argmax(np.abs(found.direction))), found.p < 1e-6
     (5, True)
     """
-    _checks.choice("statistic", statistic, _STATISTICS)
-    _checks.positive_int("n_steps", n_steps)
-    _checks.positive_int("seed", seed, minimum=0)
+    checks.choice("statistic", statistic, _STATISTICS)
+    checks.positive_int("n_steps", n_steps)
+    checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x, min_rows=4)
     slices = plain("slices", slices)
-    _checks.slices(slices, x)
+    checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     _check_directions(_xp.to_numpy(slices))
     which = _STATISTICS.index(statistic)
@@ -371,7 +371,7 @@ def _statistics(
     """Per slice: the Epps-Pulley statistic, and Σ_r (x_(r) − Φ⁻¹(r/(N+1)))²."""
     n, k = x.shape[0], slices.shape[1]
     quantiles = normal_quantiles(n, xp=xp, dtype=x.dtype, device=_xp.device(x))
-    step = _tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
+    step = tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
     samples = xp.matrix_transpose(x)
     values: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for start in range(0, k, step):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._optional import require
+from visreg_core.optional import require
 from visreg_core.report._model import Pictures
 
 _COLORS = ("#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#4a4a4a")
@@ -39,22 +39,9 @@ _STYLE = {
 def figures(pictures: Sequence[Pictures], names: Sequence[str]) -> dict[str, str]:
     """Every figure of a report: title to SVG text.
 
-    Parameters
-    ----------
-    pictures : sequence of Pictures
-        One for each file, in the report's order.
-    names : sequence of str
-        Short names of the files; a single file's is not drawn.
-
-    Returns
-    -------
-    dict of str to str
-        SVG documents, all text drawn as paths.
-
-    Raises
-    ------
-    MissingExtraError
-        Where matplotlib is not installed.
+    pictures : sequence of Pictures; one for each file, in the report's order
+    names : sequence of str; short names of the files; a single file's is not drawn
+    Returns SVG documents by name, all text drawn as paths.
     """
     # A dollar of a name's is no mathematics.
     heads = [f"{name}: ".replace("$", r"\$") for name in names] if len(names) > 1 else [""]

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing beside it: style and figures are inside."""
+"""The report as one self-contained HTML file, with its style and figures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from importlib import resources
 from typing import Any
 
 from visreg_core import __version__
-from visreg_core._optional import require
 from visreg_core.embeddings._source import one_line
+from visreg_core.optional import require
 from visreg_core.report._figures import figures
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables

@@ -1,7 +1,7 @@
 """Statistics of embeddings that need not fit into memory, by blocks of rows.
 
 One pass over the rows gives the mean and a factor of the covariance, in float64 on the host. Sliced
-terms take one more pass for each chunk of slices: only its projections are kept.
+terms take one more pass for each chunk of slices: only its projections are in memory.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _tiles, _xp
-from visreg_core._typing import Array, Device, DType, Namespace
+from visreg_core import _xp
+from visreg_core._xp import tiles
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
-from visreg_core.losses.sliced_wasserstein import two_sample_term
+from visreg_core.losses.quantile_merging import two_sample_term
 from visreg_core.losses.visreg import EPS
+from visreg_core.typing import Array, Device, DType, Namespace
 
 # tick(what is being done, rows done, rows in all)
 Tick = Callable[[str, int, int], None]
@@ -27,10 +28,10 @@ Tick = Callable[[str, int, int], None]
 _PROJECTION_BYTES = 1 << 27
 # Squares of larger numbers overflow when they are summed; NaN is not smaller, either.
 _LARGEST = 1e150
-# Centred rows are kept, and their singular values exact, up to this many numbers (64 MiB).
+# Centred rows stay in memory, and singular values are exact, up to this many numbers (64 MiB).
 _KEPT_VALUES = 1 << 23
 _SHOWN_BAD_ROWS = 5
-# Arrays beside a slice's projections that sorting and subtracting them takes.
+# Temporary arrays of sorting and subtracting a slice's projections.
 _SCRATCH = 3
 
 
@@ -56,11 +57,11 @@ class Place(NamedTuple):
     def put(self, a: np.ndarray, dtype: DType) -> Array:
         """A host array as an array of this place (a copy, except for NumPy)."""
         host = np.float64 if _xp.dtype_name(dtype) == "float64" else np.float32
-        a = a.astype(host, copy=_xp.name(self.xp) != "numpy")
+        a = a.astype(host, copy=self.xp is not _xp.as_namespace(None))
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-# --- moments -------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
@@ -103,7 +104,7 @@ def moments(
 ) -> Moments:
     """Moments of all rows; EmbeddingsError where some are not finite.
 
-    `visit` is shown each block (B, D) in float64, and leaves it as it is.
+    `visit` is called with each block (B, D) in float64, which it must not change.
 
     Blocks are centred by themselves and merged by Chan's update, which adds the row
     √(n m / (n + m)) (μ_b − μ_a), so that nothing cancels. Where all rows are too many to keep they
@@ -200,7 +201,7 @@ def cross_scatter(
     return total
 
 
-# --- sliced terms --------------------------------------------------------------------------------
+# --- sliced terms ---------------------------------------------------------------------------------
 
 
 class Projection(NamedTuple):
@@ -264,8 +265,8 @@ def slice_values(
             dtype,
             [_plain(chunk, place, dtype), _normalised(chunk, of, place, dtype)],
         )
-        (shape,) = _tiles.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
-        (gaussian,) = _tiles.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
+        (shape,) = tiles.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
+        (gaussian,) = tiles.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
         for column, values in zip(
             columns, (shape / n, gaussian / n, epps_pulley(raw)), strict=True
         ):
@@ -295,7 +296,7 @@ def two_sample_values(
         tick("two samples", n * start, n * k)
         onto = [_plain(slices[:, start:stop], place, dtype)]
         (pa,), (pb,) = _project(a, place, dtype, onto), _project(b, place, dtype, onto)
-        (powers,) = _tiles.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
+        (powers,) = tiles.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
         values.append(_xp.to_numpy(powers).astype(np.float64))
     tick("two samples", n * k, n * k)
     return np.concatenate(values)

@@ -11,7 +11,7 @@ passes over each: range, counts, targets, differences. Bottleneck: L2, about 1.6
 memory sees a row once in (4 bytes) and once out (2 bytes). Exact: the order of the keys is that of
 the samples; of those that share a key each target is off by at most half the key's width, 7e-5 for
 Gaussian samples, against |p − q| of 4e-3 where they are as Gaussian as chance allows. Worst case:
-a row with an outlier a thousand times the rest, which leaves the rest few keys. Left: bfloat16
+a row with an outlier a thousand times the rest, which leaves the rest few keys. Rejected: bfloat16
 keys (128 an octave, five times coarser where the data are), one launch a pass with counts of all
 rows in device memory, and a sort (four times the traffic).
 """
@@ -158,19 +158,11 @@ def counted_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Σ_n (sort(x)_n − q_n)² of long rows x = p · factor · scale − offset, and x_n − q̄_n.
 
-    Parameters
-    ----------
-    p, q, n, together, factor, scale, offset, keep, back, values
-        As in `sorted_rows`, with N of any size.
-    prefix : tensor of shape (2, N + 1)
-        float64: sums of the first 0 … N quantiles, and of their squares.
-    rank : int32 tensor of shape (N,), optional
-        Beside `keep`: ranks of the kept samples in index order.
-
-    Returns
-    -------
-    tuple
-        As of `sorted_rows`; q̄_n is the mean quantile of the samples with n's key.
+    p, q, n, together, factor, scale, offset, keep, back, values : as in `sorted_rows`, with N of
+        any size
+    prefix : (2, N + 1); float64: sums of the first 0 … N quantiles, and of their squares
+    rank : int32 (N,), with `keep`; ranks of the kept samples in index order
+    Returns as `sorted_rows`; q̄_n is the mean quantile of the samples with n's key.
     """
     groups, k, padded = p.shape
     rows = groups * k * together

@@ -1,13 +1,13 @@
 """Statistics of two views' columns, and their rows as bfloat16 parts, for losses of pairs.
 
 `columns` walks a block of columns three times, the second and third time from cache: ranges and
-sums, what the rounded mean lacks, squares. `heaviest` finds each view's scale, a power of two, and
-the columns that carry most of its squares. `parts` centres and writes hi and lo of every number:
-float32 embeddings are then multiplied on tensor cores, hi·hi + hi·lo + lo·hi, to 2⁻¹⁷.
+sums, the rounding error of the mean, squares. `heaviest` finds each view's scale, a power of two,
+and the columns that carry most of its squares. `parts` centres and writes hi and lo of every
+number: float32 embeddings are then multiplied on tensor cores, hi·hi + hi·lo + lo·hi, to 2⁻¹⁷.
 
 Bottleneck: bytes. At N = D = 2048 both views are 34 MB in float32: read twice, and 10 bytes an
 element written, 30 µs of an H200. Exact: the mean lies within its column, so that constant columns
-centre to exactly 0. Worst case: few columns of many rows, which few programs walk. Left: one
+centre to exactly 0. Worst case: few columns of many rows, which few programs walk. Rejected: one
 launch for all three, which needs every program to wait for every other.
 """
 
@@ -29,7 +29,7 @@ _TILE_ROWS, _TILE_COLUMNS = 32, 128
 
 @triton.jit
 def view_of(a_ptr, b_ptr, view):
-    """Where a view is."""
+    """Pointer to a view."""
     if view == 0:
         base = a_ptr
     else:
@@ -229,11 +229,8 @@ def columns(
 ) -> torch.Tensor:
     """Statistics (8, D) in float32 of a and b (N, D), whose rows are contiguous.
 
-    Returns
-    -------
-    tensor of shape (8, D)
-        First and rest of the mean and Σ â² of a; of b; Σ â b̂; and Σ w (a − b)², of the rows of b
-        that `pairs` (N,) names, with `pair_weights` (N,), if given.
+    Returns (8, D): first and rest of the mean and Σ â² of a; of b; Σ â b̂; and Σ w (a − b)², of the
+    rows of b that `pairs` (N,) names, with `pair_weights` (N,), if given.
     """
     n, d = a.shape
     stats = torch.empty((8, d), dtype=torch.float32, device=a.device)
@@ -290,25 +287,14 @@ def parts(
 ) -> torch.Tensor:
     """Centred rows as bfloat16 parts, padded with zeros to multiples of 8.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-    stats : tensor of shape (8, D)
-    scale : tensor of shape (2,), optional
-        What to divide by; without it, by sqrt(Σ â² / N + eps).
-    heavy : int32 tensor of shape (2, HEAVY), optional
-        Columns that are 0 in the first factor.
-    split : bool
-        Whether there is a low part.
-    crossed : bool
-        For the product of a with b.
-    eps : float
-
-    Returns
-    -------
-    tensor of shape (blocks, 2, padded N, pitch)
-        Split: light hi, light hi, hi, lo, hi; crossed (hi, hi, lo) of a and (hi, lo, hi) of b.
-        Else light hi, hi; crossed hi.
+    a, b : (N, D)
+    stats : (8, D)
+    scale : (2,); what to divide by; without it, by sqrt(Σ â² / N + eps)
+    heavy : int32 (2, HEAVY); columns that are 0 in the first factor
+    split : whether there is a low part
+    crossed : for the product of a with b
+    Returns (blocks, 2, padded N, pitch). Split: light hi, light hi, hi, lo, hi; crossed (hi, hi,
+    lo) of a and (hi, lo, hi) of b. Else light hi, hi; crossed hi.
     """
     n, d = a.shape
     padded, pitch = -(-n // 8) * 8, -(-d // 8) * 8

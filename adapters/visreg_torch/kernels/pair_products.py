@@ -7,7 +7,7 @@ loss's term, and its parts are the second product's operand.
 Bottleneck: bytes; at D = 2048 two batches of 16.8 MB a view in, 6 bytes an element out: 25 µs.
 Exact: sums of tiles are written apart and added in one order. Worst case: N < D with a few columns
 that carry nearly all squares: Σ‖G‖² − Σ diag² would cancel, so that these are taken out of the
-product and multiplied with every column in float32 (`cross`). Left: an epilogue in the product,
+product and multiplied with every column in float32 (`cross`). Rejected: an epilogue in the product,
 which the vendor's libraries have for sums of a row at most.
 """
 
@@ -23,6 +23,36 @@ from visreg_torch.kernels.pair_columns import HEAVY, is_heavy, view_of
 
 _TILE = 64
 _ROWS, _COLUMNS = 64, 64
+
+
+# Of the kernels that end a loss: columns that one program adds up, and a tile of a gradient.
+LANES = 1024
+TILE_ROWS, TILE_COLUMNS = 16, 128
+
+
+@triton.jit
+def product_at(
+    q_ptr,
+    view,
+    row,
+    column,
+    padded,
+    pitch,
+    inside,
+    PARTS: tl.constexpr,
+    VIEWS_FIRST: tl.constexpr,
+):
+    """Σ of the parts of a product's batch: (PARTS, 2, padded, pitch), or views first."""
+    at = q_ptr + row.to(tl.int64) * pitch + column
+    found = tl.zeros([1, 1], tl.float32)
+    for part in tl.static_range(PARTS):
+        if VIEWS_FIRST:
+            block = view * PARTS + part
+        else:
+            block = 2 * part + view
+        # In 64 bits.
+        found += tl.load(at + (row.to(tl.int64) * 0 + block) * padded * pitch, inside, other=0.0)
+    return found
 
 
 @triton.jit
@@ -176,23 +206,12 @@ def symmetric(
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Sums of squares of both views' symmetric products, and parts of these.
 
-    Parameters
-    ----------
-    p : tensor of shape (4 or 2, M, M)
-        hi·hi of both views and, split, hi·lo of both.
-    split, diagonal : bool
-        Whether there is a low part; whether the diagonal counts.
-    swapped : bool
-        Sums of products of the two views instead; each view's parts become the other's.
-    divisor : float
-        What the parts are divided by.
-    need_grad : bool
-        Whether to make the parts.
-
-    Returns
-    -------
-    tuple
-        Parts (3 or 1, 2, M, M) in bfloat16, (hi, hi, lo) or (hi), or None; and sums (2, tiles).
+    p : (4 or 2, M, M); hi·hi of both views and, split, hi·lo of both
+    split, diagonal : whether there is a low part; whether the diagonal counts
+    swapped : sums of products of the two views instead; each view's parts become the other's
+    divisor : what the parts are divided by
+    need_grad : whether to make the parts
+    Returns parts (3 or 1, 2, M, M) in bfloat16, (hi, hi, lo) or (hi), or None; and sums (2, tiles).
     """
     size = p.shape[1]
     tiles = triton.cdiv(size, _TILE)
@@ -223,11 +242,8 @@ def correlation(
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Σ of squares off the diagonal of a product (3 or 1, M, M) / divisor, and its parts.
 
-    Returns
-    -------
-    tuple
-        Parts (4 or 1, M, M) in bfloat16 without the diagonal, (hi, hi, lo, hi) or (hi), or None;
-        and sums (tiles,).
+    Returns parts (4 or 1, M, M) in bfloat16 without the diagonal, (hi, hi, lo, hi) or (hi), or
+    None; and sums (tiles,).
     """
     size = p.shape[1]
     tiles = triton.cdiv(size, _TILE)

@@ -1,20 +1,21 @@
 """Whole losses of pairs by kernels: forward and backward of VICReg, SAG-VICReg and Barlow Twins.
 
-What is launched in a step of VICReg (Barlow Twins likewise):
+Launches of a step of VICReg (Barlow Twins likewise):
 
 1. statistics of both views' columns (`pair_columns`)
 2. scales and heaviest columns
 3. rows as 16-bit parts
-4. the first product, by the vendor: N × N where N < D, else D × D
+4. the first product, by the vendor's library: N × N where N < D, else D × D
 5. its squares, and its parts (`pair_products`)
 6. where N < D: the heaviest columns with all others
-7. the second product, by the vendor
-8. terms and total (`pair_ends`)
+7. the second product, likewise
+8. terms and total (`vicreg_ends`, `barlow_ends`)
 9. backward
 
 float32 embeddings are split into hi and lo bfloat16 numbers: five products on tensor cores in place
 of two in float32, to 2⁻¹⁷. 16-bit embeddings take one of each. Two views without leading axes or a
-row mask; others are the core's. Nothing waits for the device or allocates by what is in it.
+row mask; other calls are left to the core. Nothing synchronises with the device, and no allocation
+depends on values.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ CONVENTIONS = ("vicreg", "solo-learn", "paper")
 MAX_DIM = 1 << 16
 
 
-class VICRegSaved(NamedTuple):
-    """What `vicreg_forward` and `sag_vicreg_forward` keep, in float32 if not said otherwise.
+class VICRegKernelSaved(NamedTuple):
+    """What `vicreg_forward` and `sag_vicreg_forward` save, in float32 unless stated.
 
     product : (parts · 2, N, D), both padded to multiples of 8: what the covariance's gradient is
     made of, in 3 or 1 parts of both views.
     stats : (8, D), as of `pair_columns.columns`. scale : (2,). scalars : (3,), the weights.
     heavy : (2, 8) int32, the heaviest columns; cross : (2, 8, D), their products, None if N >= D.
-    order : (N,) and starts : (N + 1,) int32, `pair_ends.inverse_pairs`, None without pairs.
+    order : (N,) and starts : (N + 1,) int32, `vicreg_ends.inverse_pairs`, None without pairs.
     """
 
     product: torch.Tensor
@@ -51,8 +52,8 @@ class VICRegSaved(NamedTuple):
     starts: torch.Tensor | None
 
 
-class BarlowTwinsSaved(NamedTuple):
-    """What `barlow_twins_forward` keeps, in float32.
+class BarlowTwinsKernelSaved(NamedTuple):
+    """What `barlow_twins_forward` saves, in float32.
 
     product : (parts · 2, N, D), both padded to multiples of 8; parts first where N < D, else views
     first. stats : (8, D). along : (2, D), Σ_n product · x̂. scalars : (1,), the weight.
@@ -131,25 +132,16 @@ def vicreg_forward(
     eps: float = 1e-4,
     convention: str = "vicreg",
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
     """`visreg_core.vicreg_loss` of two views.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
-    weights : three numbers, or tensors of no axes
-        Of invariance, variance and covariance.
-    gamma, eps : float
-        As in `visreg_core.variance_loss`.
+    a, b : (N, D); float32, bfloat16 or float16; or `a` alone of shape (2, N, D)
+    weights : three numbers, or 0-d tensors; of invariance, variance and covariance
+    gamma, eps : as in `visreg_core.variance_loss`
     convention : {"vicreg", "solo-learn", "paper"}
-    need_grad : bool
-        Whether to keep what the gradient needs.
-
-    Returns
-    -------
-    tuple
-        (total, invariance, variance, covariance), float32 of no axes; and `VICRegSaved`, or None.
+    need_grad : whether a backward pass may follow
+    Returns (total, invariance, variance, covariance), 0-d float32; and `VICRegKernelSaved`, or
+    None.
     """
     return _vicreg(a, b, None, None, weights, gamma, eps, convention, need_grad)
 
@@ -164,7 +156,7 @@ def sag_vicreg_forward(
     gamma: float = 1.0,
     eps: float = 1e-4,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
     """`visreg_core.sag_vicreg_loss`; as `vicreg_forward`, with pairs and their weights (N,)."""
     return _vicreg(a, b, pairs, pair_weights, weights, gamma, eps, "vicreg", need_grad)
 
@@ -179,8 +171,8 @@ def _vicreg(
     eps: float,
     convention: str,
     need_grad: bool,
-) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
-    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
+    from visreg_torch.kernels import pair_columns, pair_products, vicreg_ends
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -195,19 +187,19 @@ def _vicreg(
     cross = more = None
     if gram:
         cross, more = pair_products.cross(x, y, stats, scale, heavy)
-    out, scalars = pair_ends.vicreg_terms(
+    out, scalars = vicreg_ends.vicreg_terms(
         stats, scale, sums, more, weights, n, gamma=gamma, eps=eps, **_per_term(convention, d)
     )
     if q is None:
         return out, None
-    order, starts = (None, None) if pairs is None else pair_ends.inverse_pairs(pairs)
-    return out, VICRegSaved(q, stats, scale, scalars, heavy, cross, order, starts)
+    order, starts = (None, None) if pairs is None else vicreg_ends.inverse_pairs(pairs)
+    return out, VICRegKernelSaved(q, stats, scale, scalars, heavy, cross, order, starts)
 
 
 def vicreg_backward(
     a: torch.Tensor,
     b: torch.Tensor | None,
-    saved: VICRegSaved,
+    saved: VICRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     gamma: float = 1.0,
@@ -217,20 +209,11 @@ def vicreg_backward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gradient of VICReg's four fields with respect to a and b.
 
-    Parameters
-    ----------
-    a, b, gamma, eps, convention
-        As passed to `vicreg_forward`.
-    saved : VICRegSaved
-        What that kept.
-    cotangents : four tensors of no axes, or None
-        Of total, invariance, variance and covariance.
-    donated : bool
-        Nothing changes: no memory that is kept fits the result.
-
-    Returns
-    -------
-    two tensors of shape (N, D), or one of shape (2, N, D) where `a` holds both views
+    a, b, gamma, eps, convention : as passed to `vicreg_forward`
+    saved : VICRegKernelSaved; what `vicreg_forward` saved
+    cotangents : four 0-d tensors, or None; of total, invariance, variance and covariance
+    donated : has no effect: no saved tensor has the shape of the result
+    Returns two (N, D), or one of shape (2, N, D) where `a` holds both views.
     """
     return _vicreg_back(a, b, None, None, saved, cotangents, gamma, eps, convention)
 
@@ -240,7 +223,7 @@ def sag_vicreg_backward(
     b: torch.Tensor,
     pairs: torch.Tensor,
     pair_weights: torch.Tensor,
-    saved: VICRegSaved,
+    saved: VICRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     gamma: float = 1.0,
@@ -256,7 +239,7 @@ def _vicreg_back(
     b: torch.Tensor | None,
     pairs: torch.Tensor | None,
     pair_weights: torch.Tensor | None,
-    saved: VICRegSaved,
+    saved: VICRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     gamma: float,
     eps: float,
@@ -271,7 +254,7 @@ def _vicreg_back(
             saved.order,
             saved.starts,
         )
-    found = dispatch.load("pair_ends", "vicreg_gradient")(
+    found = dispatch.load("vicreg_ends", "vicreg_gradient")(
         x,
         y,
         saved.product,
@@ -299,25 +282,16 @@ def barlow_twins_forward(
     *,
     eps: float = 0.0,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], BarlowTwinsSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], BarlowTwinsKernelSaved | None]:
     """`visreg_core.barlow_twins_loss` of two views.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
-    off_diagonal_weight : number, or tensor of no axes
-    eps : float
-        Added to the biased variance under the root.
-    need_grad : bool
-        Whether to keep what the gradient needs.
-
-    Returns
-    -------
-    tuple
-        (total, on_diagonal, off_diagonal), float32 of no axes; and `BarlowTwinsSaved`, or None.
+    a, b : (N, D); float32, bfloat16 or float16; or `a` alone of shape (2, N, D)
+    off_diagonal_weight : number, or 0-d tensor
+    eps : added to the biased variance under the root
+    need_grad : whether a backward pass may follow
+    Returns (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsKernelSaved`, or None.
     """
-    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+    from visreg_torch.kernels import barlow_ends, pair_columns, pair_products
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -340,19 +314,19 @@ def barlow_twins_forward(
             product(u[:, 0], m[-parts:], torch.float32, out=q[1])
             q = q.flatten(0, 1)
     del u
-    out, scalars = pair_ends.barlow_terms(
+    out, scalars = barlow_ends.barlow_terms(
         stats, sums, off_diagonal_weight, n, eps=eps, per_sum=per_sum, diagonal=gram
     )
     if q is None:
         return out, None
-    of_along = pair_ends.along(x, y, q, stats, eps, diagonal=gram)
-    return out, BarlowTwinsSaved(q, stats, of_along, scalars)
+    of_along = barlow_ends.along(x, y, q, stats, eps, diagonal=gram)
+    return out, BarlowTwinsKernelSaved(q, stats, of_along, scalars)
 
 
 def barlow_twins_backward(
     a: torch.Tensor,
     b: torch.Tensor | None,
-    saved: BarlowTwinsSaved,
+    saved: BarlowTwinsKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     eps: float = 0.0,
@@ -360,7 +334,7 @@ def barlow_twins_backward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gradient of Barlow Twins' three fields; as `vicreg_backward`."""
     x, y = _views(a, b)
-    found = dispatch.load("pair_ends", "barlow_gradient")(
+    found = dispatch.load("barlow_ends", "barlow_gradient")(
         x,
         y,
         saved.product,

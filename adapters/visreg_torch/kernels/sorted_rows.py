@@ -13,7 +13,7 @@ stores for float32: 0.39), where 4 bytes read and 2 written are 0.03 ms. By inst
 the machine code this one takes about 0.15. Exact: equal projections have equal keys and take ranks
 in index order; keys differ where projections differ by more than the row's range / 2²³ (N ≤ 512),
 / 2¹⁹ (N = 8192). Worst case: a row with one far outlier, whose range is wide: the others' order is
-that of coarser keys, and their targets off by a key's width at most. Left: 64-bit
+that of coarser keys, and their targets off by a key's width at most. Rejected: 64-bit
 keys (1.2 ms for 2048 rows of 4096 by triton's sort), histograms (a row of 512 fills no bins), and
 scattering by a second sort (as long again).
 """
@@ -238,32 +238,17 @@ def sorted_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Σ_n (sort(x)_n − q_n)² of the rows x = p · factor · scale − offset, and x_n − q_rank(n).
 
-    Parameters
-    ----------
-    p : tensor of shape (G, K, padded)
-        float32; of each slice `together` rows of N projections, behind each other.
-    q : tensor of shape (BLOCK,)
-        Of `targets_by_column`.
-    n, together : int
-        Samples, at most `dispatch.MAX_SORTED`, and views.
-    factor : float
-    scale : tensor of shape (G, padded), optional
-    offset : tensor of shape (G, K), optional
-        What makes projections of a product's sums.
-    keep : byte tensor of shape (N,), optional
-        Samples to keep; the others have gradient 0.
-    back : int
-        Parts of the gradient: 0, 1 (hi) or 3 (hi, lo, hi).
-    exact : bool
-        Whether samples whose keys do not tell them apart are put in order, too.
-    values : tensor of shape (G · K · together,), optional
-        Where to write.
-
-    Returns
-    -------
-    tuple
-        Values (G · K · together,) in float32, and the gradient (G, back · K, padded) in bfloat16
-        or None. What is beyond together · N is not written.
+    p : (G, K, padded); float32; of each slice `together` rows of N projections, one after another
+    q : (BLOCK,); of `targets_by_column`
+    n, together : samples, at most `dispatch.MAX_SORTED`, and views
+    scale : (G, padded)
+    offset : (G, K); added to a product's sums to make projections
+    keep : byte (N,); samples to keep; the others have gradient 0
+    back : parts of the gradient: 0, 1 (hi) or 3 (hi, lo, hi)
+    exact : whether samples of equal keys are ordered, too
+    values : (G · K · together,); where to write
+    Returns values (G · K · together,) in float32, and the gradient (G, back · K, padded) in
+    bfloat16 or None. What is beyond together · N is not written.
     """
     groups, k, padded = p.shape
     rows = groups * k * together
