@@ -70,11 +70,11 @@ def linear_cka(
     checks.choice("convention", convention, _CKA)
     xp, x, y = paired(x, y, min_rows=2 if convention == "biased" else 4)
     same_ids(ids_x, ids_y, x.shape[0])
-    x, y = _centred_unit(xp, x), _centred_unit(xp, y)
     if convention == "biased":
+        x, y = _centred_unit(xp, x), _centred_unit(xp, y)
         return _ratio(_hsic_sums(xp, x, y), _hsic_sums(xp, x, x), _hsic_sums(xp, y, y))
-    with _xp.float64_inside(xp):  # the diagonal, which is taken away, may be nearly all
-        x, y = (_xp.cast(xp, z, _xp.widest(xp, z)) for z in (x, y))
+    with _xp.float64_inside(xp):  # the diagonal, which is subtracted, may be nearly all
+        x, y = (_centred_unit(xp, _xp.cast(xp, z, _xp.widest(xp, z))) for z in (x, y))
         return _ratio(*(_hsic_unbiased(xp, *pair) for pair in ((x, y), (x, x), (y, y))))
 
 
