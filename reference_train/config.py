@@ -48,8 +48,9 @@ class Run:
         None, "stop the whole schedule after this many steps instead", least=1
     )
     precision: str = setting("float32", "float32, bfloat16 (mixed) or float64")
-    accumulate: int = setting(
-        1, "micro-batches a step; a loss's statistics are a micro-batch's", least=1
+    accumulate: int = setting(1, "micro-batches a step", least=1)
+    statistics: str = setting(
+        "micro", "of the loss: of a micro-batch, or batch: of a step's, by two forward passes"
     )
     clip_norm: float | None = setting(
         None, "largest norm of the gradient, the probe's apart", above=0
@@ -274,6 +275,7 @@ def check(config: Config) -> None:
     """Raise on what the types cannot say: names, and settings that do not go together."""
     choices = {
         "run.precision": ["float32", "bfloat16", "float64"],
+        "run.statistics": ["micro", "batch"],
         "data.source": ["digits", "folder", "hf", "webdataset", "synthetic"],
         "data.unreadable": ["stop", "skip"],
         "model.norm": ["batch", "layer", "none"],
@@ -307,10 +309,17 @@ def check(config: Config) -> None:
     if config.method.name == "sag_vicreg" and (config.augment.n_global, views) != (2, 2):
         raise TrainError("sag_vicreg pairs two views: augment.n_global=2 augment.n_local=0")
     least = config.method.n_neighbors if config.method.name == "sag_vicreg" else 2
-    if config.method.scope == "local" and config.data.batch_size < least:
+    rows = config.data.batch_size * (
+        config.run.accumulate if config.run.statistics == "batch" else 1
+    )
+    if config.method.scope == "local" and rows < least:
         raise TrainError(
             f"data.batch_size: expected at least {least}"
-            f"{', method.n_neighbors' if least > 2 else ''}; found {config.data.batch_size}"
+            f"{', method.n_neighbors' if least > 2 else ''}; found {rows}"
+        )
+    if config.run.statistics == "batch" and config.method.name == "dino":
+        raise TrainError(
+            "dino is a mean over samples: run.statistics=micro is the same, and cheaper"
         )
     if not config.run.folder:
         raise TrainError("run.folder: expected a name; found an empty one")

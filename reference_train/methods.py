@@ -57,7 +57,7 @@ class Sketched(Objective):
 
     def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
         """Terms of a step."""
-        self.joint.n_global = len(crops[0])
+        self.joint.n_global = len(outputs.features)
         joint = self.joint(outputs.embeddings, step)
         terms = named(joint.terms, "regularizer")
         return {"loss": joint.total, "invariance": joint.invariance, **terms}
