@@ -14,8 +14,8 @@ import visreg_torch as vt
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Objective, Terms
 from reference_train.data import Batch
+from reference_train.ledger import batch_statistics, of_step
 from reference_train.model import Outputs
-from reference_train.record import batch_statistics, of_step
 
 
 @dataclass

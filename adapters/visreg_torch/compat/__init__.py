@@ -10,7 +10,7 @@ gathered rows is that of the whole batch, with its gradient, however the rows ar
 
 from __future__ import annotations
 
-from visreg_core import _checks
+from visreg_core import checks
 
 __all__ = ["convert_lambda"]
 
@@ -52,9 +52,9 @@ def convert_lambda(lam: float, given: str, wanted: str, *, factor: float = 1.0) 
     >>> round(convert_lambda(0.02, "convex", "convex", factor=256), 3)  # λ without the N of 256
     0.839
     """
-    _checks.choice("given", given, _RATIOS)
-    _checks.choice("wanted", wanted, _RATIOS)
-    _checks.positive("factor", factor)
+    checks.choice("given", given, _RATIOS)
+    checks.choice("wanted", wanted, _RATIOS)
+    checks.positive("factor", factor)
     if not 0 <= lam < (1 if given == "convex" else float("inf")):
         raise ValueError(f"expected lam >= 0, below 1 in the convex form; found {lam!r}")
     ratio = factor * _RATIOS[given](lam)
