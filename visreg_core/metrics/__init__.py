@@ -39,6 +39,7 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.summary import summary
 from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
 from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.trees.dendrogram_similarity import (
@@ -120,6 +121,7 @@ __all__ = [
     "singular_values_from_gram",
     "stable_rank",
     "stable_rank_from_singular_values",
+    "summary",
     "tanglegram",
     "to_networkx",
     "uniformity",
