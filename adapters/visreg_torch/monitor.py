@@ -226,7 +226,8 @@ def trainer_callback(trainer: Any, layers: Sequence[str], **options: Any) -> Any
             self.monitor = Monitor(trainer.model, layers, **options)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            trainer.log(self.monitor.measures())
+            if found := self.monitor.step():
+                trainer.log(found)
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
             self.monitor.close()

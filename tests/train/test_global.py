@@ -35,8 +35,8 @@ def main_with_fixed_views(arguments):
 
 
 def weights_after(folder, processes, *overrides):
-    batch = f"data.batch_size={24 // processes}"
-    arguments = runs.command(folder / "run", *SAME, batch, *overrides)
+    shares = [f"data.batch_size={24 // processes}", f"method.n_slices={8 // processes}"]
+    arguments = runs.command(folder / "run", *SAME, *shares, *overrides)
     codes, printed = runs.run(
         main_with_fixed_views, arguments, output=folder / "output", processes=processes
     )

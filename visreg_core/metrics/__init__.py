@@ -40,6 +40,11 @@ from visreg_core.metrics.spectrum import (
     stable_rank_from_singular_values,
 )
 from visreg_core.metrics.summary import summary
+from visreg_core.metrics.trees.branches import (
+    Branch,
+    branch_correlations,
+    disagreeing_branches,
+)
 from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
 from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.trees.dendrogram_similarity import (
@@ -49,6 +54,7 @@ from visreg_core.metrics.trees.dendrogram_similarity import (
     fowlkes_mallows,
 )
 from visreg_core.metrics.trees.linkage import linkage
+from visreg_core.metrics.trees.newick import from_newick, to_newick
 from visreg_core.metrics.trees.tanglegram import Tanglegram, entanglement, tanglegram
 from visreg_core.metrics.trees.tree_bootstrap import (
     Difference,
@@ -67,6 +73,7 @@ from visreg_core.metrics.trees.tree_similarity import (
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
+    "Branch",
     "CopheneticSimilarity",
     "Correlations",
     "Difference",
@@ -86,6 +93,7 @@ __all__ = [
     "alpha_req",
     "alpha_req_from_singular_values",
     "bakers_gamma",
+    "branch_correlations",
     "cifar100_parents",
     "compare_lca_similarity",
     "condition_number",
@@ -95,10 +103,12 @@ __all__ = [
     "cophenetic_similarity",
     "cut_tree",
     "dendrogram_correlations",
+    "disagreeing_branches",
     "effective_rank",
     "effective_rank_from_singular_values",
     "entanglement",
     "fowlkes_mallows",
+    "from_newick",
     "gaussianity",
     "hierarchical_knn_accuracy",
     "hierarchical_labels",
@@ -124,6 +134,7 @@ __all__ = [
     "summary",
     "tanglegram",
     "to_networkx",
+    "to_newick",
     "uniformity",
     "worst_direction",
 ]
