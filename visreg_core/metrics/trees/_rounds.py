@@ -32,6 +32,9 @@ _ROWS_PER_MERGE = 16
 # no more memory than the points.
 _FEW_CLUSTERS = 4096
 
+# Clusters from which on a graph is no longer needed, nor trusted: the top of the tree is exact.
+_EXACT = 1 << 14
+
 
 def merge_rounds(
     xp: Namespace,
@@ -42,6 +45,7 @@ def merge_rounds(
     *,
     method: str,
     lone: np.ndarray | None = None,
+    graph: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
 
@@ -50,7 +54,7 @@ def merge_rounds(
     xp, device
         Where the products run.
     points : float64 array (M, D)
-        Means of the starting clusters, centred, of magnitude about 1.
+        Means of the starting clusters, centred, of magnitude about 1; overwritten.
     sizes, spreads : float64 array (M,)
         Their numbers of points and spreads.
     method : str
@@ -58,6 +62,9 @@ def merge_rounds(
     lone : boolean array (M,), optional
         At most one point whose distance to every other is its spread times 2, exactly: a zero
         vector under cosine, whose ties rounding must not decide.
+    graph : integer array (M, k), optional
+        Points near to each one, or itself. Clusters that are not linked by these are looked at only
+        where a cluster has none, until few are left: what is merged may not be the nearest.
 
     Returns
     -------
@@ -68,13 +75,17 @@ def merge_rounds(
     if lone is None:
         lone = np.zeros(sizes.size, dtype=bool)
     clusters = Clusters(points, sizes, spreads, lone, method=method)
-    near = NearLists(clusters)
+    near = NearLists(clusters, trusted=graph is not None)
+    if graph is not None:
+        near.put_graph(graph)
     screen = Screen(xp, device, near)
     children, heights = [], []
     few = max(_FEW_CLUSTERS, points.shape[1] + 1)
     limit = clusters.count
     while clusters.count > 1:
-        if clusters.count <= few:
+        if near.trusted and clusters.count <= _EXACT:
+            near.forget()
+        if not near.trusted and clusters.count <= few:
             if screen.crowded():
                 near.squeeze()
                 pairs, above = merge_along_chains(

@@ -19,7 +19,9 @@ METHODS = ("average", "complete", "single", "ward", "weighted")
 METRICS = ("cosine", "euclidean", "sqeuclidean")
 
 
-def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.ndarray:
+def linkage(
+    x: Array, method: str = "average", metric: str = "cosine", *, graph: Array | None = None
+) -> np.ndarray:
     """Agglomerative clustering of the rows of `x`: a dendrogram in SciPy's ``Z`` layout.
 
     Parameters
@@ -31,6 +33,11 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
         "cosine", "euclidean" or "sqeuclidean"; Ward's method wants "euclidean".
+    graph : integer array (N, k), optional
+        Near rows of every row, such as an approximate search for neighbours finds them. The
+        dendrogram is then approximate: a cluster is compared with those that its rows' neighbours
+        are in, and with all others where these are its own; what is left at 16,384 clusters is
+        joined exactly. For the methods that need no matrix of distances, but "single".
 
     Returns
     -------
@@ -98,8 +105,14 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         unit = power_of_two(points)
         points /= unit
     n = points.shape[0]
+    near = None if graph is None else _near_rows(graph, n)
     rounding = Rounding(points, metric)
     by_means = method == "ward" or (method in ("average", "weighted") and metric != "euclidean")
+    if graph is not None and not by_means:
+        raise ValueError(
+            "expected a graph with Ward's method, or average or weighted linkage of cosine or "
+            f"squared Euclidean distances; found {method!r} and {metric!r}"
+        )
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
@@ -110,9 +123,11 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         if first.size > 1:
             if members is not None:
                 points = points[first]
+                if near is not None:
+                    near = members.group[near[first]]
             if by_means:
                 sizes = np.ones(n) if members is None else members.size.astype(np.float64)
-                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
+                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric, near)
             elif method == "single":
                 joins, above = _by_spanning_tree(points, metric)
             else:
@@ -147,6 +162,7 @@ def _by_rounds(
     sizes: np.ndarray,
     method: str,
     metric: str,
+    near: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merges of distinct points by reciprocal nearest neighbours, in order of creation.
 
@@ -157,10 +173,11 @@ def _by_rounds(
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
         lone[:] = ~points.any(axis=1)
-    points = points - (sizes / sizes.sum()) @ points
+    points -= (sizes / sizes.sum()) @ points  # in place: there may be many
     unit = power_of_two(points)
+    points /= unit
     children, heights = merge_rounds(
-        xp, device, points / unit, sizes, lone / unit**2, method=method, lone=lone
+        xp, device, points, sizes, lone / unit**2, method=method, lone=lone, graph=near
     )
     if method == "ward":
         return children, np.sqrt(heights) * unit
@@ -208,6 +225,18 @@ def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray,
         distances = pdist(points, metric)
     z = scipy_linkage(distances, method)
     return z[:, :2].astype(np.intp), z[:, 2]
+
+
+def _near_rows(graph: Array, n: int) -> np.ndarray:
+    """A checked graph on the host; a row without a neighbour, −1, has itself."""
+    given = _xp.to_numpy(plain("graph", graph))
+    if given.ndim != 2 or given.shape[0] != n or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected graph of shape ({n}, k), integers; found shape {given.shape}, {given.dtype}"
+        )
+    if given.size == 0 or given.max() >= n or given.min() < -1:
+        raise ValueError(f"expected rows 0 ... {n - 1} in graph, or -1; found others, or none")
+    return np.where(given < 0, np.arange(n)[:, None], given.astype(np.int32, copy=False))
 
 
 def _join_identical(n: int, members: Members | None) -> tuple[np.ndarray, np.ndarray]:
