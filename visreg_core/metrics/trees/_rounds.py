@@ -1,4 +1,4 @@
-"""Reciprocal-nearest-neighbour rounds: average and Ward linkage in O(N·D) memory.
+"""Reciprocal-nearest-neighbour rounds: average, weighted and Ward linkage in O(N·D) memory.
 
 A reducible linkage may merge every pair of clusters that are each other's nearest neighbour at
 once, in any order, and ends in the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
@@ -6,6 +6,7 @@ For the linkages here the distance of two clusters follows from their means u, v
 spreads s (mean squared distance of a cluster's points to its mean), without cancellation:
 
     average, squared Euclidean    d = ‖u − v‖² + s_u + s_v
+    weighted                      the same, of means that weigh the two clusters joined alike
     Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
 
 Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids

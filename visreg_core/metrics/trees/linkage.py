@@ -49,17 +49,22 @@ def linkage(
     ------
     ValueError
         Unknown method or metric, Ward with another metric than Euclidean, wrong shape, rows with
-        NaN or infinity.
+        NaN or infinity, a graph of other rows or with a method that takes none.
     TypeError
         `x` is no array of a known library, or not floating.
 
     Notes
     -----
-    Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
-    products run in the namespace and on the device of `x`, and the decisions in float64 on the
-    host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
-    to equidistant for float32 take all their distances, on the host.) The others go through SciPy
-    on the host, with its N(N − 1)/2 distances.
+    O(N·D) memory: average and weighted linkage of cosine and squared Euclidean distances, Ward's,
+    and single linkage of any distance. The first three go by rounds, whose products run in the
+    namespace and on the device of `x`; decisions are made in float64 on the host, so that all
+    libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close to equidistant for
+    float32 take all their distances, on the host.) Single linkage is a minimum spanning tree, on
+    the host. Complete linkage of any distance, and average and weighted linkage of Euclidean ones,
+    go through SciPy on the host, with its N(N − 1)/2 distances: 0.4 GB at N = 10,000, 40 GB at
+    100,000, and as much again for SciPy's copy.
+
+    NumPy's path takes all cores; `visreg_core.threads.at_most_threads` holds it to fewer.
 
     Products only screen: neighbours, ties and heights are those of differences in float64, down to
     clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
@@ -70,14 +75,15 @@ def linkage(
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
     by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
-    depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
+    depends on the order of the rows; where only identical rows tie it does not. (Of single linkage
+    ties are edges of one length, which go by their rows' numbers.) Whatever the order,
     every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
     of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
     by class should shuffle them. Ward's heights are SciPy's,
     √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
-    datasets" (rounds of reciprocal nearest neighbours); SAG-VICReg §4.4 (use).
+    datasets" (rounds of reciprocal nearest neighbours, and graphs); SAG-VICReg §4.4 (use).
 
     Examples
     --------

@@ -91,9 +91,9 @@ def test_errors(rng):
             linkage(x, method, metric, graph=good)
     with pytest.raises(ValueError, match=r"shape \(10, k\), integers; found shape \(9, 2\)"):
         linkage(x, graph=good[:9])
-    with pytest.raises(ValueError, match="integers; found shape .* float64"):
+    with pytest.raises(ValueError, match=r"integers; found shape .* float64"):
         linkage(x, graph=good * 1.0)
-    with pytest.raises(ValueError, match="rows 0 ... 9 in graph"):
+    with pytest.raises(ValueError, match=r"rows 0 \.\.\. 9 in graph"):
         linkage(x, graph=good + 10)
-    with pytest.raises(ValueError, match="rows 0 ... 9 in graph"):
+    with pytest.raises(ValueError, match=r"rows 0 \.\.\. 9 in graph"):
         linkage(x, graph=good - 2)
