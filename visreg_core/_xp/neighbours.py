@@ -368,6 +368,13 @@ class Members(NamedTuple):
     first: np.ndarray
     size: np.ndarray
 
+    @property
+    def group(self) -> np.ndarray:
+        """The distinct row that each row is equal to."""
+        out = np.empty_like(self.order)
+        out[self.order] = np.repeat(np.arange(self.size.size), self.size)
+        return out
+
 
 def distinct(rows: np.ndarray) -> tuple[np.ndarray, Members | None]:
     """Indices of the first of each set of equal rows, ascending, and the sets; None without any."""
