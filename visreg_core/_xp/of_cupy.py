@@ -18,6 +18,7 @@ class CuPyRoom(Standard):
     array = ("cupy", "ndarray")
     numpy_dtypes = True
     writes_in_place = True
+    branches = False  # it would wait for the device
 
     def to_numpy(self, x: Array) -> np.ndarray:
         return x.get()

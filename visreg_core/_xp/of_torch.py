@@ -23,6 +23,7 @@ class TorchRoom(Standard):
     array = ("torch", "Tensor")
     writes_in_place = True
     block_elements = 1 << 21  # for the caches of a CPU
+    branches = False  # it would wait for a device, and no tracer follows it
 
     def namespace(self) -> Namespace:
         # The first call may be traced: `compile` traces an import statement, but no function that

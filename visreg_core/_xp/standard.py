@@ -32,6 +32,7 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
+    branches = True  # whether a program may branch on a value
     works_in_tiles = False  # whether each operation passes over memory separately
     compiles_each_shape = False  # whether arrays of a new shape cost a compilation
     writes_in_place = False  # whether elements can be assigned at arrays of indices
@@ -164,7 +165,12 @@ class Standard:
     def matmul_accumulate(self, xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
         return cast(xp, a @ b, dtype)
 
-    # --- control flow over chunks ---
+    # --- control flow ---
+
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return then() if condition else otherwise()
 
     def accumulate(
         self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int

@@ -1,4 +1,4 @@
-"""Chains of nearest neighbours: average and Ward linkage one merge at a time, from all distances.
+"""Chains of nearest neighbours: linkage one merge at a time, from all distances.
 
 For clusters whose distances float32 products cannot resolve, such as equidistant ones: all
 distances are computed once, instead of pair by pair in every round, and updated by the formulas of
