@@ -22,6 +22,7 @@ class JAXRoom(Standard):
     module = "jax.numpy"
     array = ("jax", "Array")
     numpy_dtypes = True
+    compiles = True
 
     def device(self, x: Array) -> Device:
         if isinstance(x, sys.modules["jax"].core.Tracer):
@@ -54,6 +55,12 @@ class JAXRoom(Standard):
         jax = sys.modules["jax"]
         with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
             yield
+
+    def forget_programs(self) -> None:
+        sys.modules["jax"].clear_caches()
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return sys.modules["jax"].jit(function, static_argnames=static)
 
     def stop_gradient(self, x: Array) -> Array:
         return sys.modules["jax"].lax.stop_gradient(x)

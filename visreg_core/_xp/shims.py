@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from visreg_core._typing import Array, DType, Namespace
 from visreg_core._xp.dtypes import cast, dtype_name
@@ -163,3 +164,11 @@ def accumulate(
     that the compiled program holds one chunk's arrays at a time.
     """
     return room(xp).accumulate(xp, body, columns, chunk)
+
+
+def compiled(xp: Namespace, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """`function` as one program where the library compiles; its `static` arguments are no arrays.
+
+    Programs are kept for the function, so that it should be one of a module.
+    """
+    return room(xp).compiled(function, static)

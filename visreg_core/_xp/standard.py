@@ -32,6 +32,7 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
+    compiles = False  # whether `compiled` makes one program of a function
 
     # --- detection ---
 
@@ -76,6 +77,12 @@ class Standard:
         self, xp: Namespace, x64: bool
     ) -> contextlib.AbstractContextManager[None, bool | None]:
         return contextlib.nullcontext()
+
+    def forget_programs(self) -> None:
+        """Free the memory of what was compiled."""
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return function
 
     # --- automatic differentiation ---
 

@@ -150,8 +150,8 @@ def report(
     drop_bad_rows : bool
         Leave out rows with NaN or Inf instead of refusing the file; their numbers are kept.
     place : Place, optional
-        Namespace and device of the sliced terms; NumPy by default. Everything else is computed on
-        the host.
+        Namespace and device of the sliced terms; NumPy by default, and in place of any other
+        library on the CPU. Everything else is computed on the host.
     tick : callable, optional
         Told what is being done, how far it is and how far it goes.
 
@@ -177,7 +177,7 @@ def report(
     []
     """
     stored = embeddings_of(data)
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     _check(tree, n_slices, probe)
     levels = _levels(labels, stored)
     chosen = stored if rows is None else stored.sample(rows, seed=seed)
@@ -232,7 +232,7 @@ def compare(
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     _check(tree, n_slices, probe)
     lengths = {s.shape[0] for s in stored}
     if len(lengths) > 1 and (paired or labels is not None):
