@@ -129,16 +129,11 @@ def crosscheck(
     total = len(combinations) * len(checks) + len(losses)
     records: list[CheckRecord] = []
     references: dict[tuple[str, Check], Reference] = {}
-    # Programs of 64-bit types serve no others.
-    for (backend, _, _), alike in itertools.groupby(
-        combinations, lambda c: (c.backend, c.device, c.dtype == "float64")
-    ):
-        for combination in alike:
-            for record in _run(combination, checks, rounded_sets[combination.dtype], references):
-                records.append(record)
-                if on_record is not None:
-                    on_record(record, total)
-        _xp.forget_programs(_xp.import_namespace(backend))
+    for combination in combinations:
+        for record in _run(combination, checks, rounded_sets[combination.dtype], references):
+            records.append(record)
+            if on_record is not None:
+                on_record(record, total)
     for loss in losses:
         # On well-conditioned inputs: this checks formulas, and a kink or a constant column has no
         # derivative that a difference could see.
@@ -256,6 +251,7 @@ def _run(
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+        _xp.forget_programs(xp)  # hundreds of megabytes that the next dtype has little use for
 
 
 def _trim() -> None:
