@@ -29,6 +29,7 @@ from visreg_core._xp.shims import (
     compiled,
     cumulative_sum,
     erf,
+    float64_inside,
     is_compiling,
     matmul_accumulate,
     ndtri,
@@ -44,6 +45,8 @@ from visreg_core._xp.shims import (
     sum_rows,
     take_last,
     targets_by_rank,
+    widest,
+    works_in_tiles,
 )
 from visreg_core._xp.startup import (
     compiles,
@@ -76,6 +79,7 @@ __all__ = [
     "dtype_name",
     "erf",
     "find_device",
+    "float64_inside",
     "forget_programs",
     "from_numpy",
     "import_namespace",
@@ -106,4 +110,6 @@ __all__ = [
     "take_last",
     "targets_by_rank",
     "to_numpy",
+    "widest",
+    "works_in_tiles",
 ]

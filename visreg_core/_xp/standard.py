@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.dtypes import cast
+from visreg_core.typing import Array, Device, DType, Namespace
 
 Pieces: TypeAlias = tuple[list[Array], list[Array]]
 
@@ -33,6 +33,7 @@ class Standard:
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
     compiles = False  # whether `compiled` makes one program of a function
+    works_in_tiles = False  # whether each operation passes over memory by itself
 
     # --- detection ---
 
@@ -83,6 +84,14 @@ class Standard:
 
     def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
         return function
+
+    # --- float64 ---
+
+    def float64_inside(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def widest(self, xp: Namespace, x: Array) -> DType:
+        return xp.float64
 
     # --- automatic differentiation ---
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._optional import MissingExtraError
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
 from visreg_core.crosscheck._check import Call, Check, Fields, Place
 from visreg_core.crosscheck._compare import (
     Reference,
@@ -38,6 +36,8 @@ from visreg_core.crosscheck._losses import LossExample, examples
 from visreg_core.crosscheck._records import CheckRecord, Combination
 from visreg_core.crosscheck._registry import all_checks
 from visreg_core.embeddings import Embeddings
+from visreg_core.optional import MissingExtraError
+from visreg_core.typing import Array, Namespace
 
 
 def crosscheck(
@@ -121,16 +121,16 @@ def crosscheck(
     [('value', True), ('gradient', True), ('difference', True)]
     """
     combinations = choose(backends, device, dtypes)
-    checks, losses = _chosen(only)
+    functions, losses = _chosen(only)
     own = own_embeddings()
     sets = input_sets(own if embeddings is None else users_embeddings(embeddings))
     # Before anything runs on a library: inputs that a dtype cannot hold are refused here.
     rounded_sets = {d: rounded(sets, d) for d in dict.fromkeys(c.dtype for c in combinations)}
-    total = len(combinations) * len(checks) + len(losses)
+    total = len(combinations) * len(functions) + len(losses)
     records: list[CheckRecord] = []
     references: dict[tuple[str, Check], Reference] = {}
     for combination in combinations:
-        for record in _run(combination, checks, rounded_sets[combination.dtype], references):
+        for record in _run(combination, functions, rounded_sets[combination.dtype], references):
             records.append(record)
             if on_record is not None:
                 on_record(record, total)
@@ -154,7 +154,7 @@ def choose(
                 f"expected a backend of {', '.join(installed)} (installed); found {which!r}"
             )
     for dtype in dtypes or ():
-        _checks.choice("dtype", dtype, _xp.FLOATING)
+        checks.choice("dtype", dtype, _xp.FLOATING)
     chosen = []
     for which in dict.fromkeys(backends or installed):
         xp = _xp.import_namespace(which)
@@ -195,12 +195,12 @@ def _has_device(xp: Any, device: str) -> bool:
 
 def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]:
     """The checks of the public names in `only`, and the losses to differentiate."""
-    checks = all_checks()
-    known = dict.fromkeys(c.function for c in checks)
+    functions = all_checks()
+    known = dict.fromkeys(c.function for c in functions)
     for function in only or ():
-        _checks.choice("only", function, known)
+        checks.choice("only", function, known)
     return (
-        [c for c in checks if only is None or c.function in only],
+        [c for c in functions if only is None or c.function in only],
         [
             loss
             for loss in examples()
@@ -209,7 +209,7 @@ def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]
     )
 
 
-# --- one library, device and dtype ---------------------------------------------------------------
+# --- one library, device and dtype ----------------------------------------------------------------
 
 # Programs that are compiled at a time.
 _COMPILERS = 2
@@ -217,14 +217,14 @@ _COMPILERS = 2
 
 def _run(
     combination: Combination,
-    checks: Sequence[Check],
+    functions: Sequence[Check],
     sets: dict[str, Arrays],
     references: dict[tuple[str, Check], Reference],
 ) -> Iterator[CheckRecord]:
     xp, dtype = _xp.import_namespace(combination.backend), combination.dtype
     device = _xp.find_device(xp, combination.device)
     place = Place(xp, device, dtype)
-    for check in checks:
+    for check in functions:
         if (dtype, check) not in references:
             references[dtype, check] = reference_of(check, sets[check.inputs], dtype)
     with _xp.pinned_precision(xp, x64=dtype == "float64"):
@@ -238,7 +238,7 @@ def _run(
             _trim()
         return outcomes, (time.perf_counter() - start) / len(group)
 
-    groups = list(_groups(xp, checks))
+    groups = list(_groups(xp, functions))
     # Compilers leave Python's lock to others.
     pool = ThreadPoolExecutor(_COMPILERS) if _xp.compiles(xp) else None
     try:
@@ -261,13 +261,13 @@ def _trim() -> None:
         trim(0)
 
 
-def _groups(xp: Namespace, checks: Iterable[Check]) -> Iterator[list[Check]]:
+def _groups(xp: Namespace, functions: Iterable[Check]) -> Iterator[list[Check]]:
     """Checks that run together: where a library compiles, all of a function, values and gradients.
 
     Metrics go to the host and back, and are no programs.
     """
     for (_, together), group in itertools.groupby(
-        checks, lambda c: (c.function, _xp.compiles(xp) and c.result != "host")
+        functions, lambda c: (c.function, _xp.compiles(xp) and c.result != "host")
     ):
         if together:
             yield list(group)
@@ -281,14 +281,14 @@ _Outcome = tuple[list[np.ndarray], str] | Exception
 
 
 def _outcomes(
-    checks: list[Check], references: list[Reference], place: Place, given: dict[str, Arrays]
+    functions: list[Check], references: list[Reference], place: Place, given: dict[str, Arrays]
 ) -> list[_Outcome]:
     """Outcome of each check; where one raises in a program of several, each is run by itself."""
 
     def fields(given: dict[str, Arrays]) -> list[Fields]:
         return [
             check.call(Call(place, given[check.inputs], reference.upstream))
-            for check, reference in zip(checks, references, strict=True)
+            for check, reference in zip(functions, references, strict=True)
         ]
 
     def program(given: dict[str, Arrays]) -> list[Fields]:
@@ -306,12 +306,12 @@ def _outcomes(
                 [on_host(f) / reference.upstream for f in result],  # waits for the device
                 wrong_kind(check, place, result, reference),
             )
-            for check, result, reference in zip(checks, found, references, strict=True)
+            for check, result, reference in zip(functions, found, references, strict=True)
         ]
     except Exception as failed:  # a library may raise anything; that is the finding
-        if len(checks) == 1:
+        if len(functions) == 1:
             return [failed]
-    pairs = zip(checks, references, strict=True)
+    pairs = zip(functions, references, strict=True)
     return [o for c, r in pairs for o in _outcomes([c], [r], place, given)]
 
 
