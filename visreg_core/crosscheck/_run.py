@@ -297,7 +297,7 @@ def _outcomes(
             _xp.namespace(next(iter(given["given"].values())), f)  # else it would be made an array
         return found
 
-    whole = _xp.compiles(place.xp) and checks[0].result != "host"
+    whole = _xp.compiles(place.xp) and functions[0].result != "host"
     run = _xp.compiled(place.xp, program) if whole else fields
     try:
         found = run(given)
