@@ -8,6 +8,7 @@ is of a sample (`_trees`, `_geometry`) or has its rows asked one by one (`_label
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,6 +153,8 @@ def compare(
     EmbeddingsError
         As `report`.
     """
+    if isinstance(data, str | os.PathLike):
+        raise ValueError(f"expected a sequence of two files or more; found {os.fspath(data)!r}")
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
