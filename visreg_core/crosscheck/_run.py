@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp, checks
-from visreg_core.crosscheck._check import Call, Check, Fields, Place
+from visreg_core.crosscheck._check import Call, Check, Fields, Target
 from visreg_core.crosscheck._compare import (
     Reference,
     error_of,
@@ -223,7 +223,7 @@ def _run(
 ) -> Iterator[CheckRecord]:
     xp, dtype = _xp.import_namespace(combination.backend), combination.dtype
     device = _xp.find_device(xp, combination.device)
-    place = Place(xp, device, dtype)
+    place = Target(xp, device, dtype)
     for check in functions:
         if (dtype, check) not in references:
             references[dtype, check] = reference_of(check, sets[check.inputs], dtype)
@@ -281,7 +281,7 @@ _Outcome = tuple[list[np.ndarray], str] | Exception
 
 
 def _outcomes(
-    functions: list[Check], references: list[Reference], place: Place, given: dict[str, Arrays]
+    functions: list[Check], references: list[Reference], place: Target, given: dict[str, Arrays]
 ) -> list[_Outcome]:
     """Outcome of each check; where one raises in a program of several, each is run by itself."""
 
@@ -318,7 +318,7 @@ def _outcomes(
 def _record(
     check: Check,
     combination: Combination,
-    place: Place,
+    place: Target,
     reference: Reference,
     outcome: _Outcome,
     seconds: float,
