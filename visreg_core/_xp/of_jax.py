@@ -102,6 +102,11 @@ class JAXRoom(Standard):
         # To `top_k` −0 is less than 0.
         return sys.modules["jax"].lax.top_k(xp.where(x == 0, xp.zeros_like(x), -x), k)[1]
 
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return sys.modules["jax"].lax.cond(condition, then, otherwise)
+
     def beside(self, x: Array, other: Array) -> Array:
         return x
 

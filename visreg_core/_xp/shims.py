@@ -167,7 +167,19 @@ def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 
 
-# --- control flow over chunks ---------------------------------------------------------------------
+# --- control flow ---------------------------------------------------------------------------------
+
+
+def branches(xp: Namespace) -> bool:
+    """Whether a program may branch on a value: no device is waited for, no tracer stopped."""
+    return room(xp).branches
+
+
+def either(
+    xp: Namespace, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+) -> Any:
+    """`then()` if `condition`, of no axes, holds, else `otherwise()`; where xp `branches`."""
+    return room(xp).either(condition, then, otherwise)
 
 
 def accumulate(
