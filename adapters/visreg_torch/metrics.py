@@ -61,7 +61,7 @@ class _Spectrum(Metric):
         if center and n:
             before, products = products, products - sums[:, None] * (sums / n)
             left = max(products.trace(), before.trace() * eps)
-            # of what cancelled
+            eps *= max(1.0, before.trace() / left) if left else 1.0  # of what cancelled
         return metrics.singular_values_from_gram(products, n, eps=eps)
 
 

@@ -23,9 +23,9 @@ ABOUT = (
     "linkage uses: clusters inside clusters, and a random nonlinear image of them as the second "
     "set. Times at N = {n} are medians of {rounds} interleaved rounds in one process, ratios (of "
     "wall time) the median over rounds; memory and the larger times are of fresh processes, one "
-    "run each. On a machine with other work CPU time is what to read. Linkage compares 1.2 N² pairs "
-    "at N = 10,000 and 1.4 N² at 40,000, each a product of D numbers, and single linkage N²/2. So "
-    "time grows a little faster than N², and memory as N·D. No GPU was there to run on."
+    "run each. On a machine with other work CPU time is what to read. Linkage compares 1.2 N² "
+    "pairs at N = 10,000 and 1.4 N² at 40,000, each a product of D numbers, and single linkage "
+    "N²/2. So time grows a little faster than N², and memory as N·D. No GPU was there to run on."
 )
 AIMS = {
     ("linkage", 10_000): "≤ 0.12 of one SciPy linkage, on two threads",

@@ -22,7 +22,7 @@ class JAXRoom(Standard):
     module = "jax.numpy"
     array = ("jax", "Array")
     numpy_dtypes = True
-    compiles_each_shape = True
+    compiles = True
 
     def device(self, x: Array) -> Device:
         if isinstance(x, sys.modules["jax"].core.Tracer):
@@ -55,6 +55,12 @@ class JAXRoom(Standard):
         jax = sys.modules["jax"]
         with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
             yield
+
+    def forget_programs(self) -> None:
+        sys.modules["jax"].clear_caches()
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return sys.modules["jax"].jit(function, static_argnames=static)
 
     def float64_inside(self) -> contextlib.AbstractContextManager[None]:
         return sys.modules["jax"].enable_x64(True)  # traced or not

@@ -33,11 +33,6 @@ def works_in_tiles(xp: Namespace) -> bool:
     return room(xp).works_in_tiles
 
 
-def compiles_each_shape(xp: Namespace) -> bool:
-    """Whether arrays of a new shape cost a compilation, so that few shapes pay."""
-    return room(xp).compiles_each_shape
-
-
 def writes_in_place(xp: Namespace) -> bool:
     """Whether elements of an array can be assigned at arrays of indices."""
     return room(xp).writes_in_place
@@ -210,3 +205,11 @@ def accumulate(
     that the compiled program holds one chunk's arrays at a time.
     """
     return room(xp).accumulate(xp, body, columns, chunk)
+
+
+def compiled(xp: Namespace, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """`function` as one program where the library compiles; its `static` arguments are no arrays.
+
+    Programs are kept for the function, so that it should be one of a module.
+    """
+    return room(xp).compiled(function, static)

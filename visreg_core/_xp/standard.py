@@ -32,9 +32,9 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
+    compiles = False  # whether `compiled` makes one program of a function
     branches = True  # whether a program may branch on a value
     works_in_tiles = False  # whether each operation passes over memory separately
-    compiles_each_shape = False  # whether arrays of a new shape cost a compilation
     writes_in_place = False  # whether elements can be assigned at arrays of indices
     block_elements = 1 << 26  # of a matrix that is made block by block
 
@@ -81,6 +81,12 @@ class Standard:
         self, xp: Namespace, x64: bool
     ) -> contextlib.AbstractContextManager[None, bool | None]:
         return contextlib.nullcontext()
+
+    def forget_programs(self) -> None:
+        """Free the memory of what was compiled."""
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return function
 
     # --- float64 ---
 

@@ -41,7 +41,7 @@ class Screen:
         self.clusters = near.clusters
         self.dtype: DType = xp.float32
         self.on_host = _xp.works_in_tiles(xp)
-        self.few_shapes = _xp.compiles_each_shape(xp)
+        self.few_shapes = _xp.compiles(xp)  # each shape costs a compilation
 
     def settle(self, rows: np.ndarray) -> None:
         """Find the nearest clusters of rows, and their lists of near ones."""
