@@ -38,6 +38,11 @@ _SMALL_BYTES = 1 << 17
 _LIMIT: contextvars.ContextVar[int | None] = contextvars.ContextVar("_LIMIT", default=None)
 
 
+def is_small(nbytes: int) -> bool:
+    """Whether so little data is at work that calls cost more than what they compute."""
+    return nbytes < _SMALL_BYTES
+
+
 def default_chunk(xp: Namespace, row_bytes: int) -> int:
     """How many slices to project at once when one takes `row_bytes` bytes."""
     budget = _CHUNK_BYTES_HOST if _xp.is_on_host(xp) else _CHUNK_BYTES_DEVICE

@@ -131,10 +131,12 @@ def barlow_twins_loss(
     _checks.not_negative("eps", eps)
     _checks.number("off_diagonal_weight", off_diagonal_weight)
     views, shards = as_views(xp, a, b), execution.shards
+    centre = execution.kernels.get("centre", _rows.centre)
+    deviation = execution.kernels.get("standard_deviation", _rows.standard_deviation)
     rows, standard, reciprocals = [], [], []
     for view in views:
-        r, centred = _rows.centre(xp, view, row_mask, shards)
-        reciprocal = _rows.safe_reciprocal(xp, _rows.standard_deviation(r, centred, eps=eps))
+        r, centred = centre(xp, view, row_mask, shards)
+        reciprocal = _rows.safe_reciprocal(xp, deviation(r, centred, eps=eps))
         rows.append(r)
         reciprocals.append(reciprocal)
         standard.append(centred * reciprocal)

@@ -16,6 +16,8 @@ Kernels = Mapping[str, Callable[..., Any]]
 
 NUMPY: Kernels = {
     "over_chunks": numpy_kernels.over_threads,
+    "centre": numpy_kernels.centre,
+    "standard_deviation": numpy_kernels.standard_deviation,
     "divide": numpy_kernels.divide,
     "combine": numpy_kernels.combine,
     "multiples": epps_pulley_numpy.multiples,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visreg_core import _tiles
+from visreg_core import _tiles, _xp
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.execution import Shards
 from visreg_core.losses.rows import Rows
 from visreg_core.losses.sliced import chunk_of
 
@@ -36,6 +39,9 @@ def over_threads(
     rows = sum(x.shape[1] for x in samples)
     dtype = samples[0].dtype
     chunk = chunk_of(np, slices, chunk_size, rows * dtype.itemsize, multiple)
+    if chunk >= n_slices and _tiles.is_small(batch * n_slices * rows * dtype.itemsize):
+        (values,), parts = body(slices)  # all at once: what counts is how often NumPy is called
+        return values, tuple(parts)
     values = np.empty((batch, n_slices), dtype)
     gradients = tuple(np.empty(x.shape, dtype) for x in samples if need_gradient)
 
@@ -78,6 +84,56 @@ def quantiles(xp: object, size: int, z: np.ndarray, n: float, masked: bool) -> n
         found = _QUANTILES[key] = normal_quantiles(size, dtype=z.dtype)
         found.flags.writeable = False
     return found
+
+
+def centre(
+    xp: object, z: np.ndarray, row_mask: np.ndarray | None, shards: Shards
+) -> tuple[Rows, np.ndarray]:
+    """In place of the function of rows: no array for a derivative that NumPy does not take."""
+    if row_mask is not None or shards.size > 1:
+        return _rows.centre(np, z, row_mask, shards)
+    n = float(z.shape[-2])
+    wide = z if z.dtype == np.float64 else z.astype(np.float32, copy=False)
+    mean = _xp.sum_rows(np, wide)
+    mean /= n
+    low = np.minimum.reduce(wide, axis=-2, keepdims=True)
+    high = np.maximum.reduce(wide, axis=-2, keepdims=True)
+    first = np.maximum(mean, low)
+    np.minimum(first, high, out=first)
+    first -= mean
+    first += mean
+    centred = wide - first
+    rest = _xp.sum_rows(np, centred)
+    rest /= n
+    centred -= rest
+    reach = np.maximum(high - mean, mean - low)
+    np.maximum(reach, np.finfo(reach.dtype).smallest_normal, out=reach)
+    unit = np.ldexp(reach.dtype.type(0.5), np.frexp(reach)[1])
+    return Rows(np, z, first, rest, n, None, shards, unit), centred
+
+
+def standard_deviation(
+    rows: Rows, centred: np.ndarray, *, eps: float = 0.0, ddof: int = 0
+) -> np.ndarray:
+    """In place of the function of rows, likewise."""
+    if rows.keep is not None or rows.shards.size > 1:
+        return _rows.standard_deviation(rows, centred, eps=eps, ddof=ddof)
+    scaled = centred * (1 / rows.unit)
+    scaled *= scaled
+    deviation = _xp.sum_rows(np, scaled)
+    deviation /= rows.n - ddof
+    np.sqrt(deviation, out=deviation)
+    deviation *= rows.unit
+    if eps == 0:
+        return deviation
+    root = math.sqrt(eps)
+    larger = np.maximum(deviation, deviation.dtype.type(root))
+    deviation /= larger
+    deviation *= deviation
+    deviation += np.square(root / larger)
+    np.sqrt(deviation, out=deviation)
+    deviation *= larger
+    return deviation
 
 
 def divide(x: np.ndarray, divisor: np.ndarray) -> np.ndarray:

@@ -105,11 +105,13 @@ def branch_forward(
     variance : γ, ε and power of mean_j max(0, γ − sqrt(Var_j + ε))^power.
     """
     xp = _xp.namespace(z, row_mask)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
+    centre = execution.kernels.get("centre", _rows.centre)
+    rows, centred = centre(xp, z, row_mask, execution.shards)
     of_variance = of_covariance = deviation = None
     if variance is not None:
         gamma, eps, power = variance
-        deviation = _rows.standard_deviation(rows, centred, eps=eps, ddof=1)
+        root = execution.kernels.get("standard_deviation", _rows.standard_deviation)
+        deviation = root(rows, centred, eps=eps, ddof=1)
         of_variance = _rows.mean_of(xp, hinge_from_deviation(xp, deviation, gamma) ** power)
     saved = BranchSaved(rows.first, rows.rest, rows.masked_n(), deviation, *[None] * 6)
     if covariance:

@@ -78,8 +78,7 @@ def _shape_term(
     _checks.row_mask(row_mask, z)
     _checks.flag("detach_scale", detach_scale)
     _checks.positive("eps", eps)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
+    rows, centred, sigma = _moments(xp, z, row_mask, execution)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
     total, gradient = sliced_gaussian(
         xp,
@@ -98,6 +97,16 @@ def _shape_term(
             along = rows.sum(gradient * rows.centred())
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma, gradient, along)
     return rows, total, saved
+
+
+def _moments(
+    xp: Namespace, z: Array, row_mask: Array | None, execution: Execution
+) -> tuple[_rows.Rows, Array, Array]:
+    """The rows of z, centred rows, and the biased standard deviations."""
+    centre = execution.kernels.get("centre", _rows.centre)
+    deviation = execution.kernels.get("standard_deviation", _rows.standard_deviation)
+    rows, centred = centre(xp, z, row_mask, execution.shards)
+    return rows, centred, deviation(rows, centred)
 
 
 def _divide(x: Array, divisor: Array) -> Array:
@@ -208,7 +217,8 @@ def center_loss(
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
     _checks.choice("reduction", reduction, REDUCTIONS)
-    rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
+    centre = execution.kernels.get("centre", _rows.centre)
+    rows, _ = centre(xp, z, row_mask, execution.shards)
     value = center_from_mean(xp, rows.mean(), reduction)
     return value, VISRegSaved(rows.first, rows.rest, rows.masked_n())
 
@@ -265,8 +275,7 @@ def scale_loss(
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
+    rows, centred, sigma = _moments(xp, z, row_mask, execution)
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
     return scale_from_deviation(xp, sigma), saved
 
