@@ -14,7 +14,13 @@ from torch import Tensor
 
 import visreg_core
 from visreg_core import _checks, _slices_numpy, _tiles, _xp
-from visreg_core.slices import DOMAIN_SLICES, check_range, key_word, orthogonal_columns
+from visreg_core.slices import (
+    DOMAIN_SLICES,
+    check_range,
+    key_word,
+    orthogonal_columns,
+    unit_columns_numpy,
+)
 from visreg_torch import _operators
 from visreg_torch.kernels.dispatch import choose, load
 
@@ -122,15 +128,20 @@ def _drawn_by_numpy(
     NumPy does that in float64 alone, at a multiple of the time.
     """
     wide: Any = np.float64 if dtype == torch.float64 else np.float32
-    key: dict[str, Any] = {"seed": seed, "step": step}
     if sampler == "gaussian":
-        drawn = visreg_core.random_slices(dim, n_slices, start=start, dtype=wide, **key)
+        drawn = unit_columns_numpy(dim, n_slices, start, seed, step, wide)
         return torch.from_numpy(drawn).to(dtype)
 
     def normals(first: int, count: int) -> Tensor:
         return torch.from_numpy(
             _slices_numpy.normals(
-                dim, count, first=first, domain=DOMAIN_SLICES << 28, dtype=wide, **key
+                dim,
+                count,
+                first=first,
+                domain=DOMAIN_SLICES << 28,
+                seed=seed,
+                step=step,
+                dtype=wide,
             )
         )
 
