@@ -123,9 +123,10 @@ class _Drawing(_Loss):
         """The step to draw at: as given, else the buffer's, which training advances."""
         if step is not None:
             return step
-        now = self.step.clone()
+        buffer = self.step
+        now = buffer.clone()
         if self.training:
-            self.step += 1
+            buffer += 1  # in place: setting an attribute of a module takes a while
         return now
 
 

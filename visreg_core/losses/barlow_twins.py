@@ -142,8 +142,8 @@ def barlow_twins_loss(
         standard.append(centred * reciprocal)
     n, dim = rows[0].n, views[0].shape[-1]
     pairs = view_pairs(len(views))
-    diagonal = xp.stack(
-        [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
+    diagonal = _stacked(
+        xp, [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
     )
     on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1))
     nothing: list[Array | None] = [None] * len(views)
@@ -158,14 +158,15 @@ def barlow_twins_loss(
         off = off - xp.sum(diagonal * diagonal, axis=(-2, -1))
         grams, every = own, nothing if shards.size == 1 else gathered
     else:
-        others = xp.stack(
+        others = _stacked(
+            xp,
             [
                 off_diagonal(xp, shards.sum(xp.matrix_transpose(standard[i]) @ standard[j]) / n)
                 for i, j in pairs
-            ]
+            ],
         )
         off = xp.sum(others * others, axis=(-2, -1))
-    on_diagonal, off_diagonal_ = xp.mean(on), xp.mean(off)
+    on_diagonal, off_diagonal_ = (xp.sum(x) / math.prod(x.shape) for x in (on, off))
     total = on_diagonal + off_diagonal_weight * off_diagonal_
     saved = BarlowTwinsSaved(
         tuple(r.first for r in rows),
@@ -178,6 +179,11 @@ def barlow_twins_loss(
         others,
     )
     return BarlowTwinsTerms(total, on_diagonal, off_diagonal_), saved
+
+
+def _stacked(xp: Namespace, of_pairs: list[Array]) -> Array:
+    """One array a pair, along a new first axis."""
+    return of_pairs[0][None, ...] if len(of_pairs) == 1 else xp.stack(of_pairs)
 
 
 @barlow_twins_loss.backward

@@ -16,6 +16,7 @@ from visreg_core.losses.sliced import chunk_of
 
 _BLOCK_BYTES = 1 << 19
 _MAX_CACHED = 16
+_SMALLEST = {np.dtype(f): np.finfo(f).smallest_normal for f in (np.float32, np.float64)}
 _QUANTILES: dict[tuple[int, np.dtype], np.ndarray] = {}
 
 
@@ -107,7 +108,7 @@ def centre(
     rest /= n
     centred -= rest
     reach = np.maximum(high - mean, mean - low)
-    np.maximum(reach, np.finfo(reach.dtype).smallest_normal, out=reach)
+    np.maximum(reach, _SMALLEST[reach.dtype], out=reach)
     unit = np.ldexp(reach.dtype.type(0.5), np.frexp(reach)[1])
     return Rows(np, z, first, rest, n, None, shards, unit), centred
 
