@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 # Short rows are sorted as words, which the processor's vectors do in registers: float32 numbers are
-# sorted whole, in 64-bit words with the sample's index below. Other rows are ordered by coarse keys,
-# and what these did not resolve is repaired: float64's keys in 32-bit words, above the index; of
-# longer rows in 16 bits, which NumPy sorts by counting. Any of these is several times faster than an
-# argsort of the floats, until 16 bits leave so much to repair that it is quicker to count all of a
-# float's bits, 16 at a time.
+# sorted whole, in 64-bit words with the sample's index below. Other rows are ordered by coarse
+# keys, and what these did not resolve is repaired: float64's keys in 32-bit words, above the index;
+# of longer rows in 16 bits, which NumPy sorts by counting. Any of these is several times faster
+# than an argsort of the floats, until 16 bits leave so much to repair that it is quicker to count
+# all of a float's bits, 16 at a time.
 _PACKED_SAMPLES = 1 << 9
 _KEYED_SAMPLES = {4: 1 << 13, 8: 1 << 15}  # by bytes of a float
 _REPAIRS = 12
@@ -76,7 +76,7 @@ def _flat_order(p: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _whole_order(p: np.ndarray) -> np.ndarray:
-    """Flat indices that sort each row of float32 numbers, none of them NaN, in one sort of words."""
+    """Flat indices that sort each row of float32 numbers, none of them NaN, by one sort."""
     bits = (p + p.dtype.type(0)).view(np.int32)  # −0 + 0 is +0
     # Negative floats order as integers do once all bits but the sign are flipped.
     words = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)

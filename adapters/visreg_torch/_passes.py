@@ -83,10 +83,18 @@ def apart(tensors: Sequence[Tensor], on_numpy: bool) -> contextlib.AbstractConte
     if on_numpy:
         nbytes = max([t.nbytes for t in tensors])
         return _tiles.at_most_threads(torch.get_num_threads(), nbytes)
+    device = tensors[0].device
+    if not torch.is_grad_enabled() and not _is_cast(device):
+        return contextlib.nullcontext()
     context = contextlib.ExitStack()
     context.enter_context(torch.no_grad())
-    context.enter_context(without_autocast(tensors[0].device))
+    context.enter_context(without_autocast(device))
     return context
+
+
+def _is_cast(device: torch.device) -> bool:
+    """Whether autocast changes what is computed on a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 # --- tensors without numbers ----------------------------------------------------------------------

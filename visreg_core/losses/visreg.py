@@ -275,7 +275,7 @@ def scale_loss(
     xp = _xp.namespace(z, row_mask)
     _checks.embeddings("z", z)
     _checks.row_mask(row_mask, z)
-    rows, centred, sigma = _moments(xp, z, row_mask, execution)
+    rows, _, sigma = _moments(xp, z, row_mask, execution)
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
     return scale_from_deviation(xp, sigma), saved
 

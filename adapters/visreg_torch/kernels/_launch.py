@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from visreg_torch.kernels import _tape
+
 # A product and a sum that follow it are rounded once. Asked for by name: triton's default changes
 # between versions, and warns.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
@@ -31,21 +33,63 @@ def launch(
     `others` are tensors, numbers and None in the order of the kernel's parameters, and `options`
     its constants, in that order, too, and triton's options.
     """
-    device = first.device
-    if not all(grid) or device.type == "meta":
+    if not all(grid):
         return
-    if device.type != "cuda":
-        kernel[grid](first, *others, **OPTIONS, **options)
-    elif device.index == torch.cuda.current_device():
-        _launch_here(kernel, grid, device.index, (first, *others), options)
-    else:
-        with torch.cuda.device(device):  # triton starts kernels on the current device
-            _launch_here(kernel, grid, device.index, (first, *others), options)
+    args = (first, *others)
+    again = LAUNCHERS[first.device.type](kernel, grid, args, options)
+    made = _tape.recording()
+    if made is not None:
+        made.launched(again, args)
+
+
+def empty(shape: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    """`torch.empty`, of whose memory a recorded pass gets its own each time."""
+    x = torch.empty(shape, dtype=dtype, device=device)
+    made = _tape.recording()
+    if made is not None:
+        made.allocated(x)
+    return x
+
+
+def constant(x: Any) -> Any:
+    """A tensor that depends on sizes alone, as a recorded pass may be told."""
+    made = _tape.recording()
+    if made is not None and x is not None:
+        made.constant(x)
+    return x
+
+
+def _on_cuda(
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    device: int = args[0].device.index
+    if device == torch.cuda.current_device():
+        return _launch_here(kernel, grid, device, args, options)
+    with torch.cuda.device(device):  # triton starts kernels on the current device
+        return _launch_here(kernel, grid, device, args, options)
+
+
+def _nowhere(*_: Any) -> None:
+    return None
+
+
+def _interpreted(
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    def again(stream: int, *args: Any) -> None:
+        kernel[grid](*args, **OPTIONS, **options)
+
+    again(0, *args)
+    return again
+
+
+LAUNCHERS = {"cuda": _on_cuda, "meta": _nowhere, "cpu": _interpreted}
+"""How to start a kernel on a device of each kind. What is returned starts it again, on addresses."""
 
 
 def _launch_here(
     kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], options: dict[str, Any]
-) -> None:
+) -> Any:
     name = id(kernel)  # a function of a module, which stays
     words = _WORDS.get(name)
     if words is None:
@@ -69,11 +113,15 @@ def _launch_here(
         made = kernel[grid](*args, **OPTIONS, **options)
         constants = [options[constant] for constant in kernel.arg_names[len(args) :]]
         _COMPILED[tuple(key)] = (made.run, made.function, made.packed_metadata, constants)
-        return
+        return None
     run, function, metadata, constants = compiled
     x, y, z = (*grid, 1, 1)[:3]
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    run(x, y, z, stream, function, metadata, None, None, None, *given, *constants)
+
+    def again(stream: int, *args: Any) -> None:
+        run(x, y, z, stream, function, metadata, None, None, None, *args, *constants)
+
+    again(torch._C._cuda_getCurrentRawStream(device), *given)
+    return again
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

@@ -413,7 +413,7 @@ def vicreg_terms(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Total, invariance, variance and covariance, of no axes, and the weights as a tensor, (3,)."""
     out = numbers(4, stats.device)
-    scalars = torch.empty(3, dtype=torch.float32, device=stats.device)
+    scalars = _launch.empty(3, torch.float32, stats.device)
     _launch.launch(
         _vicreg_terms,
         (1,),
@@ -441,8 +441,8 @@ def vicreg_terms(
 def inverse_pairs(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows by their pairs, (N,) int32, and where each pair's rows start, (N + 1,) int32."""
     n = pairs.shape[0]
-    order = torch.empty(n, dtype=torch.int32, device=pairs.device)
-    starts = torch.empty(n + 1, dtype=torch.int32, device=pairs.device)
+    order = _launch.empty(n, torch.int32, pairs.device)
+    starts = _launch.empty(n + 1, torch.int32, pairs.device)
     _launch.launch(
         _inverse_pairs,
         (triton.cdiv(n + 1, 16),),
@@ -458,6 +458,7 @@ def inverse_pairs(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def vicreg_gradient(
+    out: tuple[torch.Tensor, ...],
     a: torch.Tensor,
     b: torch.Tensor,
     q: torch.Tensor,
@@ -473,14 +474,13 @@ def vicreg_gradient(
     eps: float,
     per_invariance: float,
     per_variance: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (N, D) of VICReg with respect to a and b, in their dtype.
+) -> None:
+    """Write gradients (N, D) of VICReg with respect to a and b to two tensors `out`.
 
     `q` (parts · 2, padded N, pitch) is the second product; `pairing` pairs, their weights, and
     `inverse_pairs` of them, or four times None.
     """
     n, d = a.shape
-    out = [torch.empty((n, d), dtype=x.dtype, device=x.device) for x in (a, b)]
     _launch.launch(
         _vicreg_gradient,
         (triton.cdiv(d, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), 2),
@@ -510,7 +510,6 @@ def vicreg_gradient(
         COLUMNS=_TILE_COLUMNS,
         num_warps=4,
     )
-    return out[0], out[1]
 
 
 def barlow_terms(
@@ -528,7 +527,7 @@ def barlow_terms(
     `diagonal` says that the sums have the diagonal's squares, which are taken off.
     """
     out = numbers(3, stats.device)
-    scalars = torch.empty(1, dtype=torch.float32, device=stats.device)
+    scalars = _launch.empty(1, torch.float32, stats.device)
     _launch.launch(
         _barlow_terms,
         (1,),
@@ -560,7 +559,7 @@ def along(
 ) -> torch.Tensor:
     """Σ_n q_nj x̂_nj of both views, (2, D) in float32; `diagonal` as in `barlow_gradient`."""
     n, d = a.shape
-    out = torch.empty((2, d), dtype=torch.float32, device=a.device)
+    out = _launch.empty((2, d), torch.float32, a.device)
     _launch.launch(
         _along,
         (triton.cdiv(d, 32), 2),
@@ -585,6 +584,7 @@ def along(
 
 
 def barlow_gradient(
+    out: tuple[torch.Tensor, ...],
     a: torch.Tensor,
     b: torch.Tensor,
     q: torch.Tensor,
@@ -595,14 +595,13 @@ def barlow_gradient(
     *,
     eps: float,
     diagonal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (N, D) of Barlow Twins with respect to a and b, in their dtype.
+) -> None:
+    """Write gradients (N, D) of Barlow Twins with respect to a and b to two tensors `out`.
 
     `diagonal` says that q is the Gram matrices' product, which has the diagonal, and comes parts
     first; else it comes views first.
     """
     n, d = a.shape
-    out = [torch.empty((n, d), dtype=x.dtype, device=x.device) for x in (a, b)]
     _launch.launch(
         _barlow_gradient,
         (triton.cdiv(d, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), 2),
@@ -626,4 +625,3 @@ def barlow_gradient(
         COLUMNS=_TILE_COLUMNS,
         num_warps=4,
     )
-    return out[0], out[1]

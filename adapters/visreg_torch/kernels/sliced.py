@@ -157,7 +157,7 @@ class _Rows:
         self.long = n > dispatch.MAX_SORTED
         self.exact = precise
         if keep is None:
-            self.q, self.prefix = _quantiles(n, device)
+            self.q, self.prefix = map(_launch.constant, _quantiles(n, device))
             return
         import array_api_compat.torch as xp
 
@@ -183,7 +183,8 @@ class _Characteristic:
 
     def __init__(self, n: int, device: torch.device, keep: Any, t_max: float, n_knots: int) -> None:
         self.n, self.keep = n, keep
-        self.knots, self.step = _knots(t_max, n_knots, device)
+        knots, self.step = _knots(t_max, n_knots, device)
+        self.knots = _launch.constant(knots)
 
     def __call__(
         self, p: torch.Tensor, *, offset: Any = None, **options: Any
@@ -225,12 +226,10 @@ def _sliced(
         else:
             moments = columns.column_moments(z, keep)
 
-    values = torch.empty(groups * k * plan.together, dtype=torch.float32, device=z.device)
+    values = _launch.empty(groups * k * plan.together, torch.float32, z.device)
     gradient = None
     if need_grad:
-        gradient = torch.empty(
-            (groups, plan.padded, plan.pitch), dtype=plan.gradient, device=z.device
-        )
+        gradient = _launch.empty((groups, plan.padded, plan.pitch), plan.gradient, z.device)
     folded = plan.direct and eps is not None
     forward_of: dict[str, Any] = {"parts": 0 if folded else plan.parts, "back": back}
     if plan.direct and not folded:
@@ -297,7 +296,7 @@ def _sliced(
 def _direct(both: Any, views: torch.Tensor, plan: _Plan) -> torch.Tensor:
     """Projections (G, K, padded) of views as they are, on slices in parts."""
     groups, n, _ = views.shape
-    p = torch.empty((groups, both[0].shape[1], n), dtype=torch.float32, device=views.device)
+    p = _launch.empty((groups, both[0].shape[1], n), torch.float32, views.device)
     for i in range(plan.parts):
         slices = both[i].expand(groups, -1, -1)
         product(slices, views.mT, torch.float32, out=p, add=i > 0)

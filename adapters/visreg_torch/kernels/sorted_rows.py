@@ -268,10 +268,10 @@ def sorted_rows(
     groups, k, padded = p.shape
     rows = groups * k * together
     if values is None:
-        values = torch.empty(rows, dtype=torch.float32, device=p.device)
+        values = _launch.empty(rows, torch.float32, p.device)
     out = None
     if back:
-        out = torch.empty((groups, back * k, padded), dtype=torch.bfloat16, device=p.device)
+        out = _launch.empty((groups, back * k, padded), torch.bfloat16, p.device)
     options = _options(n, p.device.type != "cpu")
     _launch.launch(
         _sorted_rows,
