@@ -12,8 +12,8 @@ Modules return what their function does: a tensor, or named terms whose first is
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ __all__ = [
 
 Number = float | Tensor
 Step = int | Tensor | None
+Drawn = TypeVar("Drawn")
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -119,15 +120,15 @@ class _Drawing(_Loss):
         self.seed = seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def _at(self, step: Step) -> int | Tensor:
-        """The step to draw at: as given, else the buffer's, which training advances."""
+    def _drawn(self, draw: Callable[[int | Tensor], Drawn], step: Step) -> Drawn:
+        """What is drawn at a step: as given, else the buffer's, which training then advances."""
         if step is not None:
-            return step
+            return draw(step)
         buffer = self.step
-        now = buffer.clone()
+        drawn = draw(buffer)
         if self.training:
             buffer += 1  # in place: setting an attribute of a module takes a while
-        return now
+        return drawn
 
 
 class _Sliced(_Drawing):
@@ -157,15 +158,18 @@ class _Sliced(_Drawing):
 
     def slices(self, z: Tensor, step: Step = None) -> Tensor:
         """Directions (D, n_slices) for z (..., N, D), on its device."""
-        return functional.random_slices(
-            z.shape[-1],
-            self.n_slices,
-            seed=self.seed,
-            step=self._at(step),
-            start=_first_slice(self.scope, self.group, self.n_slices),
-            sampler=self.sampler,
-            dtype=torch.float64 if z.dtype == torch.float64 else torch.float32,
-            device=z.device,
+        return self._drawn(
+            lambda now: functional.random_slices(
+                z.shape[-1],
+                self.n_slices,
+                seed=self.seed,
+                step=now,
+                start=_first_slice(self.scope, self.group, self.n_slices),
+                sampler=self.sampler,
+                dtype=torch.float64 if z.dtype == torch.float64 else torch.float32,
+                device=z.device,
+            ),
+            step,
         )
 
     def _common(self) -> dict[str, Any]:
@@ -686,16 +690,19 @@ class SAGVICRegLoss(_Drawing):
 
         In global scope b's rows are counted through all processes.
         """
-        return functional.random_walk_pairs(
-            a,
-            b,
-            self.n_neighbors,
-            self.percentile,
-            scale=self.scale,
-            symmetrize=self.symmetrize,
-            n_steps=self.n_steps,
-            seed=self.seed,
-            step=self._at(step),
-            scope=self.scope,
-            group=self.group,
+        return self._drawn(
+            lambda now: functional.random_walk_pairs(
+                a,
+                b,
+                self.n_neighbors,
+                self.percentile,
+                scale=self.scale,
+                symmetrize=self.symmetrize,
+                n_steps=self.n_steps,
+                seed=self.seed,
+                step=now,
+                scope=self.scope,
+                group=self.group,
+            ),
+            step,
         )
