@@ -1,4 +1,4 @@
-"""A call of a loss with its tensors apart: what autograd and operators can hold."""
+"""A call of a loss with its tensors set apart, as autograd and operators need them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LossCall(NamedTuple):
         return inputs
 
     def shape_only(self) -> list[int]:
-        """Which tensors the backward pass needs the shape of, and nothing else."""
+        """The tensors of which the backward pass needs only the shape."""
         names = self.declaration.shape_only
         return [i for i, (name, _) in enumerate(self.places) if name in names]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visreg_core import _tiles, _xp
+from visreg_core import _xp, threads
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.execution import Shards
@@ -40,7 +40,7 @@ def over_threads(
     rows = sum(x.shape[1] for x in samples)
     dtype = samples[0].dtype
     chunk = chunk_of(np, slices, chunk_size, rows * dtype.itemsize, multiple)
-    if chunk >= n_slices and _tiles.is_small(batch * n_slices * rows * dtype.itemsize):
+    if chunk >= n_slices and threads.is_small(batch * n_slices * rows * dtype.itemsize):
         (values,), parts = body(slices)  # all at once: what counts is how often NumPy is called
         return values, tuple(parts)
     values = np.empty((batch, n_slices), dtype)
@@ -65,7 +65,7 @@ def over_threads(
         return sums
 
     items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
-    for sums in _tiles.spread(work, items, values.size * rows * dtype.itemsize, in_order):
+    for sums in threads.spread(work, items, values.size * rows * dtype.itemsize, in_order):
         for b, parts in sums.items():
             for whole, part in zip(gradients, parts, strict=True):
                 if not np.shares_memory(whole, part):
@@ -177,5 +177,5 @@ def combine(
                 o[n][masked] = 0
 
     starts = range(0, size[0], block)
-    _tiles.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
+    threads.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
     return out

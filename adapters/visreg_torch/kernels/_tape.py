@@ -1,14 +1,14 @@
-"""A pass of kernels, recorded once and repeated: what it starts, without what decides about it.
+"""A pass of kernels, recorded once and repeated: its steps, without the decisions behind them.
 
 What a pass allocates, launches and multiplies depends on shapes, strides, dtypes and options alone,
-so that a second call with the same ones is the first one's list of steps on other addresses. Walking
-the list takes the host a fifth of the time of deciding again: tensors are not cut into views, kernels
-get addresses, and nothing is checked twice.
+so that a second call with the same ones is the first one's list of steps at other addresses. The
+host walks the list in a fraction of the time that deciding takes: no tensor is cut into views,
+kernels are given addresses, and nothing is checked again.
 
-Recording notes what `_launch.empty`, `_launch.launch` and `products.product` do, and where their
-tensors lie: in an input, in an allocation of the pass, or in a constant that was named so. A tensor
-from elsewhere (a masked count, a copy of strided rows) makes the pass one that cannot be repeated,
-and it is then run as it is written each time.
+A recording notes what `_launch.empty`, `_launch.launch` and `products.product` do, and where their
+tensors lie: in an input, in an allocation of the pass, or in a declared constant. A tensor from
+elsewhere (a masked count, a copy of strided rows) makes a pass that cannot be repeated; it then
+runs as it is written each time.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Recording:
             return None
         own = self.buffers[found[0]]
         whole = x.shape == own.shape and x.stride() == own.stride()
-        byte = (x.storage_offset() - own.storage_offset()) * x.itemsize
+        byte = start - _span(own)[0]
         return Place(found[0], byte, tuple(x.shape), x.stride(), whole and byte == 0)
 
     def constant(self, x: Tensor) -> None:
