@@ -120,8 +120,14 @@ def _launch_here(
     def again(stream: int, *args: Any) -> None:
         run(x, y, z, stream, function, metadata, None, None, None, *args, *constants)
 
-    again(torch._C._cuda_getCurrentRawStream(device), *given)
+    again(stream_of(device), *given)
     return again
+
+
+def stream_of(device: int) -> int:
+    """The stream that work on a CUDA device is queued on."""
+    stream: int = torch._C._cuda_getCurrentRawStream(device)
+    return stream
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

@@ -157,8 +157,8 @@ class Tape:
         buffers: list[Any] = [*inputs, *[None] * (self.n_buffers - self.n_inputs)]
         for i, x in self.constants.items():
             buffers[i] = x
-        device, by_address = self.device, self.device.type != "cpu"
-        stream = stream_of(device)
+        device, by_address = self.device, takes_addresses(self.device)
+        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
         starts = [0 if x is None else x.data_ptr() for x in buffers]
         for kind, what, plain, more in self.steps:
             if kind == _LAUNCH:
@@ -166,7 +166,7 @@ class Tape:
                 for i, place in more:
                     if by_address:
                         args[i] = starts[place.buffer] + place.byte
-                    else:  # triton's interpreter takes tensors
+                    else:
                         args[i] = place.tensor(buffers)
                 what(stream, *args)
             elif kind == _ALLOCATE:
@@ -195,9 +195,9 @@ def _with_frees(steps: list[tuple[Any, ...]], kept: set[int]) -> list[tuple[Any,
     return out[::-1]
 
 
-def stream_of(device: torch.device) -> int:
-    """The stream that work on a device is queued on."""
-    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+def takes_addresses(device: torch.device) -> bool:
+    """Whether launches are given addresses: triton's interpreter, on the CPU, wants tensors."""
+    return device.type != "cpu"
 
 
 # Where passes are worth a tape, or tested with one.
