@@ -131,15 +131,10 @@ def barlow_twins_loss(
     checks.not_negative("eps", eps)
     checks.number("off_diagonal_weight", off_diagonal_weight)
     views, shards = as_views(xp, a, b), execution.shards
-    centre = execution.kernels.get("centre", _rows.centre)
-    deviation = execution.kernels.get("standard_deviation", _rows.standard_deviation)
-    rows, standard, reciprocals = [], [], []
-    for view in views:
-        r, centred = centre(xp, view, row_mask, shards)
-        reciprocal = _rows.safe_reciprocal(xp, deviation(r, centred, eps=eps))
-        rows.append(r)
-        reciprocals.append(reciprocal)
-        standard.append(centred * reciprocal)
+    moments = execution.kernels.get("moments", _rows.moments)
+    rows, centred, deviations = zip(*moments(xp, views, row_mask, shards, eps=eps), strict=True)
+    reciprocals = [_rows.safe_reciprocal(xp, deviation) for deviation in deviations]
+    standard = [x * reciprocal for x, reciprocal in zip(centred, reciprocals, strict=True)]
     n, dim = rows[0].n, views[0].shape[-1]
     pairs = view_pairs(len(views))
     diagonal = _stacked(

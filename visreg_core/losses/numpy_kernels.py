@@ -87,12 +87,38 @@ def quantiles(xp: object, size: int, z: np.ndarray, n: float, masked: bool) -> n
     return found
 
 
-def centre(
-    xp: object, z: np.ndarray, row_mask: np.ndarray | None, shards: Shards
-) -> tuple[Rows, np.ndarray]:
-    """In place of the function of rows: no array for a derivative that NumPy does not take."""
+def moments(
+    xp: object,
+    views: Sequence[np.ndarray],
+    row_mask: np.ndarray | None,
+    shards: Shards,
+    *,
+    eps: float = 0.0,
+    ddof: int = 0,
+) -> list[_rows.Moments]:
+    """In place of the function of rows: the same operations, in place, and none for a derivative.
+
+    Small views are worked on together: what counts is how often NumPy is called.
+    """
     if row_mask is not None or shards.size > 1:
-        return _rows.centre(np, z, row_mask, shards)
+        return _rows.moments(np, views, row_mask, shards, eps=eps, ddof=ddof)
+    if len(views) > 1 and threads.is_small(sum(z.nbytes for z in views)):
+        (all_,) = moments(np, [np.stack(views)], None, shards, eps=eps, ddof=ddof)
+        return [_view(all_, z, v) for v, z in enumerate(views)]
+    found = []
+    for z in views:
+        rows, centred = _centre(z, shards)
+        found.append(_rows.Moments(rows, centred, _deviation(rows, centred, eps, ddof)))
+    return found
+
+
+def _view(found: _rows.Moments, z: np.ndarray, v: int) -> _rows.Moments:
+    rows, centred, deviation = found
+    own = rows._replace(z=z, first=rows.first[v], rest=rows.rest[v], unit=rows.unit[v])
+    return _rows.Moments(own, centred[v], deviation[v])
+
+
+def _centre(z: np.ndarray, shards: Shards) -> tuple[Rows, np.ndarray]:
     n = float(z.shape[-2])
     wide = z if z.dtype == np.float64 else z.astype(np.float32, copy=False)
     mean = _xp.sum_rows(np, wide)
@@ -113,15 +139,10 @@ def centre(
     return Rows(np, z, first, rest, n, None, shards, unit), centred
 
 
-def standard_deviation(
-    rows: Rows, centred: np.ndarray, *, eps: float = 0.0, ddof: int = 0
-) -> np.ndarray:
-    """In place of the function of rows, likewise."""
-    if rows.keep is not None or rows.shards.size > 1:
-        return _rows.standard_deviation(rows, centred, eps=eps, ddof=ddof)
+def _deviation(rows: Rows, centred: np.ndarray, eps: float, ddof: int) -> np.ndarray:
     scaled = centred * (1 / rows.unit)
     scaled *= scaled
-    deviation = _xp.sum_rows(np, scaled)
+    deviation: np.ndarray = _xp.sum_rows(np, scaled)
     deviation /= rows.n - ddof
     np.sqrt(deviation, out=deviation)
     deviation *= rows.unit

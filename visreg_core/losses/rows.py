@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from visreg_core import _xp
@@ -144,6 +145,32 @@ def standard_deviation(rows: Rows, centred: Array, *, eps: float = 0.0, ddof: in
     root = math.sqrt(eps)
     larger = xp.maximum(_xp.stop_gradient(deviation), root * xp.ones_like(deviation))
     return larger * xp.sqrt((deviation / larger) ** 2 + (root / larger) ** 2)
+
+
+class Moments(NamedTuple):
+    """Rows, the centred rows (..., N, D), and their standard deviations (..., 1, D)."""
+
+    rows: Rows
+    centred: Array
+    deviation: Array
+
+
+def moments(
+    xp: Namespace,
+    views: Sequence[Array],
+    row_mask: Array | None,
+    shards: Shards = PLAIN.shards,
+    *,
+    eps: float = 0.0,
+    ddof: int = 0,
+) -> list[Moments]:
+    """`centre` and `standard_deviation` of each view."""
+    found = []
+    for z in views:
+        rows, centred = centre(xp, z, row_mask, shards)
+        deviation = standard_deviation(rows, centred, eps=eps, ddof=ddof)
+        found.append(Moments(rows, centred, deviation))
+    return found
 
 
 def mean_of(xp: Namespace, x: Array) -> Array:

@@ -78,7 +78,8 @@ def _shape_term(
     checks.row_mask(row_mask, z)
     checks.flag("detach_scale", detach_scale)
     checks.positive("eps", eps)
-    rows, centred, sigma = _moments(xp, z, row_mask, execution)
+    moments = execution.kernels.get("moments", _rows.moments)
+    ((rows, centred, sigma),) = moments(xp, [z], row_mask, execution.shards)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
     total, gradient = sliced_gaussian(
         xp,
@@ -97,16 +98,6 @@ def _shape_term(
             along = rows.sum(gradient * rows.centred())
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma, gradient, along)
     return rows, total, saved
-
-
-def _moments(
-    xp: Namespace, z: Array, row_mask: Array | None, execution: Execution
-) -> tuple[_rows.Rows, Array, Array]:
-    """The rows of z, centred rows, and the biased standard deviations."""
-    centre = execution.kernels.get("centre", _rows.centre)
-    deviation = execution.kernels.get("standard_deviation", _rows.standard_deviation)
-    rows, centred = centre(xp, z, row_mask, execution.shards)
-    return rows, centred, deviation(rows, centred)
 
 
 def _divide(x: Array, divisor: Array) -> Array:
@@ -217,8 +208,7 @@ def center_loss(
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
     checks.choice("reduction", reduction, REDUCTIONS)
-    centre = execution.kernels.get("centre", _rows.centre)
-    rows, _ = centre(xp, z, row_mask, execution.shards)
+    rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
     value = center_from_mean(xp, rows.mean(), reduction)
     return value, VISRegSaved(rows.first, rows.rest, rows.masked_n())
 
@@ -275,7 +265,8 @@ def scale_loss(
     xp = _xp.namespace(z, row_mask)
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
-    rows, _, sigma = _moments(xp, z, row_mask, execution)
+    moments = execution.kernels.get("moments", _rows.moments)
+    ((rows, _, sigma),) = moments(xp, [z], row_mask, execution.shards)
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
     return scale_from_deviation(xp, sigma), saved
 
