@@ -275,8 +275,7 @@ def without_none(saved: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
 def structured(kind: Any, saved: Sequence[Tensor | None], on_numpy: bool) -> Any:
     """The ``Saved`` of class `kind` that `flat` listed; fields that are tuples are equally long."""
     arrays: list[Any] = [
-        None if t is None or not t.numel() else _as_array(t) if on_numpy else t
-        for t in saved
+        None if t is None or not t.numel() else _as_array(t) if on_numpy else t for t in saved
     ]
     tuples = _are_tuples(kind)
     if not any(tuples):
