@@ -206,3 +206,31 @@ def test_options_have_tapes_of_their_own(fake):
         whole.forward(Execution(), **given | more)
     whole.forward(Execution(need_gradient=True), **given)
     assert len(_tape._TAPES) == 5
+
+
+def test_a_launcher_of_another_triton(monkeypatch):
+    """Kernels are then started triton's own way, each time."""
+
+    class Kernel:
+        arg_names, do_not_specialize = ("x", "n", "SIZE"), ()
+        started = 0
+        function = packed_metadata = None
+
+        def __getitem__(self, grid):
+            return self.start
+
+        def start(self, *args, **options):
+            self.started += 1
+            return self
+
+        def run(self, grid):
+            """It takes fewer arguments than this package passes."""
+
+    kernel = Kernel()
+    monkeypatch.setattr(_launch, "_COMPILED", {})
+    monkeypatch.setattr(_launch, "stream_of", int)
+    for _ in range(3):
+        found = _launch._launch_here(kernel, (1,), 0, (torch.ones(3), 3), {"SIZE": 4})
+        assert found is None
+    assert kernel.started == 3
+    assert list(_launch._COMPILED.values()) == [()]

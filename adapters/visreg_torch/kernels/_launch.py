@@ -18,7 +18,8 @@ PROGRAMS = 1024
 
 
 # Compiled kernels, by everything that triton specialises on. Looking them up takes a tenth of the
-# time of triton's own dispatch, which is longer than most kernels of a step run.
+# time of triton's own dispatch, which is longer than most kernels of a step run. () where triton's
+# own way must be taken.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
 # Kernel -> positions of the integer parameters that triton does not specialise on.
 _WORDS: dict[int, frozenset[int]] = {}
@@ -109,10 +110,11 @@ def _launch_here(
             # sizes, of which there are few.
             key.append(x.__class__ if x.__class__ is float or at in words else x)
     compiled = _COMPILED.get(tuple(key))
-    if compiled is None:
+    if not compiled:
         made = kernel[grid](*args, **OPTIONS, **options)
-        constants = [options[constant] for constant in kernel.arg_names[len(args) :]]
-        _COMPILED[tuple(key)] = (made.run, made.function, made.packed_metadata, constants)
+        if compiled is None:
+            constants = [options[constant] for constant in kernel.arg_names[len(args) :]]
+            _COMPILED[tuple(key)] = (made.run, made.function, made.packed_metadata, constants)
         return None
     run, function, metadata, constants = compiled
     x, y, z = (*grid, 1, 1)[:3]
@@ -120,7 +122,12 @@ def _launch_here(
     def again(stream: int, *args: Any) -> None:
         run(x, y, z, stream, function, metadata, None, None, None, *args, *constants)
 
-    again(stream_of(device), *given)
+    try:
+        again(stream_of(device), *given)
+    except TypeError:  # a version of triton whose launchers take other arguments
+        _COMPILED[tuple(key)] = ()
+        kernel[grid](*args, **OPTIONS, **options)
+        return None
     return again
 
 

@@ -154,6 +154,9 @@ class Tape:
 
     def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """The results of the pass on other inputs of the same shapes, strides and dtypes."""
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            with torch.cuda.device(self.device):  # triton starts kernels on the current device
+                return self.play(inputs)
         buffers: list[Any] = [*inputs, *[None] * (self.n_buffers - self.n_inputs)]
         for i, x in self.constants.items():
             buffers[i] = x
