@@ -1,7 +1,7 @@
 """Statistics of embeddings that need not fit into memory, by blocks of rows.
 
 One pass over the rows gives the mean and a factor of the covariance, in float64 on the host. Sliced
-terms take one more pass for each chunk of slices: only its projections are kept.
+terms take one more pass for each chunk of slices: only its projections are in memory.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Tick = Callable[[str, int, int], None]
 _PROJECTION_BYTES = 1 << 27
 # Squares of larger numbers overflow when they are summed; NaN is not smaller, either.
 _LARGEST = 1e150
-# Centred rows are kept, and their singular values exact, up to this many numbers (64 MiB).
+# Centred rows stay in memory, and singular values are exact, up to this many numbers (64 MiB).
 _KEPT_VALUES = 1 << 23
 _SHOWN_BAD_ROWS = 5
-# Arrays beside a slice's projections that sorting and subtracting them takes.
+# Temporary arrays of sorting and subtracting a slice's projections.
 _SCRATCH = 3
 
 
@@ -104,7 +104,7 @@ def moments(
 ) -> Moments:
     """Moments of all rows; EmbeddingsError where some are not finite.
 
-    `visit` is shown each block (B, D) in float64, and leaves it as it is.
+    `visit` is called with each block (B, D) in float64, which it must not change.
 
     Blocks are centred by themselves and merged by Chan's update, which adds the row
     √(n m / (n + m)) (μ_b − μ_a), so that nothing cancels. Where all rows are too many to keep they
