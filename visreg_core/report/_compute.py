@@ -8,6 +8,7 @@ sample (`_trees`, `_geometry`) or of rows classified one by one (`_labelled`), a
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,8 @@ def report(
     drop_bad_rows : bool
         Leave out rows with NaN or Inf instead of refusing the file; the report has their numbers.
     place : Place, optional
-        Namespace and device of the sliced terms; NumPy by default. Everything else is computed on
-        the host.
+        Namespace and device of the sliced terms; NumPy by default, and in place of any other
+        library on the CPU. Everything else is computed on the host.
     tick : callable, optional
         Called with what is being done, how far it is and how far it goes.
 
@@ -100,7 +101,7 @@ def report(
     []
     """
     stored = embeddings_of(data)
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     _check(tree, n_slices, probe)
     levels = _levels(labels, stored)
     chosen = stored if rows is None else stored.sample(rows, seed=seed)
@@ -152,10 +153,12 @@ def compare(
     EmbeddingsError
         As `report`.
     """
+    if isinstance(data, str | os.PathLike):
+        raise ValueError(f"expected a sequence of two files or more; found {os.fspath(data)!r}")
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     _check(tree, n_slices, probe)
     lengths = {s.shape[0] for s in stored}
     if len(lengths) > 1 and (paired or labels is not None):

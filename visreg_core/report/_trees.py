@@ -15,6 +15,7 @@ from visreg_core.metrics import (
     adjusted_rand_index,
     cut_tree,
     dendrogram_correlations,
+    disagreeing_branches,
     hierarchical_rand_index,
     rand_index,
     tanglegram,
@@ -30,6 +31,9 @@ from visreg_core.report._model import PAIR_OF_TREES, Hierarchy, Interval, TreeOp
 _HALVES = 12
 _FEWEST_ROWS = 8
 _CONFIDENCE = 0.95
+
+# Branches named of those that two trees arrange differently.
+_BRANCHES = 3
 
 
 class TreeRows:
@@ -129,7 +133,9 @@ def tree_pair(first: TreeRows, second: TreeRows) -> TreePair:
         intervals = [Interval(v) for v in values]
     layout = tanglegram(first.linkage, second.linkage)
     measures = [*intervals, Interval(layout.entanglement)]
-    return TreePair(dict(zip(PAIR_OF_TREES, measures, strict=True)), layout)
+    branches = disagreeing_branches(first.linkage, second.linkage, n_branches=_BRANCHES)
+    rows = np.arange(len(first.points)) if first.selection is None else first.selection
+    return TreePair(dict(zip(PAIR_OF_TREES, measures, strict=True)), layout, branches, rows)
 
 
 def _similarity(
