@@ -11,14 +11,13 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from visreg_core import _checks
 from visreg_core._xp import as_namespace
-from visreg_core.embeddings import Embeddings, EmbeddingsError
-from visreg_core.gaussian import normal_quantiles
+from visreg_core.embeddings import Embeddings
 from visreg_core.losses import center_loss, covariance_loss, scale_loss, variance_loss
 from visreg_core.metrics import (
     PowerLaw,
@@ -34,9 +33,9 @@ from visreg_core.metrics import (
 from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
 from visreg_core.report import _findings, _labelled
-from visreg_core.report._drift import drift_test
+from visreg_core.report._drift import drift_rows, drift_test
 from visreg_core.report._geometry import Direction, direction, geometry
-from visreg_core.report._labelled import Levels
+from visreg_core.report._labelled import Asking, Levels
 from visreg_core.report._model import (
     DEFAULT_TREE,
     GAUSSIANITY,
@@ -54,27 +53,25 @@ from visreg_core.report._model import (
     TreeOptions,
 )
 from visreg_core.report._streaming import (
-    Moments,
+    Counted,
+    Exact,
+    First,
     Place,
     SliceValues,
     Tick,
-    bad_rows,
-    cross_scatter,
-    moments,
-    ordered_projections,
-    slice_values,
+    Visit,
+    check_rows,
+    first_pass,
+    first_pass_together,
+    is_exact,
+    second_pass,
+    second_pass_together,
+    shown_ranks,
     two_sample_values,
 )
-from visreg_core.report._survey import Survey
 from visreg_core.report._taken import embeddings_of, labels_of
-from visreg_core.report._trees import (
-    Rows,
-    hierarchy,
-    rand_indices,
-    rows_of,
-    tree_pair,
-)
-from visreg_core.slices import random_slices
+from visreg_core.report._trees import Rows, hierarchy, rand_indices, tree_pair
+from visreg_core.statistics import CrossScatter, Moments
 
 PROBES = ("discriminant", "logistic", "none")
 # Points of a quantile plot, and dimensions of a correlation picture.
@@ -88,23 +85,109 @@ def _silent(doing: str, done: int, total: int) -> None:
     pass
 
 
+class _Plan(NamedTuple):
+    """What is to be computed of each file."""
+
+    levels: Levels | None
+    paired: bool
+    rows: int | None
+    seed: int
+    n_slices: int
+    tree: TreeOptions
+    label_rows: int | None
+    probe: str
+    drop_bad_rows: bool
+    place: Place
+    tick: Tick
+
+    def asked(self, n: int, d: int) -> int:
+        """How many rows are asked for their class."""
+        if self.levels is None:
+            return 0
+        return _labelled.asked_rows(n, d) if self.label_rows is None else max(2, self.label_rows)
+
+
 class _File:
-    """One file, what was read of it once, and what pairs of files need of it again."""
+    """One file, and what its two passes know."""
 
-    def __init__(
-        self, stored: Embeddings, chosen: Embeddings, dropped: np.ndarray, tree: TreeOptions,
-        seed: int, tick: Tick,
-    ) -> None:  # fmt: skip
-        self.stored, self.chosen, self.dropped = stored, chosen, dropped
-        self.survey = Survey(chosen.shape[1])
-        self.moments = moments(chosen, tick, self.survey)
-        tick("dendrogram", 0, 1)
-        self.rows = Rows(chosen, tree, seed)
+    def __init__(self, stored: Embeddings, source: Embeddings, first: First, plan: _Plan) -> None:
+        check_rows(source, first, drop=plan.drop_bad_rows)
+        self.stored, self.source = stored, source
+        self.chosen = source  # without the bad rows
+        if first.n_bad:
+            self.chosen = source.select(np.setdiff1d(np.arange(source.shape[0]), first.bad))
+        self.dropped = first.bad if source.selection is None else source.selection[first.bad]
+        self.first = first
+        self.summary = first.result()
+        self.moments = self.summary.moments
+        self.drawn, points = first.sample.result(plan.tree.rows)
+        self.rows = Rows(points, plan.tree, plan.seed)
+        self.projected: Exact | Counted | None = None
+        self.asking: Asking | None = None
+        if plan.levels is not None:
+            numbers, queries = first.sample.result(plan.asked(*source.shape))
+            self.asking = Asking(
+                self.chosen.shape[0], self.moments, self.levels(plan.levels),
+                numbers - np.searchsorted(first.bad, numbers), queries,
+                "cosine" if plan.tree.metric == "cosine" else "euclidean",
+                linear=plan.probe == "discriminant",
+            )  # fmt: skip
 
-    def drawn(self) -> np.ndarray:
-        """Places of the dendrogram's rows among those read."""
-        places = rows_of(self.chosen, self.rows.selection)
-        return np.arange(self.chosen.shape[0]) if isinstance(places, slice) else places
+    def levels(self, of_stored: Levels) -> Levels:
+        """Labels of the rows kept, of those of all rows."""
+        kept, within = self.chosen.selection, self.stored.selection
+        if kept is None or kept is within:
+            return of_stored
+        return of_stored.at(kept if within is None else np.searchsorted(within, kept))
+
+    def second(self, plan: _Plan, *, exact: bool) -> list[Visit]:
+        """What the second pass shows the rows to."""
+        made: Exact | Counted
+        if exact:
+            made = Exact(self.chosen, self.moments, self.first.slices, plan.place)
+        else:
+            made = Counted(self.moments, self.first.slices)
+        self.projected = made
+        visits: list[Visit] = [lambda _, block: made.update(block)]
+        return visits if self.asking is None else [*visits, self.asking.update]
+
+
+def _read(stored: Sequence[Embeddings], plan: _Plan) -> tuple[list[_File], list[CrossScatter]]:
+    """Both passes over all files, and the cross-scatter of pairs of the same items."""
+    tick = plan.tick
+    chosen = [s if plan.rows is None else s.sample(plan.rows, seed=plan.seed) for s in stored]
+    firsts = [
+        First(
+            c.shape[1], n_slices=plan.n_slices, seed=plan.seed,
+            sample=max(
+                plan.tree.rows, plan.asked(*c.shape), drift_rows(c, chosen[:i] + chosen[i + 1 :])
+            ),
+        )
+        for i, c in enumerate(chosen)
+    ]  # fmt: skip
+    if plan.paired and plan.drop_bad_rows:
+        first_pass_together(chosen, firsts, tick)
+    else:
+        for c, first in zip(chosen, firsts, strict=True):
+            first_pass(c, first, plan.place, tick)
+    files = [_File(*x, plan) for x in zip(stored, chosen, firsts, strict=True)]
+    kept = [f.chosen for f in files]
+    exact = is_exact(kept, plan.n_slices, plan.place)
+    visits = [f.second(plan, exact=exact) for f in files]
+    doing = "slices" if plan.levels is None else "slices and neighbours"
+    if not plan.paired:
+        for k, visit in zip(kept, visits, strict=True):
+            second_pass(k, visit, doing, tick)
+        return files, []
+    pairs = list(itertools.combinations(range(len(files)), 2))
+    crosses = [CrossScatter(kept[i].shape[1], kept[j].shape[1]) for i, j in pairs]
+
+    def together(blocks: Sequence[np.ndarray]) -> None:
+        for (i, j), cross in zip(pairs, crosses, strict=True):
+            cross.update(blocks[i], blocks[j])
+
+    second_pass_together(kept, visits, together, doing, tick)
+    return files, crosses
 
 
 def report(
@@ -177,13 +260,12 @@ def report(
     []
     """
     stored = embeddings_of(data)
-    place = Place(as_namespace(None)) if place is None else place
-    _check(tree, n_slices, probe)
-    levels = _levels(labels, stored)
-    chosen = stored if rows is None else stored.sample(rows, seed=seed)
-    chosen, dropped = _without_bad_rows([chosen], tick)[0] if drop_bad_rows else (chosen, _NONE)
-    file = _File(stored, chosen, dropped, tree, seed, tick)
-    return _report(file, levels, seed, n_slices, label_rows, probe, place, tick)
+    plan = _plan(
+        labels, stored, False, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place,
+        tick,
+    )  # fmt: skip
+    (file,), _ = _read([stored], plan)
+    return _report(file, plan)
 
 
 def compare(
@@ -232,92 +314,67 @@ def compare(
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
-    place = Place(as_namespace(None)) if place is None else place
-    _check(tree, n_slices, probe)
     lengths = {s.shape[0] for s in stored}
     if len(lengths) > 1 and (paired or labels is not None):
         found = " and ".join(f"{s.shape[0]:,} in {s.name}" for s in stored[:3])
         why = "--paired" if paired else "labels of all files"
         raise ValueError(f"expected files of one number of rows for {why}; found {found}")
-    levels = _levels(labels, stored[0])
-    chosen = [s if rows is None else s.sample(rows, seed=seed) for s in stored]
-    kept = [(c, _NONE) for c in chosen]
-    if drop_bad_rows:
-        kept = _without_bad_rows(chosen, tick, together=paired)
-    files = [_File(s, c, d, tree, seed, tick) for s, (c, d) in zip(stored, kept, strict=True)]
-    reports = [_report(f, levels, seed, n_slices, label_rows, probe, place, tick) for f in files]
+    plan = _plan(
+        labels, stored[0], paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows,
+        place, tick,
+    )  # fmt: skip
+    files, crosses = _read(stored, plan)
+    reports = [_report(f, plan) for f in files]
     pairs = [
-        _pair(a, b, paired, seed, n_slices, place, tick)
-        for a, b in itertools.combinations(files, 2)
+        _pair(a, b, crosses[i] if paired else None, plan)
+        for i, (a, b) in enumerate(itertools.combinations(files, 2))
     ]
     return Comparison(reports, pairs, tree, paired)
 
 
-_NONE = np.empty(0, np.int64)
-
-
-def _check(tree: TreeOptions, n_slices: int, probe: str) -> None:
+def _plan(
+    labels: Any, stored: Embeddings, paired: bool, rows: int | None, seed: int, n_slices: int,
+    tree: TreeOptions, label_rows: int | None, probe: str, drop_bad_rows: bool,
+    place: Place | None, tick: Tick,
+) -> _Plan:  # fmt: skip
     tree.check()
     _checks.positive_int("n_slices", n_slices, minimum=2)
     _checks.choice("probe", probe, PROBES)
-
-
-def _levels(labels: Any, stored: Embeddings) -> Levels | None:
-    return None if labels is None else Levels.of(labels_of(labels, stored.shape[0], stored.name))
-
-
-def _without_bad_rows(
-    chosen: Sequence[Embeddings], tick: Tick, *, together: bool = False
-) -> list[tuple[Embeddings, np.ndarray]]:
-    """What is left of each file and the rows left out; `together`: the same in all."""
-    bad = [bad_rows(c, tick) for c in chosen]
-    if together:
-        bad = [np.unique(np.concatenate(bad))] * len(bad)
-    kept = []
-    for c, b in zip(chosen, bad, strict=True):
-        if c.shape[0] - len(b) < 2:
-            found = f"NaN or Inf in {len(b)} of {c.shape[0]} rows"
-            raise EmbeddingsError(c.name, found, "two finite rows or more")
-        numbers = b if c.selection is None else c.selection[b]
-        left = c.select(np.setdiff1d(np.arange(c.shape[0]), b)) if len(b) else c
-        kept.append((left, numbers))
-    return kept
+    levels = None
+    if labels is not None:
+        levels = Levels.of(labels_of(labels, stored.shape[0], stored.name))
+    place = Place(as_namespace(None)) if place is None else place
+    return _Plan(
+        levels, paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick
+    )
 
 
 # --- one file ------------------------------------------------------------------------------------
 
 
-def _report(
-    file: _File,
-    levels: Levels | None,
-    seed: int,
-    n_slices: int,
-    label_rows: int | None,
-    probe: str,
-    place: Place,
-    tick: Tick,
-) -> Report:
-    stored, chosen, of = file.stored, file.chosen, file.moments
-    slices = random_slices(chosen.shape[1], n_slices, seed=seed)
-    values = slice_values(chosen, of, slices, place, tick)
+def _report(file: _File, plan: _Plan) -> Report:
+    stored, chosen, of, projected = file.stored, file.chosen, file.moments, file.projected
+    assert projected is not None
+    projected.finish()
+    values, slices = projected.values(), file.first.slices
     centred = of.singular_values(center=True)
     # Singular values of float32 embeddings are known to float32's rounding only.
     unit = 2.0**-52 if chosen.dtype == np.float64 else 2.0**-23
     rtol = min(chosen.shape) * unit
     fit = power_law_fit(centred / math.sqrt(of.n - 1), rtol=rtol)
     dimensions = _dimensions(of.singular_values(center=False), centred, fit)
-    tick("neighbours of the rows drawn", 0, 1)
+    plan.tick("neighbours of the rows drawn", 0, 1)
     pairs = geometry(file.rows.points)
-    line = direction(file.rows.points, of.mean, of.sigma, slices, seed)
+    line = direction(file.rows.points, of.mean, of.sigma, slices, plan.seed)
+    survey = file.first.survey
     findings = _findings.findings(
-        chosen, of.sigma, dimensions, file.survey, pairs, file.drawn(), line
+        file.source, of.sigma, dimensions, survey, pairs, file.drawn, line
     )
-    if levels is not None and stored.shape[0] != chosen.shape[0]:
-        levels = levels.at(rows_of(stored, chosen.selection))
-    found = hierarchy(file.rows, None if levels is None else levels.at(file.drawn()))
-    labelled = None
-    if levels is not None:
-        labelled, judged = _agreement(file, levels, found, label_rows, probe, seed, tick)
+    asking, labelled = file.asking, None
+    drawn = file.drawn - np.searchsorted(file.summary.bad, file.drawn)
+    found = hierarchy(file.rows, None if asking is None else asking.levels.at(drawn))
+    if asking is not None:
+        labelled, judged = _agreement(file, asking, found, plan)
         findings = _findings.ordered(findings + judged)
     return Report(
         name=stored.name,
@@ -327,36 +384,26 @@ def _report(
         dropped=file.dropped,
         dimensions=dimensions,
         geometry={
-            "mean_cosine": file.survey.mean_cosine(),
-            "norm_variation": file.survey.norm_variation(),
+            "mean_cosine": survey.mean_cosine(),
+            "norm_variation": survey.norm_variation(),
             "uniformity": pairs.uniformity,
             "anti_hubs": pairs.anti_hubs,
         },
-        losses=_losses(of, values),
-        gaussianity=_gaussianity(values, of.n, slices, line),
+        losses=_losses(of, values, file.summary.sigreg),
+        gaussianity=_gaussianity(values, file.summary.sigreg, of.n, slices, line),
         hierarchy=found,
         labelled=labelled,
         findings=findings,
         notes=stored.notes,
-        pictures=_pictures(chosen, of, values, slices, centred, fit, place),
+        pictures=_pictures(of, values, projected, centred, fit),
     )
 
 
 def _agreement(
-    file: _File,
-    levels: Levels,
-    found: Hierarchy,
-    count: int | None,
-    probe: str,
-    seed: int,
-    tick: Tick,
+    file: _File, asking: Asking, found: Hierarchy, plan: _Plan
 ) -> tuple[Labelled, list[Finding]]:
-    chosen, points = file.chosen, file.rows.points
-    metric = "cosine" if file.rows.options.metric == "cosine" else "euclidean"
-    answers = _labelled.ask(
-        chosen, file.moments, levels, count, metric,
-        linear=probe == "discriminant", seed=seed, tick=tick,
-    )  # fmt: skip
+    chosen, points, levels, probe = file.chosen, file.rows.points, asking.levels, plan.probe
+    answers = asking.answers()
     n = chosen.shape[0]
 
     def accuracies(told: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
@@ -372,8 +419,8 @@ def _agreement(
         "none": "not asked for",
     }
     if probe == "logistic":
-        tick("logistic regression", 0, 1)
-        linear = tuple(_logistic(points, column, seed) for column in found.labels.T)
+        plan.tick("logistic regression", 0, 1)
+        linear = tuple(_logistic(points, column, plan.seed) for column in found.labels.T)
     else:
         linear = accuracies(answers.linear)
     rand = rand_indices(file.rows, found)
@@ -406,25 +453,27 @@ def _logistic(points: np.ndarray, column: np.ndarray, seed: int) -> Interval | N
     return Interval(found[0])
 
 
-def _losses(of: Moments, values: SliceValues) -> dict[str, Estimate]:
+def _losses(of: Moments, values: SliceValues, sigreg: np.ndarray) -> dict[str, Estimate]:
     biased, unbiased = of.equivalent(ddof=0), of.equivalent(ddof=1)
     scale, center = float(scale_loss(biased)), float(center_loss(biased))
-    shape = _mean(values.shape)
+    shape = _mean(*values.shape)
     found = {
-        "visreg_loss": Estimate(scale + shape.value + center, shape.standard_error),
+        "visreg_loss": shape._replace(value=scale + shape.value + center),
         "scale_loss": Estimate(scale),
         "shape_loss": shape,
         "center_loss": Estimate(center),
-        "gaussian_sliced_wasserstein": _mean(values.gaussian),
-        "sigreg_loss": _mean(values.sigreg),
+        "gaussian_sliced_wasserstein": _mean(*values.gaussian),
+        "sigreg_loss": _mean(sigreg),
         "variance_loss": Estimate(float(variance_loss(unbiased))),
         "covariance_loss": Estimate(float(covariance_loss(unbiased))),
     }
     return {name: found[name] for name in LOSSES}
 
 
-def _mean(values: np.ndarray) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
+def _mean(values: np.ndarray, bounds: np.ndarray | None = None) -> Estimate:
+    error = float(values.std(ddof=1) / math.sqrt(len(values)))
+    bound = None if bounds is None or not bounds.any() else float(bounds.mean())
+    return Estimate(float(values.mean()), error, bound)
 
 
 def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[str, float]:
@@ -440,9 +489,9 @@ def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[s
 
 
 def _gaussianity(
-    values: SliceValues, n: int, slices: np.ndarray, line: Direction | None
+    values: SliceValues, sigreg: np.ndarray, n: int, slices: np.ndarray, line: Direction | None
 ) -> dict[str, float]:
-    z = mean_z_scores(values.sigreg, values.gaussian, n, slices)
+    z = mean_z_scores(sigreg, values.gaussian.value, n, slices)
     p = [mean_p_value(i, one, n, slices) for i, one in enumerate(z)]
     worst = (math.nan, math.nan) if line is None else (line.z, line.p)
     return dict(zip(GAUSSIANITY, (z[0], p[0], z[1], p[1], *worst), strict=True))
@@ -451,21 +500,29 @@ def _gaussianity(
 # --- pairs ---------------------------------------------------------------------------------------
 
 
-def _pair(
-    first: _File, second: _File, paired: bool, seed: int, n_slices: int, place: Place, tick: Tick
-) -> Pair:
+def _pair(first: _File, second: _File, cross: CrossScatter | None, plan: _Plan) -> Pair:
     a, b = first.chosen, second.chosen
     distance = drift = cka = common = trees = None
     if a.shape[1] == b.shape[1]:
-        slices = random_slices(a.shape[1], n_slices, seed=seed)
-        distance = _root(_mean(two_sample_values(a, b, slices, place, tick)))
-        drift = drift_test(a, b, slices, paired=paired, seed=seed, tick=tick)
-    if paired:
-        cross = cross_scatter(a, b, first.moments, second.moments, tick)
-        cka = linear_cka_from_covariances(first.moments.scatter(), second.moments.scatter(), cross)
+        assert first.projected is not None and second.projected is not None
+        plan.tick("two samples", 0, 1)
+        values, bound = two_sample_values(first.projected, second.projected)
+        distance = _root(_mean(values))._replace(bound=bound or None)
+        count = drift_rows(a, [b]), drift_rows(b, [a])
+        of_a, of_b = (
+            f.first.sample.result(c)[1] for f, c in zip((first, second), count, strict=True)
+        )
+        drift = drift_test(
+            of_a, of_b, (a.shape[0], b.shape[0]), first.first.slices,
+            paired=plan.paired, seed=plan.seed, tick=plan.tick,
+        )  # fmt: skip
+    if cross is not None:
+        cka = linear_cka_from_covariances(
+            first.moments.scatter(), second.moments.scatter(), cross.result()
+        )
         x, y = first.rows.points, second.rows.points
         common = mutual_knn(x, y.astype(x.dtype, copy=False), min(_NEIGHBORS, len(x) - 1))
-        tick("similarity of dendrograms", 0, 1)
+        plan.tick("similarity of dendrograms", 0, 1)
         trees = tree_pair(first.rows, second.rows)
     return Pair(a.name, b.name, distance, drift, cka, common, trees)
 
@@ -482,21 +539,16 @@ def _root(power: Estimate) -> Estimate:
 
 
 def _pictures(
-    chosen: Embeddings,
     of: Moments,
     values: SliceValues,
-    slices: np.ndarray,
+    projected: Exact | Counted,
     centred: np.ndarray,
     fit: PowerLaw,
-    place: Place,
 ) -> Pictures:
-    order = np.argsort(values.shape, kind="stable")
+    shape = values.shape.value
+    order = np.argsort(shape, kind="stable")
     worst, median = int(order[-1]), int(order[len(order) // 2])
-    ordered = ordered_projections(chosen, of, slices[:, [worst, median]], place)
-    quantiles = normal_quantiles(of.n)
-    # Evenly spread over the plot's axis, so that the tails are seen.
-    spread = np.linspace(quantiles[0], quantiles[-1], _QUANTILES)
-    shown = np.unique(np.searchsorted(quantiles, spread).clip(max=of.n - 1))
+    ranks, quantiles = shown_ranks(of.n, _QUANTILES)
     d = len(of.mean)
     dimensions = np.unique(np.linspace(0, d - 1, _DIMENSIONS).round().astype(int))
     rows = of.factor[:, dimensions]
@@ -506,11 +558,11 @@ def _pictures(
         eigenvalues=centred**2 / (of.n - 1),
         fit=fit,
         sigma=of.sigma,
-        quantiles=quantiles[shown],
-        worst=ordered[0, shown],
-        median=ordered[1, shown],
-        worst_slice=(worst, float(values.shape[worst])),
-        median_slice=(median, float(values.shape[median])),
+        quantiles=quantiles,
+        worst=projected.ordered(worst, ranks),
+        median=projected.ordered(median, ranks),
+        worst_slice=(worst, float(shape[worst])),
+        median_slice=(median, float(shape[median])),
         correlation=rows.T @ rows,
         dimensions=dimensions,
     )

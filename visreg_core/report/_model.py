@@ -91,10 +91,15 @@ DEFAULT_TREE = TreeOptions()
 
 
 class Estimate(NamedTuple):
-    """A value and, where it is a mean over random slices, the standard error of that mean."""
+    """A value and, where it is a mean over random slices, the standard error of that mean.
+
+    `bound`: where it comes from histograms, how far it may be from the value of all rows (for the
+    distances from the Gaussian, that is only larger).
+    """
 
     value: float
     standard_error: float | None = None
+    bound: float | None = None
 
 
 class Interval(NamedTuple):

@@ -118,7 +118,7 @@ def tables(comparison: Comparison) -> list[Table]:
         one(
             "Distance from N(0, I)",
             "what VISReg, SIGReg and VICReg bring to 0; embeddings trained for anything else are "
-            "far from it. ± is the error over random slices",
+            "far from it. ± is the error over random slices" + _counted_note(reports),
             [Row(n, [estimate(r.losses[n]) for r in reports], MEANINGS[n]) for n in LOSSES]
             + [
                 Row(n, [number(r.gaussianity[n]) for r in reports], MEANINGS[n])
@@ -127,6 +127,17 @@ def tables(comparison: Comparison) -> list[Table]:
         ),
     ]
     return made
+
+
+def _counted_note(reports: Sequence[Report]) -> str:
+    """Of distances that come from histograms."""
+    bounds = [e.bound for r in reports for e in r.losses.values() if e.bound]
+    if not bounds:
+        return ""
+    return (
+        "; sliced distances of so many rows are counted in histograms: exact ones are larger by "
+        f"at most {max(bounds):.2g}"
+    )
 
 
 def facts(r: Report) -> str:
@@ -287,6 +298,12 @@ def _pairs_note(comparison: Comparison) -> str:
         )
     else:
         parts.append("distances: none, the files are of different widths")
+    distances = [p.sliced_wasserstein for p in comparison.pairs]
+    bounds = [d.bound for d in distances if d is not None and d.bound]
+    if bounds:
+        parts.append(
+            f"distances of so many rows are counted in histograms, to {max(bounds):.2g} at worst"
+        )
     if comparison.paired:
         parts.append("row i the same item in every file, as said")
     elif len({r.shape[0] for r in comparison.reports}) == 1:

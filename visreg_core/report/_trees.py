@@ -10,7 +10,6 @@ import warnings
 
 import numpy as np
 
-from visreg_core.embeddings import Embeddings
 from visreg_core.metrics import (
     adjusted_rand_index,
     cut_tree,
@@ -35,11 +34,8 @@ _CONFIDENCE = 0.95
 class Rows:
     """The rows drawn from a file, and the dendrograms of all and of halves of them."""
 
-    def __init__(self, chosen: Embeddings, options: TreeOptions, seed: int) -> None:
-        drawn = chosen.sample(options.rows, seed=seed)
-        wide = np.float64 if chosen.dtype == np.float64 else np.float32
-        self.points = drawn.to_numpy().astype(wide, copy=False)
-        self.selection = drawn.selection
+    def __init__(self, points: np.ndarray, options: TreeOptions, seed: int) -> None:
+        self.points = points
         self.options = options
         self.seed = seed
         self.linkage = self._linkage(self.points)
@@ -141,10 +137,3 @@ def _similarity(
         cophenetic_pearson(tree(of_x), y, options.metric),
         cophenetic_pearson(tree(of_y), x, options.metric),
     ]
-
-
-def rows_of(stored: Embeddings, drawn: np.ndarray | None) -> np.ndarray | slice:
-    """Where the rows `drawn` of a file stand among those of `stored`."""
-    if drawn is None:
-        return slice(None)
-    return drawn if stored.selection is None else np.searchsorted(stored.selection, drawn)
