@@ -112,7 +112,8 @@ _FILES = f"""\
 FILE holds floating numbers, one row for each item; FILE::NAME picks one array of several.
 The suffix tells the format, and nothing is ever unpickled:
 {" ".join(KNOWN)}
-or a folder that Hugging Face's datasets saved
+or a folder that Hugging Face's datasets saved. A pattern ('shards/*.npy'), a folder of shards and
+an index of .safetensors files are one input; a URL (https://, s3://, hf://) is fetched by fsspec.
 
 exit status: 0; 2 for wrong input or arguments; 3 where a condition of --fail-if is met.
 """
@@ -154,7 +155,8 @@ def add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument(
         "--paired",
         action="store_true",
-        help="row i is the same item in every file: compares them item by item",
+        help="rows are the same items in every file, by their ids if all files have them, else row "
+        "by row: compares them item by item",
     )
     _add_common(parser, pairs=True)
     parser.set_defaults(run=run_compare)
@@ -225,6 +227,13 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         help=".npy or .csv, one row for each row of the embeddings, one column for each level of "
         "the hierarchy, the coarsest first; or FILE::COLUMN[,COLUMN] of a table: adds "
         "hierarchical accuracies, LiDAR and Rand indices",
+    )
+    parser.add_argument(
+        "--ids",
+        metavar="COLUMN|FILE",
+        action="append",
+        help="names of the rows: a column or array in each file, or a file of them (.npy, or "
+        "FILE::COLUMN); compare joins files by them, given once or once for each file",
     )
     parser.add_argument(
         "--label-rows",
@@ -309,6 +318,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         "tree": tree,
         "labels": _labels(stored, arguments.labels, arguments.class_tree),
         "label_rows": arguments.label_rows,
+        "ids": _ids(arguments.ids, len(files)),
         "probe": arguments.probe,
         "drop_bad_rows": arguments.drop_bad_rows,
         "place": place,
@@ -329,7 +339,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         name: getattr(arguments, name, False)  # "paired" is `compare`'s alone
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
-            "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
+            "ids", "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
         )
     }  # fmt: skip
     texts = {}
@@ -350,15 +360,20 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     return 3 if met else 0
 
 
+def _ids(given: list[str] | None, files: int) -> str | list[str] | None:
+    """One for all files, or one for each."""
+    if given is None or len(given) == 1:
+        return given and given[0]
+    if len(given) != files:
+        raise UsageError(f"--ids: expected it once, or once for each of {files} files")
+    return given
+
+
 def _labels(
     stored: Sequence[Embeddings], file: str | None, class_tree: str | None
 ) -> np.ndarray | None:
     if file is None:
         return None
-    for other in stored[1:]:
-        if other.shape[0] != stored[0].shape[0]:
-            found = f"{other.shape[0]} rows in {other.name}"
-            raise EmbeddingsError(file, found, f"{stored[0].shape[0]}, for labels of all files")
     n = stored[0].shape[0]
     if class_tree is None:
         return labels_of(file, n, stored[0].name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
 from visreg_core.report import _findings, _labelled
 from visreg_core.report._drift import drift_rows, drift_test
 from visreg_core.report._geometry import Direction, direction, geometry
+from visreg_core.report._ids import join, with_ids
 from visreg_core.report._labelled import Asking, Levels
 from visreg_core.report._model import (
     DEFAULT_TREE,
@@ -194,6 +196,7 @@ def report(
     data: Any,
     *,
     labels: Any = None,
+    ids: Any = None,
     rows: int | None = None,
     seed: int = 0,
     n_slices: int = 256,
@@ -213,6 +216,9 @@ def report(
         numbers, a file as `visreg_core.embeddings.load` reads it, or what that returns.
     labels : array, list, Series, frame or path, optional
         Of all rows, (N,) or (N, L), column 0 the coarsest level: adds what is said of labels.
+    ids : array, list or str, optional
+        Names of the rows, each once, by which findings call them: integers or strings (N,), a file
+        of them, or the column or array of this name in the file.
     rows : int, optional
         Draw this many rows (`Embeddings.sample`) instead of reading all.
     seed : int
@@ -260,10 +266,11 @@ def report(
     []
     """
     stored = embeddings_of(data)
+    stored = stored if ids is None else with_ids(stored, ids)
+    levels = None if labels is None else _levels(labels, stored)
     plan = _plan(
-        labels, stored, False, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place,
-        tick,
-    )  # fmt: skip
+        levels, False, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick
+    )
     (file,), _ = _read([stored], plan)
     return _report(file, plan)
 
@@ -273,6 +280,7 @@ def compare(
     *,
     paired: bool = False,
     labels: Any = None,
+    ids: Any = None,
     rows: int | None = None,
     seed: int = 0,
     n_slices: int = 256,
@@ -293,10 +301,14 @@ def compare(
     data : sequence
         Two or more, each as `report` takes it.
     paired : bool
-        Whether row i is the same item in files of one length. Nothing in a file without ids says
-        so, and so nothing is taken for granted.
+        Whether rows are the same items in every file: joined by ids where every file has them,
+        else row i of files of one length. Nothing in a file without ids says so, and so nothing is
+        taken for granted.
+    ids : sequence or str, optional
+        For each file as for `report`, or one for all; files are then `paired`, and the items that
+        all of them have are compared.
     labels
-        As for `report`, of the rows of every file: files are then of one length.
+        As for `report`, of the rows of the first file; without ids files are of one length.
     rows, seed, n_slices, tree, label_rows, probe, place, tick
         As for `report`; files of one length keep the same rows.
     drop_bad_rows : bool
@@ -314,13 +326,25 @@ def compare(
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
+    levels = None if labels is None else _levels(labels, stored[0])
+    if ids is not None:
+        each = [ids] * len(stored) if isinstance(ids, str | os.PathLike) else list(ids)
+        if len(each) != len(stored):
+            raise ValueError(f"expected ids of {len(stored)} files; found {len(each)}")
+        stored = [with_ids(s, i) for s, i in zip(stored, each, strict=True)]
+        paired = True
+    by_ids = paired and all(s.ids is not None for s in stored)
+    if by_ids:
+        stored = join(stored)
+        if levels is not None and stored[0].selection is not None:
+            levels = levels.at(stored[0].selection)
     lengths = {s.shape[0] for s in stored}
     if len(lengths) > 1 and (paired or labels is not None):
         found = " and ".join(f"{s.shape[0]:,} in {s.name}" for s in stored[:3])
         why = "--paired" if paired else "labels of all files"
         raise ValueError(f"expected files of one number of rows for {why}; found {found}")
     plan = _plan(
-        labels, stored[0], paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows,
+        levels, paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows,
         place, tick,
     )  # fmt: skip
     files, crosses = _read(stored, plan)
@@ -329,20 +353,21 @@ def compare(
         _pair(a, b, crosses[i] if paired else None, plan)
         for i, (a, b) in enumerate(itertools.combinations(files, 2))
     ]
-    return Comparison(reports, pairs, tree, paired)
+    return Comparison(reports, pairs, tree, paired, by_ids)
+
+
+def _levels(labels: Any, stored: Embeddings) -> Levels:
+    return Levels.of(labels_of(labels, stored.shape[0], stored.name))
 
 
 def _plan(
-    labels: Any, stored: Embeddings, paired: bool, rows: int | None, seed: int, n_slices: int,
+    levels: Levels | None, paired: bool, rows: int | None, seed: int, n_slices: int,
     tree: TreeOptions, label_rows: int | None, probe: str, drop_bad_rows: bool,
     place: Place | None, tick: Tick,
 ) -> _Plan:  # fmt: skip
     tree.check()
     _checks.positive_int("n_slices", n_slices, minimum=2)
     _checks.choice("probe", probe, PROBES)
-    levels = None
-    if labels is not None:
-        levels = Levels.of(labels_of(labels, stored.shape[0], stored.name))
     place = Place(as_namespace(None)) if place is None else place
     return _Plan(
         levels, paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick

@@ -44,7 +44,7 @@ def findings(
     direction: Direction | None,
 ) -> list[Finding]:
     """Judgements of rows and dimensions; `drawn` are the places of the rows that pairs are of."""
-    of_file = _numbers_of(chosen)
+    of_file = chosen.names
     found = [
         *_dimensions(sigma, dimensions),
         _collapse(dimensions, min(survey.rows, chosen.shape[1])),
@@ -64,14 +64,8 @@ def ordered(found: list[Finding]) -> list[Finding]:
 Numbers = Callable[[np.ndarray], np.ndarray]
 
 
-def _numbers_of(chosen: Embeddings) -> Numbers:
-    """From places among the rows read to row numbers of the file."""
-    selection = chosen.selection
-    return (lambda places: places) if selection is None else (lambda places: selection[places])
-
-
-def _shown(rows: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(r) for r in rows[:_SHOWN])
+def _shown(rows: np.ndarray) -> tuple[int | str, ...]:
+    return tuple(rows[:_SHOWN].tolist())
 
 
 def _some(numbers: np.ndarray) -> str:
@@ -296,7 +290,7 @@ def of_labels(
             found += _nested(levels, level)
     if labelled.n_classes:
         found += _levels(levels, labelled)
-        found += _wrong(levels, answers, _numbers_of(chosen))
+        found += _wrong(levels, answers, chosen.names)
     return found
 
 

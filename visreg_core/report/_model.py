@@ -122,7 +122,7 @@ class Finding(NamedTuple):
     cause, next_step
         What usually brings it about, and what to do about it.
     rows
-        Row numbers of the file that it is about, the first of them.
+        Row numbers of the file that it is about, the first of them; their ids where it has ids.
     """
 
     verdict: str
@@ -131,7 +131,7 @@ class Finding(NamedTuple):
     expected: str
     cause: str = ""
     next_step: str = ""
-    rows: tuple[int, ...] = ()
+    rows: tuple[int | str, ...] = ()
 
 
 class Hierarchy(NamedTuple):
@@ -293,3 +293,4 @@ class Comparison:
     pairs: list[Pair]
     tree: TreeOptions = DEFAULT_TREE
     paired: bool = False
+    by_ids: bool = False

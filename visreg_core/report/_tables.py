@@ -304,8 +304,12 @@ def _pairs_note(comparison: Comparison) -> str:
         parts.append(
             f"distances of so many rows are counted in histograms, to {max(bounds):.2g} at worst"
         )
-    if comparison.paired:
-        parts.append("row i the same item in every file, as said")
+    if comparison.by_ids:
+        parts.append("the same items, joined by ids")
+    elif comparison.paired:
+        parts.append(
+            "by position: row i the same item in every file, as said; files without ids do not say"
+        )
     elif len({r.shape[0] for r in comparison.reports}) == 1:
         parts.append(
             "files of one length: --paired says that row i is the same item in them, and adds CKA, "
