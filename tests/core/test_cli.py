@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.core.embedding_files import WRITERS, mutated
-from visreg_core import _outputs, _progress
-from visreg_core.cli import main
+from tests.core.embeddings.files import WRITERS, mutated
+from visreg_core.cli import _outputs, _progress, main
 
 
 @pytest.fixture
@@ -76,8 +75,8 @@ def test_outputs(files):
     read = json.loads((files / "o.json").read_text())
     assert read["settings"] == {
         "rows": 50, "drop_bad_rows": False, "slices": 8, "seed": 7, "tree_rows": 2000,
-        "linkage": "average", "metric": "cosine", "labels": None, "class_tree": None,
-        "label_rows": None, "probe": "discriminant", "paired": False, "clustering": "dendrogram",
+        "linkage": "average", "metric": "cosine", "labels": None, "ids": None,
+        "class_tree": None, "label_rows": None, "probe": "discriminant", "paired": False, "clustering": "dendrogram",
         "backend": "numpy", "device": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
@@ -312,7 +311,7 @@ def test_other_libraries(files, library):
 def test_progress_is_shown_on_a_terminal_only(files, monkeypatch):
     """Silent into a pipe; on a terminal, once a second has passed, the bar names the work."""
     program = (
-        "import sys; from visreg_core import _progress; _progress._PATIENCE = 0.0\n"
+        "import sys; from visreg_core.cli import _progress; _progress._PATIENCE = 0.0\n"
         "from visreg_core.cli import main; sys.exit(main(['report', 'a.npy', '--slices', '4']))"
     )
     piped = subprocess.run(

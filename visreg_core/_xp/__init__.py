@@ -28,6 +28,7 @@ from visreg_core._xp.shims import (
     cast_finite,
     cumulative_sum,
     erf,
+    float64_inside,
     is_compiling,
     matmul_accumulate,
     ndtri,
@@ -43,6 +44,8 @@ from visreg_core._xp.shims import (
     sum_rows,
     take_last,
     targets_by_rank,
+    widest,
+    works_in_tiles,
 )
 from visreg_core._xp.startup import (
     device_names,
@@ -71,6 +74,7 @@ __all__ = [
     "dtype_name",
     "erf",
     "find_device",
+    "float64_inside",
     "from_numpy",
     "import_namespace",
     "installed",
@@ -100,4 +104,6 @@ __all__ = [
     "take_last",
     "targets_by_rank",
     "to_numpy",
+    "widest",
+    "works_in_tiles",
 ]

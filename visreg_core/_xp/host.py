@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.rooms import room_of
+from visreg_core.typing import Array, Device, DType, Namespace
 
 
 def to_numpy(x: Array) -> np.ndarray:

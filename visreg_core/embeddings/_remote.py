@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from visreg_core._optional import require
 from visreg_core.embeddings._many import in_order
 from visreg_core.embeddings._source import EmbeddingsError, one_line
+from visreg_core.optional import require
 
 _RANGE = 1 << 23  # bytes that are asked for at once
 _TRIES = 5

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._optional import require
 from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, load
 from visreg_core.embeddings._many import (
     INDEX,
@@ -27,6 +26,7 @@ from visreg_core.embeddings._many import (
 from visreg_core.embeddings._remote import fetch, is_url, matching_urls
 from visreg_core.embeddings._source import embeddings, listing, one_line, parsing, pick
 from visreg_core.embeddings._tar import read_tar
+from visreg_core.optional import require
 from visreg_core.report._ids import carried
 
 _TABLES = (".jsonl", ".ndjson", ".tsv", ".tab")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._optional import require
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.embeddings._source import one_line, parsing, pick
+from visreg_core.optional import require
 
 NAME = "ids"  # what the trainer's exports call them
 

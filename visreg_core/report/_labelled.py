@@ -229,7 +229,7 @@ def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:
     return first, second, float(counts[top] / sizes[first])
 
 
-# --- neighbours ----------------------------------------------------------------------------------
+# --- neighbours -----------------------------------------------------------------------------------
 
 
 def majority(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,17 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _tiles, _xp
-from visreg_core._typing import Array, Device, DType, Namespace
+from visreg_core import _xp
+from visreg_core._xp import tiles
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
-from visreg_core.losses.sliced_wasserstein import two_sample_term
+from visreg_core.losses.quantile_merging import two_sample_term
 from visreg_core.losses.visreg import EPS
 from visreg_core.report._survey import Survey
 from visreg_core.statistics import Bounded, Moments, SliceDistributions, Statistics
 from visreg_core.statistics._slices import between_two
 from visreg_core.statistics._state import KEPT_BAD, LARGEST, finite
+from visreg_core.typing import Array, Device, DType, Namespace
 
 # Shown blocks of rows, with their places.
 Visit = Callable[[slice, np.ndarray], None]
@@ -63,7 +64,7 @@ class Place(NamedTuple):
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-# --- the first pass ------------------------------------------------------------------------------
+# --- the first pass -------------------------------------------------------------------------------
 
 
 class First(Statistics):
@@ -129,7 +130,7 @@ def check_rows(stored: Embeddings, first: First, *, drop: bool) -> None:
         raise EmbeddingsError(stored.name, found, expected)
 
 
-# --- the second pass -----------------------------------------------------------------------------
+# --- the second pass ------------------------------------------------------------------------------
 
 
 class Projection(NamedTuple):
@@ -210,7 +211,7 @@ class Exact:
 
         found = []
         for p in (self._unit, self.raw):
-            (values,) = _tiles.map_rows(xp, to_gaussian, p, scratch=_SCRATCH)
+            (values,) = tiles.map_rows(xp, to_gaussian, p, scratch=_SCRATCH)
             found.append(Bounded(_xp.to_numpy(values).astype(np.float64) / n, np.zeros(k)))
         return SliceValues(*found)
 
@@ -282,7 +283,7 @@ def second_pass_together(
         tick(doing, start, stored[0].shape[0])
 
 
-# --- pairs of files ------------------------------------------------------------------------------
+# --- pairs of files -------------------------------------------------------------------------------
 
 
 def two_sample_values(first: Exact | Counted, second: Exact | Counted) -> tuple[np.ndarray, float]:
@@ -299,7 +300,7 @@ def two_sample_values(first: Exact | Counted, second: Exact | Counted) -> tuple[
     wide = xp.float64 if "float64" in {_xp.dtype_name(x.dtype) for x in (a, b)} else a.dtype
     a, b = _xp.cast(xp, a, wide), _xp.cast(xp, b, wide)
     term = two_sample_term(xp, a.shape[1], b.shape[1], 2, xp.zeros_like(a[:1, :1]))
-    (powers,) = _tiles.map_rows(xp, lambda x, y: term(False, x, y), a, b, scratch=_SCRATCH)
+    (powers,) = tiles.map_rows(xp, lambda x, y: term(False, x, y), a, b, scratch=_SCRATCH)
     return _xp.to_numpy(powers).astype(np.float64), 0.0
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _tiles, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp, threads
 from visreg_core.gaussian import epps_pulley_knots, normal_quantiles
 from visreg_core.losses.epps_pulley import Multiples, knots_like, value_from_moments
+from visreg_core.typing import Array
 
 # LeJEPA's knots, the default of `epps_pulley`.
 _T_MAX, _KNOTS = 3.0, 17
@@ -67,7 +67,7 @@ class CharacteristicSums:
                     weight = weight * turns
             return grids.reshape(len(rows), -1) @ _expansion()
 
-        parts = _tiles.spread(count, range(len(self.sums)), z.nbytes)
+        parts = threads.spread(count, range(len(self.sums)), z.nbytes)
         self.sums += np.concatenate(parts).reshape(self.sums.shape)
 
     def update_elsewhere(self, p: Array) -> None:
@@ -142,7 +142,7 @@ class Histograms:
                 self.sums[k] += np.bincount(index, u, minlength=BINS)
                 self.squares[k] += u @ u
 
-        _tiles.spread(count, range(len(self.counts)), z.nbytes)
+        threads.spread(count, range(len(self.counts)), z.nbytes)
 
     def merge(self, other: Histograms) -> None:
         """Add the values of another state."""

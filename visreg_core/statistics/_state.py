@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.losses.visreg import EPS
 from visreg_core.slices import random_slices
 from visreg_core.statistics._moments import Moments, MomentSums
 from visreg_core.statistics._sample import RowSample
 from visreg_core.statistics._slices import Bounded, CharacteristicSums, Histograms
+from visreg_core.typing import Array
 
 # Squares of larger numbers overflow when they are summed; NaN is not smaller, either.
 LARGEST = 1e150
@@ -91,7 +91,7 @@ class Statistics:
     """
 
     def __init__(self, dim: int, *, n_slices: int = 256, seed: int = 0, sample: int = 2000) -> None:
-        _checks.positive_int("sample", sample)
+        checks.positive_int("sample", sample)
         self.slices = random_slices(dim, n_slices, seed=seed)
         self.seed = seed
         self.shown = 0
@@ -312,7 +312,7 @@ def _parts(
     if not _xp.is_array(rows) or rows.ndim != 2 or rows.shape[1] != dim:
         found = tuple(rows.shape) if _xp.is_array(rows) else type(rows).__name__
         raise ValueError(f"expected rows (B, {dim}); found {found}")
-    _checks.floating("rows", rows)
+    checks.floating("rows", rows)
     count = rows.shape[0]
     first = shown if numbers is None else numbers
     number = np.asarray(first)
