@@ -18,7 +18,7 @@ from visreg_core.embeddings._source import one_line
 from visreg_core.metrics.trees.linkage import METHODS, METRICS
 from visreg_core.optional import MissingExtraError
 from visreg_core.report import Comparison, Place, TreeOptions, _conditions, compare, report
-from visreg_core.report._compute import PROBES
+from visreg_core.report._compute import ENGINES, PROBES
 from visreg_core.report._files import KNOWN, open_embeddings
 from visreg_core.report._html import to_html
 from visreg_core.report._json import to_json
@@ -191,6 +191,14 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "host in float64 (default: %(default)s)",
     )
     parser.add_argument("--device", help="device of the backend, such as cuda:0 (default: its own)")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="what reads the rows: this process, or the workers of a dask cluster, on this machine "
+        "unless --scheduler says where (default: %(default)s)",
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="such as tcp://host:8786")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE")
     parser.add_argument("--html", metavar="FILE", help="write tables and pictures to FILE")
     parser.add_argument(
@@ -244,6 +252,8 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         "probe": arguments.probe,
         "drop_bad_rows": arguments.drop_bad_rows,
         "place": place,
+        "engine": arguments.engine,
+        "scheduler": arguments.scheduler,
     }
     with usage_errors():
         tree.check()
@@ -258,6 +268,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
             "ids", "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
+            "engine", "scheduler",
         )
     }  # fmt: skip
     texts = {}

@@ -7,16 +7,19 @@ is of a sample (`_trees`, `_geometry`) or has its rows asked one by one (`_label
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from visreg_core import checks
 from visreg_core._xp import as_namespace
+from visreg_core._xp import name as name_of
 from visreg_core.embeddings import Embeddings
+from visreg_core.report._dask import Cluster, cluster
 from visreg_core.report._drift import drift_rows
 from visreg_core.report._ids import join, with_ids
 from visreg_core.report._labelled import Levels
@@ -24,6 +27,7 @@ from visreg_core.report._model import DEFAULT_TREE, Comparison, Report, TreeOpti
 from visreg_core.report._one_file import File, Plan, report_of
 from visreg_core.report._pairs import pair_of
 from visreg_core.report._streaming import (
+    Counted,
     First,
     Place,
     Tick,
@@ -36,6 +40,7 @@ from visreg_core.report._streaming import (
 from visreg_core.report._taken import embeddings_of, labels_of
 from visreg_core.statistics import CrossScatter
 
+ENGINES = ("local", "dask")
 PROBES = ("discriminant", "logistic", "none")
 
 
@@ -56,6 +61,8 @@ def report(
     probe: str = "discriminant",
     drop_bad_rows: bool = False,
     place: Place | None = None,
+    engine: str = "local",
+    scheduler: str | None = None,
     tick: Tick = _silent,
 ) -> Report:
     """What there is to say of saved embeddings, taken as one batch.
@@ -92,6 +99,12 @@ def report(
     place : Place, optional
         Namespace and device of the sliced terms; NumPy by default. Everything else is computed on
         the host.
+    engine : {"local", "dask"}
+        Whether this process reads the rows, or the workers of a dask cluster, of processes on this
+        machine unless a `scheduler` is given. There the data are files that every worker can open,
+        and all rows; labels, pairs of items and a `place` are for this process.
+    scheduler : str, optional
+        Address of a running cluster's scheduler, such as ``tcp://host:8786``.
     tick : callable, optional
         Told what is being done, how far it is and how far it goes.
 
@@ -122,7 +135,8 @@ def report(
     plan = _plan(
         levels, False, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick
     )
-    (file,), _ = _read([stored], plan)
+    with _engine(plan, engine, scheduler) as plan:
+        (file,), _ = _read([stored], plan)
     return report_of(file, plan)
 
 
@@ -140,6 +154,8 @@ def compare(
     probe: str = "discriminant",
     drop_bad_rows: bool = False,
     place: Place | None = None,
+    engine: str = "local",
+    scheduler: str | None = None,
     tick: Tick = _silent,
 ) -> Comparison:
     """Reports of several files, and what each pair of them has in common.
@@ -160,7 +176,7 @@ def compare(
         all of them have are compared.
     labels
         As for `report`, of the rows of the first file; without ids files are of one length.
-    rows, seed, n_slices, tree, label_rows, probe, place, tick
+    rows, seed, n_slices, tree, label_rows, probe, place, engine, scheduler, tick
         As for `report`; files of one length keep the same rows.
     drop_bad_rows : bool
         As for `report`; what is left out of one of `paired` files is left out of all.
@@ -198,7 +214,8 @@ def compare(
         levels, paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows,
         place, tick,
     )  # fmt: skip
-    files, crosses = _read(stored, plan)
+    with _engine(plan, engine, scheduler) as plan:
+        files, crosses = _read(stored, plan)
     reports = [report_of(f, plan) for f in files]
     pairs = [
         pair_of(a, b, crosses[i] if paired else None, plan)
@@ -225,19 +242,48 @@ def _plan(
     )
 
 
+@contextlib.contextmanager
+def _engine(plan: Plan, engine: str, scheduler: str | None) -> Iterator[Plan]:
+    """The plan with what reads the rows."""
+    checks.choice("engine", engine, ENGINES)
+    if engine == "local":
+        if scheduler is not None:
+            raise ValueError(f"expected engine 'dask' beside a scheduler; found {engine!r}")
+        yield plan
+        return
+    unfit = [
+        name
+        for name, given in (
+            ("labels", plan.levels is not None),
+            ("paired files", plan.paired),
+            ("rows drawn", plan.rows is not None),
+            ("a backend", name_of(plan.place.xp) != "numpy"),
+        )
+        if given
+    ]
+    if unfit:
+        raise ValueError(f"expected engine 'local' for {unfit[0]}; found {engine!r}")
+    with cluster(scheduler, plan.tick) as running:
+        yield plan._replace(cluster=running)
+
+
 def _read(stored: Sequence[Embeddings], plan: Plan) -> tuple[list[File], list[CrossScatter]]:
     """Both passes over all files, and the cross-scatter of pairs of the same items."""
     tick = plan.tick
     chosen = [s if plan.rows is None else s.sample(plan.rows, seed=plan.seed) for s in stored]
-    firsts = [
-        First(
-            c.shape[1], n_slices=plan.n_slices, seed=plan.seed,
-            sample=max(
+    options = [
+        {
+            "n_slices": plan.n_slices,
+            "seed": plan.seed,
+            "sample": max(
                 plan.tree.rows, plan.asked(*c.shape), drift_rows(c, chosen[:i] + chosen[i + 1 :])
             ),
-        )
+        }
         for i, c in enumerate(chosen)
-    ]  # fmt: skip
+    ]
+    if plan.cluster is not None:
+        return _read_elsewhere(stored, options, plan, plan.cluster), []
+    firsts = [First(c.shape[1], **o) for c, o in zip(chosen, options, strict=True)]
     if plan.paired and plan.drop_bad_rows:
         first_pass_together(chosen, firsts, tick)
     else:
@@ -261,3 +307,16 @@ def _read(stored: Sequence[Embeddings], plan: Plan) -> tuple[list[File], list[Cr
 
     second_pass_together(kept, visits, together, doing, tick)
     return files, crosses
+
+
+def _read_elsewhere(
+    stored: Sequence[Embeddings], options: Sequence[dict[str, int]], plan: Plan, cluster: Cluster
+) -> list[File]:
+    """Both passes on a cluster, which counts projections and keeps none."""
+    files = []
+    for s, o in zip(stored, options, strict=True):
+        first, known = cluster.first(s, o)
+        file = File(s, s, first, plan)
+        file.projected = Counted(cluster.second(s, known))
+        files.append(file)
+    return files

@@ -6,7 +6,7 @@ columns, are the embeddings; columns of anything else are left out, which is not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,31 @@ def open_embeddings(spec: str) -> Embeddings:
     """
     if is_url(spec):
         return _of_urls(spec)
+    files = shards(spec)
+    if files != [spec]:
+        return open_all(spec, files, open_embeddings)
     path, name = _split(spec)
-    if is_pattern(str(path)):
-        return _of_shards(spec, matching(str(path), KNOWN), name)
-    index = path if path.name.endswith(INDEX) else next(iter(sorted(path.glob(f"*{INDEX}"))), None)
-    if index is not None:
-        with parsing(spec, "a readable index of .safetensors files"):
-            listed = in_index(index, name, spec)
-        return open_all(spec, listed, open_embeddings)
-    if path.is_dir() and path.suffix != ".zarr" and not _is_dataset(path):
-        return _of_shards(spec, in_folder(path, spec, KNOWN), name)
     return carried(_open_one(spec, path, name), spec)
 
 
-def _of_shards(spec: str, files: Sequence[str], name: str | None) -> Embeddings:
-    end = "" if name is None else f"::{name}"
-    return open_all(spec, [file + end for file in files], open_embeddings)
+def shards(spec: str) -> list[str]:
+    """The files that an input consists of; of a single one, and of a URL, itself."""
+    if is_url(spec):
+        return [spec]
+    path, name = _split(spec)
+    index = path if path.name.endswith(INDEX) else next(iter(sorted(path.glob(f"*{INDEX}"))), None)
+    if index is not None and index.is_file():
+        with parsing(spec, "a readable index of .safetensors files"):
+            return in_index(index, name, spec)
+    if is_pattern(str(path)):
+        files = matching(str(path), KNOWN)
+    elif path.is_dir() and path.suffix != ".zarr" and not _is_dataset(path):
+        files = in_folder(path, spec, KNOWN)
+    elif path.exists():
+        return [spec]
+    else:
+        raise EmbeddingsError(spec, "no such file", "an existing one")
+    return files if name is None else [f"{file}::{name}" for file in files]
 
 
 def _of_urls(spec: str) -> Embeddings:

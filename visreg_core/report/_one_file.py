@@ -23,6 +23,7 @@ from visreg_core.metrics import (
 from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
 from visreg_core.report import _findings, _labelled
+from visreg_core.report._dask import Cluster
 from visreg_core.report._geometry import Direction, direction, geometry
 from visreg_core.report._labelled import Asking, Levels
 from visreg_core.report._model import (
@@ -72,6 +73,7 @@ class Plan(NamedTuple):
     drop_bad_rows: bool
     place: Place
     tick: Tick
+    cluster: Cluster | None = None
 
     def asked(self, n: int, d: int) -> int:
         """How many rows are asked for their class."""
@@ -119,7 +121,7 @@ class File:
         if exact:
             made = Exact(self.chosen, self.moments, self.first.slices, plan.place)
         else:
-            made = Counted(self.moments, self.first.slices)
+            made = Counted(self.first.distributions())
         self.projected = made
         visits: list[Visit] = [lambda _, block: made.update(block)]
         return visits if self.asking is None else [*visits, self.asking.update]

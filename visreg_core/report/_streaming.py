@@ -223,8 +223,8 @@ class Exact:
 class Counted:
     """Second pass that counts projections in histograms."""
 
-    def __init__(self, of: Moments, slices: np.ndarray) -> None:
-        self.state = SliceDistributions(of, slices)
+    def __init__(self, state: SliceDistributions) -> None:
+        self.state = state
 
     def update(self, block: np.ndarray) -> None:
         """Count a block of rows."""

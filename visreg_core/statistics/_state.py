@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -161,6 +162,15 @@ class Statistics:
         """An empty state for a second pass over the same rows."""
         return SliceDistributions(self.moments.result(), self.slices)
 
+    def copy(self) -> Self:
+        """A state that can be merged into while this one stays as it is."""
+        return copy.deepcopy(self)
+
+    def reduce(self) -> None:
+        """Hold no more than `to_arrays` gives: to be called before a state is sent as it is."""
+        self.moments = MomentSums.from_arrays(self.moments.to_arrays())
+        self.sample = RowSample.from_arrays(self.sample.to_arrays())
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The state as plain arrays."""
         return {
@@ -267,6 +277,10 @@ class SliceDistributions:
             self.shape.to_gaussian(np.zeros_like(shift), scales[0]),
             self.gaussian.to_gaussian(shift, scales[1]),
         )
+
+    def copy(self) -> Self:
+        """A state that can be merged into while this one stays as it is."""
+        return copy.deepcopy(self)
 
     @property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:

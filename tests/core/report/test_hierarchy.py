@@ -461,7 +461,7 @@ def test_command(capsys):
         (["report", "a.npy", "--class-tree", "tree.csv"], "--labels beside it"),
         (["report", "a.npy", "--labels", "l.npy", "--class-tree", "tree.csv"], "labels of 3"),
         (["report", "c.npy", "--labels", "l.npy"], "labels of 80 items; expected 70"),
-        (["compare", "a.npy", "c.npy", "--labels", "l.npy"], "for labels of all files; found 80 in"),
+        (["compare", "a.npy", "c.npy", "--labels", "l.npy"], "labels of all files; found 80 in"),
         (["report", "a.npy", "--labels", "l.npy", "--json", "l.npy"], "file of its own"),
     ],
 )
