@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from reference_train.errors import TrainError, choice, nearest
+from reference_train.errors import TrainError, choice, did_you_mean
 
 RECIPES = Path(__file__).parent / "recipes"
 INF = float("inf")
@@ -247,12 +247,12 @@ def load(
     ------
     TrainError
         One line: an unknown recipe or key with the nearest known one, a value of the wrong type,
-        or a setting that has to be given and was not.
+        or a required setting that is missing.
     """
     folder = Path(folder).resolve()
     recipes = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in recipes:
-        raise TrainError(f"no recipe {name!r} in {folder}{nearest(name, recipes)}")
+        raise TrainError(f"no recipe {name!r} in {folder}{did_you_mean(name, recipes)}")
     known = known_keys()
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -354,7 +354,7 @@ def _nearest_key(key: str, known: list[str]) -> str:
     described = [k for k, _, _, text in documented() if k in same_group and words in text.lower()]
     if same_name or described:
         return f"; nearest: {', '.join(same_name or described)}"
-    return nearest(key, same_group or known)
+    return did_you_mean(key, same_group or known)
 
 
 def _one_line(error: BaseException, recipe: str, known: list[str]) -> str:

@@ -4,8 +4,8 @@ r"""The papers' tables at the size of scikit-learn's digits: three seeds, mean a
     python -m reference_train.experiments all --jobs 2
 
 Names: knockout weights slices dimensions processes generalisation correlation share. Each writes
-docs/results/NAME.json, which the manual shows. Runs are kept under runs/experiments and are not
-done again.
+docs/results/NAME.json, which the manual shows. Runs are stored under runs/experiments and
+not repeated.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The mathematics is visreg_core's, through the modules of visreg_torch. An objective's forward is
 ``(outputs, crops, step) -> terms``; the first term, "loss", is what is minimised, and the others
-say what it is made of. The step addresses the random slices, so that a resumed run draws what the
+say what it is made of. Slices are drawn by the step, so that a resumed run draws what the
 uninterrupted one would have drawn.
 """
 
@@ -49,7 +49,7 @@ def loss_of_views(m: Method, seed: int) -> nn.Module:
 
 
 class Sketched(Objective):
-    """(1 - lam) invariance + lam regularizer, each crop regularised by itself (LeJEPA, VISReg)."""
+    """(1 - lam) invariance + lam regularizer, each crop regularised separately (LeJEPA, VISReg)."""
 
     def __init__(self, regularizer: nn.Module, lam: float) -> None:
         super().__init__()

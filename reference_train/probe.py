@@ -2,8 +2,8 @@
 
 The grid trains all its heads at once on the same batches, behind one BatchNorm without parameters
 (VISReg, "Testing details": SGD with momentum 0.9, no weight decay, cosine annealing, batch 32,
-learning rates scaled by batch / 256; the best one is reported). The paper does not print its 13
-rates: DINOv2's are taken.
+learning rates scaled by batch / 256; the best one is reported). The paper does not state its 13
+rates: DINOv2's are used.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ r"""Train a backbone with any of the losses.
     accelerate launch --num_processes 8 -m reference_train \
         --config-name visreg_vit_b16_imagenet1k data.path=/data/imagenet run.folder=runs/b16
 
-The same command again resumes from the last checkpoint. Every setting: ``--help``. What a run
-leaves in its folder: README.md.
+The same command again resumes from the last checkpoint. Every setting: ``--help``. The files of
+a run: README.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     folder = Path(config.run.folder)
     settings = to_dict(config)
 
-    # What is trained on
+    # Data
     splits = open_splits(config.data, config.run.seed)
     say(accelerator, *splits.notes)
     micro_batches = data.batches_per_epoch(splits.train, config.data, world)
@@ -58,7 +58,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     warmup = round(config.optim.warmup_epochs * steps_per_epoch)
     crops_of = MultiCrop(config.augment, config.data).to(device)
 
-    # What is trained. Weights are the seed's on every process; augmentation is each one's own.
+    # Model: the weights of a seed are the same on every process, augmentation is not.
     torch.manual_seed(config.run.seed)
     learner = new_learner(config, splits.n_classes).to(device)
     if world > 1:
@@ -69,9 +69,9 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     optimizer = optim.optimizer(learner, config.optim, config.probe)
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
-    # Where it stands
+    # State
     first = resume(accelerator, folder, settings, learner, method, optimizer)
-    if accelerator.is_main_process:  # not before: the folder may be another run's
+    if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
         facts = environment(world, device)
         write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
@@ -99,8 +99,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         try:
             batches = [next(stream) for _ in range(config.run.accumulate)]
         except LocalError:
-            if world == 1 and step > first:  # alone, so that no other process has to agree
-                ledger.read()  # no checkpoint of a step that was not finite
+            if world == 1 and step > first:  # a single process, so that no other has to agree
+                ledger.read()  # a step that is not finite leaves no checkpoint
                 save(accelerator, folder, config, step, learner, method, optimizer)
             raise
 
@@ -130,7 +130,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
         bar.update()
 
-        # Everything below happens every n-th step; reading the ledger is what waits for the device.
+        # Everything below happens every n-th step: reading the ledger waits for the device.
         done = step + 1
         saving = done % config.run.checkpoint_every == 0 or done == steps
         if done % config.run.log_every == 0 or saving:

@@ -1,8 +1,11 @@
-"""The one door to array libraries: which namespace, device and dtype, and the few shims.
+"""The one door to array libraries: namespaces, devices, dtypes, and functions beyond the standard.
 
-Only this package tells libraries apart, and only in `rooms`: what a library does differently is in
-a module of its own. Nothing here imports a library that the caller has not imported already (its
-arrays can only exist once it is loaded), but for programs that choose one by its name.
+Only this package distinguishes libraries, and only in `rooms`; what a library does differently is
+in a module of its own (`of_torch`, …). No library is imported here that the caller has not imported
+already, since its arrays could not exist otherwise; programs choose one by name (`startup`).
+
+Algorithms on arrays, which other rooms share, are modules of this package, too: `tiles`,
+`neighbours`, `threefry`, and NumPy's own sorts, selections and draws.
 """
 
 from visreg_core._xp.detection import (

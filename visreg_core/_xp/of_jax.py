@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core._xp.dtypes import dtype_name
-from visreg_core._xp.standard import Pieces, Standard
+from visreg_core._xp.standard import ChunkResults, Standard
 from visreg_core.typing import Array, Device, DType, Namespace
 
 
@@ -102,12 +102,12 @@ class JAXRoom(Standard):
         return xp.matmul(a, b, preferred_element_type=dtype)
 
     def first_chunks(
-        self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int
-    ) -> tuple[int, Pieces]:
+        self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int
+    ) -> tuple[int, ChunkResults]:
         """All whole chunks, in a scan: the compiled program holds one chunk's arrays at a time."""
         lax = sys.modules["jax"].lax
         whole = columns.shape[-1] // chunk
-        # The first chunk by itself: its sums are the carry, of the right shapes and shardings.
+        # The first chunk outside of the scan: its sums have the carry's shapes and shardings.
         first, carry = body(columns[..., :chunk])
         if whole == 1:
             return chunk, (first, carry)

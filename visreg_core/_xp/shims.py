@@ -18,7 +18,7 @@ def stop_gradient(x: Array) -> Array:
 
 
 def requires_grad(x: Array) -> bool:
-    """Whether `x` is a torch tensor that autograd follows (other libraries cannot tell)."""
+    """Whether `x` is a torch tensor that autograd follows (False for other libraries)."""
     return room_of(x).requires_grad(x)
 
 
@@ -28,7 +28,7 @@ def is_compiling(xp: Namespace) -> bool:
 
 
 def works_in_tiles(xp: Namespace) -> bool:
-    """Whether operations pass over memory one by one, so that rows gain from tiles in the cache."""
+    """Whether each operation passes over memory by itself, so that tiles in the cache pay."""
     return room(xp).works_in_tiles
 
 
@@ -114,7 +114,7 @@ def put_last(xp: Namespace, index: Array, values: Array) -> Array:
 
 
 def take_last(xp: Namespace, x: Array, index: Array) -> Array:
-    """out[..., i] = x[..., index[..., i]], the leading axes of both alike."""
+    """out[..., i] = x[..., index[..., i]], with equal leading axes."""
     return room(xp).take_last(xp, x, index)
 
 
@@ -140,13 +140,13 @@ def sum_rows(xp: Namespace, x: Array) -> Array:
     """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
 
     NumPy and XLA's CPU backend add the rows of a non-contiguous axis one after the other, so that
-    float32 loses half its digits by N = 1e6: sum blocks first. Torch and CuPy do it by themselves.
+    float32 loses half its digits by N = 1e6: blocks are summed first, as Torch and CuPy do anyway.
     """
     return room(xp).sum_rows(xp, x)
 
 
 def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
-    """a @ b returned in `dtype`, products of the operands' dtype accumulated as wide as can be."""
+    """a @ b returned in `dtype`, accumulated in the widest dtype that the library offers."""
     return room(xp).matmul_accumulate(xp, a, b, dtype)
 
 
@@ -161,7 +161,7 @@ def beside(xp: Namespace, x: Array, other: Array) -> Array:
 def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     """`x` with leading axes of length 1 up to `ndim`.
 
-    Broadcasting would add them, but users of JAX may have told it not to.
+    Broadcasting would add them, but JAX can be configured to refuse.
     """
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 

@@ -141,7 +141,7 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--metric",
         choices=METRICS,
         default=DEFAULT_TREE.metric,
-        help="distance of the dendrogram; Ward's linkage wants euclidean (default: %(default)s)",
+        help="distance of the dendrogram; Ward's linkage needs euclidean (default: %(default)s)",
     )
     parser.add_argument(
         "--labels",
@@ -161,7 +161,7 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--label-rows",
         metavar="COUNT",
         type=_integer(2),
-        help="rows that are asked for their class, each told from all other rows (default: all, "
+        help="rows that are classified, each by all other rows (default: all, "
         "or as many as some ten seconds allow, with an interval)",
     )
     parser.add_argument(
@@ -236,7 +236,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     )
     beside = [path for path in (arguments.labels, arguments.class_tree) if path is not None]
     if beside == [arguments.class_tree]:
-        raise UsageError("--class-tree: expected --labels beside it; found none")
+        raise UsageError("--class-tree: expected --labels, too; found none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmbeddingsWarning)  # the report has them as notes
         stored = [open_embeddings(file) for file in files]

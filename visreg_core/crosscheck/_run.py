@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from visreg_core import _xp, checks
-from visreg_core.crosscheck._check import Call, Check, Place
+from visreg_core.crosscheck._check import Call, Check, Target
 from visreg_core.crosscheck._compare import (
     Reference,
     error_of,
@@ -213,7 +213,7 @@ def _run(
     xp = _xp.import_namespace(combination.backend)
     with _xp.pinned_precision(xp, x64=combination.dtype == "float64"):
         device = _xp.find_device(xp, combination.device)
-        place = Place(xp, device, combination.dtype)
+        place = Target(xp, device, combination.dtype)
         given = {name: shipped(a, xp, device, combination.dtype) for name, a in sets.items()}
         for check in functions:
             key = combination.dtype, check
@@ -223,7 +223,7 @@ def _run(
 
 
 def _one(
-    check: Check, combination: Combination, place: Place, arrays: Arrays, reference: Reference
+    check: Check, combination: Combination, place: Target, arrays: Arrays, reference: Reference
 ) -> CheckRecord:
     start = time.perf_counter()
     note = "on the host" if check.host else ""

@@ -211,8 +211,8 @@ def _backward(
             gradients[v] = g if gradients[v] is None else gradients[v] + g
     through = []
     for r, x, s, g in zip(rows, standard, saved.reciprocal, gradients, strict=True):
-        # x̂ = ẑ / sqrt(var + ε): along x̂ itself the standardisation takes the gradient away.
-        # The centring takes nothing: g and x̂ are combinations of centred columns.
+        # x̂ = ẑ / sqrt(var + ε): standardisation removes the gradient's part along x̂. Centring
+        # changes nothing: g and x̂ are combinations of centred columns.
         along = r.sum(g * x) / n
         through.append((g - x * along) * s)
     return view_gradients(xp, through, b)
@@ -228,7 +228,7 @@ def _product(
     factor: Scalar,
     n: Scalar,
 ) -> Array:
-    """Gradient for x̂_v of factor n / 2 times Σ_ij C_ij² of pair p, the diagonal as stored."""
+    """Gradient for x̂_v of factor n / 2 times Σ_ij C_ij² of pair p, diagonal as in `saved`."""
     if saved.others is None:
         every = saved.every[v]
         return (saved.gram[other] * (factor / n)) @ (standard[v] if every is None else every)

@@ -18,7 +18,7 @@ _HEAVY = 8
 
 
 class BranchSaved(NamedTuple):
-    """What the variance and the covariance of one branch save; None for a term that is not there.
+    """What the variance and the covariance of one branch save; None for a term not computed.
 
     first, rest : the batch mean in two parts, (..., 1, D); n : kept rows, () or None; deviation :
     sqrt(Var + ε), (..., 1, D); scale : a power of two, (..., 1, 1), by which the centred rows are
@@ -66,7 +66,7 @@ class VICRegSaved(NamedTuple):
         return cls(*zip(*branches, strict=True), *others)
 
     def branches(self) -> list[BranchSaved]:
-        """Each branch by itself."""
+        """The branches one by one."""
         return [BranchSaved(*fields) for fields in zip(*self[:10], strict=True)]
 
 
@@ -83,7 +83,7 @@ def branch_forward(
     variance: tuple[float, float, int] | None = None,
     covariance: bool = False,
 ) -> tuple[Array, Array, BranchSaved]:
-    """Variance and covariance of the rows z (..., N, D), each None where it is not asked for.
+    """Variance and covariance of the rows z (..., N, D), each None where not requested.
 
     variance : γ, ε and power of mean_j max(0, γ − sqrt(Var_j + ε))^power.
     """
@@ -138,9 +138,9 @@ def _off_diagonal(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, dict[
 def _off_diagonal_gram(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, dict[str, Array]]:
     """The same by the N × N Gram matrix: Σ_ij (u_i · u_j)² = ‖u uᵀ‖², less the diagonal.
 
-    Taking the diagonal away cancels only where a few columns carry nearly all of the Gram matrix.
-    So the heaviest ones, h, are multiplied with every column directly, and the Gram matrix is that
-    of the light ones alone, of which there are more than N. A shard gathers all rows, which are
+    Subtracting the diagonal cancels only where a few columns make up nearly all of the Gram matrix.
+    Therefore the heaviest columns are multiplied with every column directly, and the Gram matrix is
+    that of the light ones, of which there are more than N. A shard gathers all rows, which are
     fewer numbers than the D × D product, and makes its own rows of the Gram matrix.
     """
     squares = shards.sum(xp.sum(u * u, axis=-2, keepdims=True))
@@ -150,13 +150,13 @@ def _off_diagonal_gram(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, 
     light = ~xp.any(own, axis=-2, keepdims=True)
     rest = xp.where(light, u, xp.zeros_like(u))
     every = shards.gather(u, axis=-2)
-    # The product of a matrix with itself takes NumPy half the time, though the heavy columns of
-    # only one factor need to be 0.
+    # The heavy columns of one factor alone need to be 0, but NumPy multiplies a matrix with itself
+    # in half the time.
     gram = rest @ xp.matrix_transpose(rest if shards.size == 1 else every)
     cross = shards.sum(xp.matrix_transpose(_columns(xp, u, heavy)) @ u)
     cross = xp.where(own, xp.zeros_like(cross), cross)
     diagonal = xp.where(light, squares, xp.zeros_like(squares))
-    # A light column meets a heavy one in two products, (i, j) and (j, i), which cross has once.
+    # Products of a light and a heavy column count twice, (i, j) and (j, i); cross has them once.
     times = 1 + xp.astype(light, u.dtype)
     value = shards.sum(xp.sum(gram * gram, axis=(-2, -1), keepdims=True)) + xp.sum(
         times * xp.sum(cross * cross, axis=-2, keepdims=True) - diagonal * diagonal,
@@ -192,8 +192,8 @@ def branch_gradient(
 ) -> Array:
     """Gradient with respect to z of on_variance · variance + on_covariance · covariance.
 
-    Both are products of the centred rows with a row or a small matrix, whose sum over the rows is
-    0 already, so that centring takes nothing away.
+    Both are products of the centred rows with a row or a small matrix, which sum to 0 over the
+    rows, so that centring changes nothing.
     """
     xp = _xp.namespace(z)
     rows = _rows.again(xp, z, row_mask, execution.shards, saved.first, saved.rest, saved.n)
@@ -257,8 +257,8 @@ def variance_loss(
         Target of the standard deviation.
     eps : float
         Added to the variance.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
@@ -267,10 +267,8 @@ def variance_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----
@@ -323,8 +321,8 @@ def covariance_loss(
     ----------
     z : array of shape (..., N, D)
         Embeddings; the loss is the mean over the leading axes.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
@@ -333,10 +331,8 @@ def covariance_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----

@@ -39,6 +39,11 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.trees.branches import (
+    Branch,
+    branch_correlations,
+    disagreeing_branches,
+)
 from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
 from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.trees.dendrogram_similarity import (
@@ -48,6 +53,7 @@ from visreg_core.metrics.trees.dendrogram_similarity import (
     fowlkes_mallows,
 )
 from visreg_core.metrics.trees.linkage import linkage
+from visreg_core.metrics.trees.newick import from_newick, to_newick
 from visreg_core.metrics.trees.tanglegram import Tanglegram, entanglement, tanglegram
 from visreg_core.metrics.trees.tree_bootstrap import (
     Difference,
@@ -66,6 +72,7 @@ from visreg_core.metrics.trees.tree_similarity import (
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
+    "Branch",
     "CopheneticSimilarity",
     "Correlations",
     "Difference",
@@ -85,6 +92,7 @@ __all__ = [
     "alpha_req",
     "alpha_req_from_singular_values",
     "bakers_gamma",
+    "branch_correlations",
     "cifar100_parents",
     "compare_lca_similarity",
     "condition_number",
@@ -94,10 +102,12 @@ __all__ = [
     "cophenetic_similarity",
     "cut_tree",
     "dendrogram_correlations",
+    "disagreeing_branches",
     "effective_rank",
     "effective_rank_from_singular_values",
     "entanglement",
     "fowlkes_mallows",
+    "from_newick",
     "gaussianity",
     "hierarchical_knn_accuracy",
     "hierarchical_labels",
@@ -122,6 +132,7 @@ __all__ = [
     "stable_rank_from_singular_values",
     "tanglegram",
     "to_networkx",
+    "to_newick",
     "uniformity",
     "worst_direction",
 ]

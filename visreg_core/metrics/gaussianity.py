@@ -1,9 +1,8 @@
 """Is an embedding a standard Gaussian? Sliced statistics against their law under that hypothesis.
 
 The hypothesis is that the rows are independent draws of N(0, I), the one SIGReg and the sliced
-Wasserstein losses drive at: mean, scale, correlation and shape are all tested. Standardising the
-columns with the rows' own statistics first answers another question, for which the p-values here
-are too large.
+Wasserstein losses aim at: mean, scale, correlation and shape are all tested. Columns standardised
+by their own statistics are another hypothesis, for which these p-values are too large.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class SlicedTest(NamedTuple):
         Largest value over slices, its z-score as if it were the only slice, and the p-value of
         the maximum over all slices.
     z, p : numpy.ndarray (K,)
-        z-score and p-value of each slice by itself. Slices of one sample are dependent.
+        z-score and p-value of each single slice. Slices of one sample are dependent.
     worst : numpy.ndarray (n_worst,)
         Indices of the slices with the largest values, worst first.
     directions : array (D, n_worst)
@@ -92,7 +91,7 @@ def gaussianity(
         Simulated Gaussian samples behind `mean_p` and `max_p`; their least value is
         1/(n_simulations + 1).
     seed : int
-        Of these simulations. Results are kept for repeated calls with the same slices.
+        Of these simulations. Results are cached for repeated calls with the same slices.
     t_max, n_knots
         Quadrature of `epps_pulley`.
 
@@ -204,7 +203,7 @@ def gaussianity(
 def mean_z_scores(
     epps_pulley_values: np.ndarray, wasserstein_values: np.ndarray, n: int, slices: np.ndarray
 ) -> tuple[float, float]:
-    """`mean_z` of both tests from the statistics (K,) of `n` rows on `slices` (D, K), at hand.
+    """`mean_z` of both tests from given statistics (K,) of `n` rows on `slices` (D, K).
 
     The Epps-Pulley statistics are those of `epps_pulley`, the others squared W₂ distances.
     """
@@ -215,9 +214,9 @@ def mean_z_scores(
 
 
 def mean_p_value(statistic: int, mean_z: float, n: int, slices: np.ndarray) -> float:
-    """`mean_p` of `_STATISTICS[statistic]` from its `mean_z`, at hand.
+    """`mean_p` of `_STATISTICS[statistic]` from a given `mean_z`.
 
-    Far out, where no simulated sample comes, none is drawn.
+    Beyond the range of simulations nothing is drawn.
     """
     if mean_z > _FAR_OUT:
         return 1 / (1 + _SIMULATIONS)
@@ -257,7 +256,7 @@ def worst_direction(
     slices : array (D, K)
         Unit columns to start from, in the namespace of `x`.
     statistic : str
-        "epps_pulley", or "wasserstein", which keeps its gradient far from the Gaussian.
+        "epps_pulley", or "wasserstein", whose gradient does not vanish far from the Gaussian.
     n_steps : int
         Steps of the ascent, of decreasing length.
     seed : int

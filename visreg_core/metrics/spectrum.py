@@ -295,7 +295,8 @@ def condition_number(x: Array, *, convention: str = "exact") -> float:
     Parameters
     ----------
     x : array (N, D)
-        Embeddings, any namespace, N ≥ 2. In float32 nothing above about 1e7 can be told from ∞.
+        Embeddings, any namespace, N ≥ 2. In float32 values above about 1e7 cannot be distinguished
+        from ∞.
     convention : str
         "exact": σ_max/σ_min of the matrix as it is. "covariance": λ_max/λ_min = (σ_max/σ_min)²
         of the centred embeddings. "stable-pretraining", release 0.1.8: as "exact" with σ_min at

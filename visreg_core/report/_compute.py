@@ -1,8 +1,8 @@
-"""What `visreg report` and `visreg compare` compute, in the order in which a file is read.
+"""What `visreg report` and `visreg compare` compute.
 
-Every number is that of the public function of its name with its defaults, on all rows as one
-batch; `_streaming` says how they come about without the rows in memory. What needs pairs of rows
-is of a sample (`_trees`, `_geometry`) or has its rows asked one by one (`_labelled`), and says so.
+Every number is that of the public function of its name with its defaults, on all rows as one batch;
+`_streaming` computes them without all rows in memory. Measures of pairs of rows are those of a
+sample (`_trees`, `_geometry`) or of rows classified one by one (`_labelled`), and say so.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def report(
     scheduler: str | None = None,
     tick: Tick = _silent,
 ) -> Report:
-    """What there is to say of saved embeddings, taken as one batch.
+    """Findings and measures of saved embeddings, taken as one batch.
 
     Parameters
     ----------
@@ -84,18 +84,18 @@ def report(
     n_slices : int
         Random directions of the sliced losses, at least 2.
     tree : TreeOptions
-        ``(rows, method, metric, clustering)``: how many rows the dendrogram and all that needs
-        pairs of rows is made of, drawn by `seed` (all, where there are fewer), how `linkage`
-        makes it, and the clustering of `hierarchical_rand_index`.
+        ``(rows, method, metric, clustering)``: the number of rows, drawn by `seed`, of the
+        dendrogram and of other measures of pairs of rows (all rows, if there are fewer); method and
+        metric of `linkage`; and the clustering of `hierarchical_rand_index`.
     label_rows : int, optional
-        How many rows are asked for their class, each told from all other rows; by default as many
-        as some ten seconds allow. Where that is not all, shares come with an interval.
+        How many rows are classified, each by all other rows; by default as many as some ten seconds
+        allow. Where that is not all, accuracies have intervals.
     probe : str
         Rule of `hierarchical_linear_accuracy`: "discriminant", in closed form, each row left out;
         "logistic", scikit-learn's, by cross-validation on the dendrogram's rows, which takes long
         for many classes; or "none".
     drop_bad_rows : bool
-        Leave out rows with NaN or Inf instead of refusing the file; their numbers are kept.
+        Leave out rows with NaN or Inf instead of refusing the file; the report has their numbers.
     place : Place, optional
         Namespace and device of the sliced terms; NumPy by default. Everything else is computed on
         the host.
@@ -106,7 +106,7 @@ def report(
     scheduler : str, optional
         Address of a running cluster's scheduler, such as ``tcp://host:8786``.
     tick : callable, optional
-        Told what is being done, how far it is and how far it goes.
+        Called with what is being done, how far it is and how far it goes.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def report(
     EmbeddingsError
         Where rows hold NaN or Inf (how many, and the first few), or a file is truncated.
     ValueError
-        Labels of another number of rows, or options that there are not.
+        For labels of another number of rows, or unknown options.
 
     Examples
     --------

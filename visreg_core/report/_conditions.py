@@ -18,8 +18,8 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
-    Estimate,
     Interval,
+    Measurement,
     Pair,
 )
 from visreg_core.report._tables import sample_of
@@ -69,10 +69,10 @@ def known_names(*, pairs: bool) -> tuple[str, ...]:
 
 
 class Value(NamedTuple):
-    """What a condition looks at: of what, the measure, and of how many rows if not of all."""
+    """A value that a condition is about: its label, the measure, the number of rows if not all."""
 
     label: str
-    found: Estimate | Interval | None
+    found: Measurement | Interval | None
     sample: str
 
 
@@ -93,7 +93,7 @@ def met(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
 
 
 def samples(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
-    """One line for each condition that looks at a sample of the rows, whether met or not."""
+    """One line for each condition on a value of a sample, whether met or not."""
     lines = []
     for name in dict.fromkeys(c.name for c in conditions):
         found = {v.sample for v in _values(name, comparison) if v.sample}
@@ -107,7 +107,7 @@ def _verb(c: Condition, value: Value) -> str:
     found = value.found
     if found is None or math.isnan(found.value) or _OPERATORS[c.sign](found.value, c.bound):
         return "meets"
-    bound = found.bound if isinstance(found, Estimate) else None
+    bound = found.bound if isinstance(found, Measurement) else None
     if bound and any(_OPERATORS[c.sign](found.value + b, c.bound) for b in (-bound, bound)):
         return "may meet"
     if not value.sample:
@@ -126,7 +126,7 @@ def _shown(value: Value) -> str:
     if found is None:
         return "not defined"
     text = f"{found.value:.6g}"
-    if isinstance(found, Estimate) and found.bound:
+    if isinstance(found, Measurement) and found.bound:
         text += f" (to {found.bound:.2g})"
     if isinstance(found, Interval) and found.low is not None:
         text += f" [{found.low:.4g}, {found.high:.4g}]"
@@ -144,7 +144,7 @@ def _values(name: str, comparison: Comparison) -> Iterator[Value]:
             yield Value(r.name, r.losses[name], sample)
         elif name not in LABELLED:
             single = {**r.dimensions, **r.geometry, **r.gaussianity, **r.hierarchy.measures}
-            yield Value(r.name, Estimate(single[name]), sample)
+            yield Value(r.name, Measurement(single[name]), sample)
         elif r.labelled is None:
             yield Value(r.name, None, "")
         else:

@@ -21,7 +21,7 @@ DIMENSIONS: tuple[str, ...] = (
 )
 GEOMETRY: tuple[str, ...] = ("mean_cosine", "norm_variation", "uniformity", "anti_hubs")
 TREE: tuple[str, ...] = ("cophenetic_correlation",)
-# Measures of labels: those of rows asked for their class, and those of the dendrogram's rows.
+# Measures of labels: of the classified rows, and of the dendrogram's rows.
 ASKED: tuple[str, ...] = ("hierarchical_knn_accuracy", "hierarchical_linear_accuracy")
 OF_CLASSES: tuple[str, ...] = (
     "lidar",
@@ -90,7 +90,7 @@ class TreeOptions(NamedTuple):
 DEFAULT_TREE = TreeOptions()
 
 
-class Estimate(NamedTuple):
+class Measurement(NamedTuple):
     """A value and, where it is a mean over random slices, the standard error of that mean.
 
     `bound`: where it comes from histograms, how far it may be from the value of all rows (for the
@@ -116,11 +116,11 @@ class Finding(NamedTuple):
     verdict
         "good", "look" or "bad".
     subject, value
-        What was looked at, and what was found, in words.
+        What was judged, and what was found, in words.
     expected
-        The range in which there is nothing to look at.
+        The normal range.
     cause, next_step
-        What usually brings it about, and what to do about it.
+        The usual cause, and what to do about it.
     rows
         Row numbers of the file that it is about, the first of them; their ids where it has ids.
     """
@@ -161,8 +161,8 @@ class Labelled(NamedTuple):
     """Agreement with labels, level by level.
 
     `n_classes` of all rows; `measures` by the names of `LABELLED`, one for each level, None where
-    a level has no such measure; `asked` of `among` rows were asked for their class, each told
-    from all other rows; `probe` says by which linear rule.
+    a level has no such measure; `asked` of `among` rows were classified, each by all other rows;
+    `probe` is the linear rule.
     """
 
     n_classes: tuple[int, ...]
@@ -206,7 +206,7 @@ class Pictures:
     """Arrays behind the figures.
 
     eigenvalues (D,) of the covariance, descending, and the power law `fit` to them; `sigma` (D,);
-    `quantiles` (Q,) of the Gaussian beside those of the projections on the worst and the median
+    `quantiles` (Q,) of the Gaussian, and those of the projections on the worst and the median
     slice (by shape loss), with their indices and values; `correlation` of `dimensions`.
     """
 
@@ -242,6 +242,8 @@ class Report:
     Notes
     -----
         What was left out of the file, or assumed of it, a line each.
+    pictures
+        Arrays behind the figures.
     """
 
     name: str
@@ -251,7 +253,7 @@ class Report:
     dropped: np.ndarray
     dimensions: dict[str, float]
     geometry: dict[str, float]
-    losses: dict[str, Estimate]
+    losses: dict[str, Measurement]
     gaussianity: dict[str, float]
     hierarchy: Hierarchy
     labelled: Labelled | None
@@ -262,17 +264,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files beside each other; a measure is None where there is no such measure of them."""
+    """Two files compared; a measure that they do not have is None."""
 
     first: str
     second: str
-    sliced_wasserstein: Estimate | None
+    sliced_wasserstein: Measurement | None
     drift: Drift | None
     linear_cka: float | None
     mutual_knn: float | None
     trees: TreePair | None
 
-    def measure(self, name: str) -> Estimate | Interval | None:
+    def measure(self, name: str) -> Measurement | Interval | None:
         """The measure of `PAIR` of this name, or None."""
         if name == "sliced_wasserstein":
             return self.sliced_wasserstein
@@ -282,7 +284,7 @@ class Pair:
             value = None if self.drift is None else self.drift.p
         else:
             value = self.linear_cka if name == "linear_cka" else self.mutual_knn
-        return None if value is None else Estimate(value)
+        return None if value is None else Measurement(value)
 
 
 @dataclass(frozen=True)

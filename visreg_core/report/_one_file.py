@@ -30,11 +30,11 @@ from visreg_core.report._model import (
     GAUSSIANITY,
     LABELLED,
     LOSSES,
-    Estimate,
     Finding,
     Hierarchy,
     Interval,
     Labelled,
+    Measurement,
     Pictures,
     Report,
     TreeOptions,
@@ -50,7 +50,7 @@ from visreg_core.report._streaming import (
     check_rows,
     shown_ranks,
 )
-from visreg_core.report._trees import Rows, hierarchy, rand_indices
+from visreg_core.report._trees import TreeRows, hierarchy, rand_indices
 from visreg_core.statistics import Moments
 
 # Points of a quantile plot, and dimensions of a correlation picture.
@@ -96,7 +96,7 @@ class File:
         self.summary = first.result()
         self.moments = self.summary.moments
         self.drawn, points = first.sample.result(plan.tree.rows)
-        self.rows = Rows(points, plan.tree, plan.seed)
+        self.rows = TreeRows(points, plan.tree, plan.seed)
         self.projected: Exact | Counted | None = None
         self.asking: Asking | None = None
         if plan.levels is not None:
@@ -182,9 +182,9 @@ def _agreement(
     answers = asking.answers()
     n = chosen.shape[0]
 
-    def accuracies(told: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
+    def accuracies(predicted: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
         return tuple(
-            _labelled.accuracy(t, true, n) for t, true in zip(told, answers.true, strict=True)
+            _labelled.accuracy(p, true, n) for p, true in zip(predicted, answers.true, strict=True)
         )
 
     assert found.labels is not None
@@ -192,7 +192,7 @@ def _agreement(
         "discriminant": f"linear discriminant, shrunk by {SHRINKAGE:g}, each row left out",
         "logistic": f"logistic regression by {_FOLDS}-fold cross-validation on "
         f"{len(points):,} rows",
-        "none": "not asked for",
+        "none": "not requested",
     }
     if probe == "logistic":
         plan.tick("logistic regression", 0, 1)
@@ -229,27 +229,27 @@ def _logistic(points: np.ndarray, column: np.ndarray, seed: int) -> Interval | N
     return Interval(found[0])
 
 
-def _losses(of: Moments, values: SliceValues, sigreg: np.ndarray) -> dict[str, Estimate]:
+def _losses(of: Moments, values: SliceValues, sigreg: np.ndarray) -> dict[str, Measurement]:
     biased, unbiased = of.equivalent(ddof=0), of.equivalent(ddof=1)
     scale, center = float(scale_loss(biased)), float(center_loss(biased))
     shape = mean_of(*values.shape)
     found = {
         "visreg_loss": shape._replace(value=scale + shape.value + center),
-        "scale_loss": Estimate(scale),
+        "scale_loss": Measurement(scale),
         "shape_loss": shape,
-        "center_loss": Estimate(center),
+        "center_loss": Measurement(center),
         "gaussian_sliced_wasserstein": mean_of(*values.gaussian),
         "sigreg_loss": mean_of(sigreg),
-        "variance_loss": Estimate(float(variance_loss(unbiased))),
-        "covariance_loss": Estimate(float(covariance_loss(unbiased))),
+        "variance_loss": Measurement(float(variance_loss(unbiased))),
+        "covariance_loss": Measurement(float(covariance_loss(unbiased))),
     }
     return {name: found[name] for name in LOSSES}
 
 
-def mean_of(values: np.ndarray, bounds: np.ndarray | None = None) -> Estimate:
+def mean_of(values: np.ndarray, bounds: np.ndarray | None = None) -> Measurement:
     error = float(values.std(ddof=1) / math.sqrt(len(values)))
     bound = None if bounds is None or not bounds.any() else float(bounds.mean())
-    return Estimate(float(values.mean()), error, bound)
+    return Measurement(float(values.mean()), error, bound)
 
 
 def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[str, float]:

@@ -34,7 +34,7 @@ Tick = Callable[[str, int, int], None]
 # Projections of all rows are kept up to so many bytes.
 PROJECTION_BYTES = 1 << 29
 _SHOWN_BAD_ROWS = 5
-# Arrays beside a slice's projections that sorting and subtracting them takes.
+# Temporary arrays of sorting and subtracting a slice's projections.
 _SCRATCH = 3
 
 

@@ -1,4 +1,4 @@
-"""What one pass over all rows counts beside moments: zero and repeated rows, norms, cosines."""
+"""Statistics of one pass over all rows, besides moments: zeros, repeats, norms, cosines."""
 
 from __future__ import annotations
 

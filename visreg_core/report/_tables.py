@@ -18,8 +18,8 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
-    Estimate,
     Interval,
+    Measurement,
     Report,
 )
 
@@ -34,9 +34,9 @@ MEANINGS: dict[str, str] = {
     "norm_variation": "standard deviation of the norms over their mean",
     "uniformity": "log mean exp(−2‖u − v‖²) of unit rows; −4 where spread evenly, 0 collapse",
     "anti_hubs": "share of rows among nobody's 10 nearest",
-    "hierarchical_knn_accuracy": f"class of each row told by its {NEIGHBORS} nearest others",
-    "hierarchical_linear_accuracy": "told by a linear rule",
-    "lidar": "LiDAR with classes as sources: directions that tell them apart; at most classes − 1",
+    "hierarchical_knn_accuracy": f"class of each row by its {NEIGHBORS} nearest others",
+    "hierarchical_linear_accuracy": "class of each row by a linear rule",
+    "lidar": "LiDAR with classes as sources: directions that separate them; at most classes − 1",
     "hierarchical_rand_index": "with as many clusters as classes; 1 where they agree",
     "hierarchical_adjusted_rand_index": "the same, 0 for clusters by chance",
     "cophenetic_correlation": "of the dendrogram's distances with those of the rows",
@@ -177,7 +177,7 @@ def number(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.4g}"
 
 
-def estimate(e: Estimate | Interval | None) -> str:
+def estimate(e: Measurement | Interval | None) -> str:
     """A value and its standard error over slices, or its interval."""
     if e is None:
         return number(None)
@@ -191,7 +191,7 @@ def estimate(e: Estimate | Interval | None) -> str:
 
 
 def sample_of(name: str, r: Report) -> str:
-    """Of how many rows a measure is, where that is not all that there are; else nothing."""
+    """The number of rows that a measure is of, as text; empty where that is all of them."""
     read, tree = r.rows_read, r.hierarchy.rows
     known = read
     if name in (
@@ -233,11 +233,11 @@ def _labels_note(comparison: Comparison, drawn: str) -> str:
     first = comparison.reports[0].labelled
     assert first is not None
     classes = " and ".join(f"{c:,}" for c in first.n_classes)
-    asked = f"{first.asked:,} of {first.among:,} rows asked"
+    asked = f"{first.asked:,} of {first.among:,} rows classified"
     if first.asked == first.among:
-        asked = f"all {first.among:,} rows asked"
+        asked = f"all {first.among:,} rows classified"
     return (
-        f"{classes} classes; {asked}, each told from all others; linear: {first.probe}; "
+        f"{classes} classes; {asked}, each by all others; linear: {first.probe}; "
         f"lidar and Rand indices of {drawn} rows drawn, clusters by {comparison.tree.clustering}"
         + ("" if first.asked == first.among else "; [95 % interval]")
     )
@@ -312,7 +312,7 @@ def _pairs_note(comparison: Comparison) -> str:
         )
     elif len({r.shape[0] for r in comparison.reports}) == 1:
         parts.append(
-            "files of one length: --paired says that row i is the same item in them, and adds CKA, "
+            "files of one length: with --paired, for files in which row i is the same item, CKA, "
             "common neighbours and the similarity of the hierarchies"
         )
     return "; ".join(parts)

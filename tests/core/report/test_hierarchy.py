@@ -16,7 +16,7 @@ from visreg_core.losses import epps_pulley
 from visreg_core.metrics.gaussianity import mean_z_scores
 from visreg_core.report import TreeOptions, _conditions, _html, _json, _model, _tree_figures
 from visreg_core.report._labels import load_labels
-from visreg_core.report._trees import Rows, tree_pair
+from visreg_core.report._trees import TreeRows, tree_pair
 from visreg_core.slices import random_slices
 
 LEVELS = 3
@@ -186,7 +186,7 @@ def test_intervals_cover(saved):
     for seed in range(24):
         x, _ = clusters(120, seed)
         y = x @ mixing + np.random.default_rng(seed).standard_normal(x.shape)
-        rows = [Rows(z, TreeOptions(), seed) for z in (x, y)]
+        rows = [TreeRows(z, TreeOptions(), seed) for z in (x, y)]
         found.append(list(tree_pair(*rows).measures.values())[:5])
     found = np.asarray(found)
     assert np.all((found[..., 1] < found[..., 0]) & (found[..., 0] < found[..., 2]))
@@ -445,7 +445,7 @@ def test_command(capsys):
     condition = ["--fail-if", "hierarchical_rand_index<2"]
     assert main(["report", "a.npy", *labelled, *condition, *common]) == 3
     out, err = capsys.readouterr()
-    assert "2 and 4 and 8 classes; all 80 rows asked" in out
+    assert "2 and 4 and 8 classes; all 80 rows classified" in out
     assert "clusters by dendrogram" in out
     assert err.count("meets hierarchical_rand_index<2") == LEVELS
     with open("o.json") as stream:
@@ -458,7 +458,7 @@ def test_command(capsys):
     ("arguments", "message"),
     [
         (["report", "a.npy", "--linkage", "ward"], "for Ward's linkage; found 'cosine'"),
-        (["report", "a.npy", "--class-tree", "tree.csv"], "--labels beside it"),
+        (["report", "a.npy", "--class-tree", "tree.csv"], "--labels, too"),
         (["report", "a.npy", "--labels", "l.npy", "--class-tree", "tree.csv"], "labels of 3"),
         (["report", "c.npy", "--labels", "l.npy"], "labels of 80 items; expected 70"),
         (["compare", "a.npy", "c.npy", "--labels", "l.npy"], "labels of all files; found 80 in"),

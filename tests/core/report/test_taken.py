@@ -153,7 +153,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(["report", "x.tsv", "--labels", "x.parquet::name", "--slices", "4"]) == 0
     out, err = capsys.readouterr()
     assert "left out columns id, name" in out
-    assert "3 classes; all 12 rows asked" in out
+    assert "3 classes; all 12 rows classified" in out
     assert err == ""
     for arguments in (["memory://b/x.npy"], ["x.jsonl::w"], ["x.tsv", "--labels", "x.tsv::"]):
         assert main(["report", *arguments]) == 2

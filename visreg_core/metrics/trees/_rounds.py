@@ -19,6 +19,7 @@ import numpy as np
 
 from visreg_core.metrics.trees._chain import merge_along_chains
 from visreg_core.metrics.trees._clusters import Clusters
+from visreg_core.metrics.trees._near_lists import NearLists
 from visreg_core.metrics.trees._screen import Screen
 from visreg_core.typing import Device, Namespace
 
@@ -39,7 +40,7 @@ def merge_rounds(
     sizes: np.ndarray,
     spreads: np.ndarray,
     *,
-    ward: bool,
+    method: str,
     lone: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
@@ -52,8 +53,8 @@ def merge_rounds(
         Means of the starting clusters, centred, of magnitude about 1.
     sizes, spreads : float64 array (M,)
         Their numbers of points and spreads.
-    ward : bool
-        Ward's distance instead of average squared Euclidean.
+    method : str
+        "average" or "weighted", of squared Euclidean distances, or "ward".
     lone : boolean array (M,), optional
         At most one point whose distance to every other is its spread times 2, exactly: a zero
         vector under cosine, whose ties rounding must not decide.
@@ -66,33 +67,33 @@ def merge_rounds(
     """
     if lone is None:
         lone = np.zeros(sizes.size, dtype=bool)
-    clusters = Clusters(points, sizes, spreads, lone, ward=ward)
-    screen = Screen(xp, device, clusters)
+    clusters = Clusters(points, sizes, spreads, lone, method=method)
+    near = NearLists(clusters)
+    screen = Screen(xp, device, near)
     children, heights = [], []
     few = max(_FEW_CLUSTERS, points.shape[1] + 1)
     limit = clusters.count
     while clusters.count > 1:
         if clusters.count <= few:
             if screen.crowded():
-                clusters.squeeze()
+                near.squeeze()
                 pairs, above = merge_along_chains(
-                    clusters.distances(), clusters.size, clusters.height, ward=ward
+                    clusters.distances(), clusters.size, clusters.height, method=method
                 )
                 number = np.concatenate([clusters.id, clusters.next_id + np.arange(above.size)])
                 children.append(number[pairs])
                 heights.append(above)
                 break
             few = clusters.count // 2  # look again then
-        stale = clusters.stale()
-        rows = stale[:limit]
-        clusters.set_nearest(rows, *screen.nearest(rows))
-        i, j = clusters.nearest_pairs()
+        unknown, _ = near.settle(near.stale())
+        screen.settle(unknown[:limit])
+        i, j = near.nearest_pairs()
         if i.size == 0:
-            if stale.size > rows.size:
+            if unknown.size > limit:
                 limit *= 2
                 continue
-            i, j = clusters.least_pair()
+            i, j = near.least_pair()
         limit = _ROWS_PER_MERGE * i.size
         children.append(np.stack([clusters.id[i], clusters.id[j]], axis=1))
-        heights.append(clusters.merge(i, j))
+        heights.append(near.merge(i, j))
     return np.concatenate(children), np.concatenate(heights)

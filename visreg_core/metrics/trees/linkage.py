@@ -7,10 +7,12 @@ from collections import deque
 import numpy as np
 
 from visreg_core import _xp, checks
+from visreg_core._xp.neighbours import Members, distinct
 from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.trees._rounding import Rounding
 from visreg_core.metrics.trees._rounds import merge_rounds
+from visreg_core.metrics.trees._spanning_tree import Edges, forest, merged, spanning_tree
 from visreg_core.typing import Array, Device, Namespace
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
@@ -94,21 +96,25 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         points, unit = unit_rows(np, points), 1.0
     else:
         unit = power_of_two(points)
-        points = points / unit
+        points /= unit
     n = points.shape[0]
     rounding = Rounding(points, metric)
+    by_means = method == "ward" or (method in ("average", "weighted") and metric != "euclidean")
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
     else:
-        distinct, group = _distinct_rows(points)
-        children, cluster = _join_identical(group)
+        first, members = distinct(points)
+        children, cluster = _join_identical(n, members)
         heights = np.zeros(children.shape[0])
-        if distinct.size > 1:
-            points = points[distinct]
-            if method in ("average", "ward"):
-                sizes = np.bincount(group).astype(np.float64)
+        if first.size > 1:
+            if members is not None:
+                points = points[first]
+            if by_means:
+                sizes = np.ones(n) if members is None else members.size.astype(np.float64)
                 joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
+            elif method == "single":
+                joins, above = _by_spanning_tree(points, metric)
             else:
                 joins, above = _by_scipy(points, method, metric)
             cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
@@ -117,7 +123,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     order = np.argsort(heights, kind="stable")  # children come before parents at equal height
     children, heights = children[order], rounding.levelled(heights[order])
     with np.errstate(over="ignore"):  # squares beyond float64 are infinite
-        heights = heights * unit ** (2 if metric == "sqeuclidean" else 1)
+        heights = heights * unit * (unit if metric == "sqeuclidean" else 1.0)
     return _renumbered(children, heights, order)
 
 
@@ -154,11 +160,35 @@ def _by_rounds(
     points = points - (sizes / sizes.sum()) @ points
     unit = power_of_two(points)
     children, heights = merge_rounds(
-        xp, device, points / unit, sizes, lone / unit**2, ward=method == "ward", lone=lone
+        xp, device, points / unit, sizes, lone / unit**2, method=method, lone=lone
     )
     if method == "ward":
         return children, np.sqrt(heights) * unit
     return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
+
+
+def _by_spanning_tree(points: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Merges of distinct points by single linkage."""
+    n = len(points)
+    lone = ~points.any(axis=1) & (metric == "cosine")
+    some = np.flatnonzero(~lone)
+    apart = points[some] if lone.any() else points
+    apart = apart - apart.mean(axis=0)
+    unit = power_of_two(apart)
+    apart /= unit
+    parts = []
+    if some.size > 1:
+        first, second, squared = spanning_tree(apart)
+        parts.append(Edges(some[first], some[second], squared))
+    for zero in np.flatnonzero(lone):  # at distance 1 from everything
+        parts.append(Edges(np.full(some.size, zero), some, np.full(some.size, 2 / unit**2)))
+    edges = forest(n, parts)
+    heights = edges.squared * unit**2
+    if metric == "euclidean":
+        heights = np.sqrt(heights)
+    elif metric == "cosine":
+        heights /= 2
+    return merged(edges), heights
 
 
 def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -180,29 +210,18 @@ def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray,
     return z[:, :2].astype(np.intp), z[:, 2]
 
 
-def _distinct_rows(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the first of each set of identical rows, ascending, and the set of every row."""
-    rows = np.ascontiguousarray(points + 0.0)  # −0 becomes 0
-    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(order.size)
-    return first[order], place[group]
-
-
-def _join_identical(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merges (M, 2) that join every group's rows, and the cluster each group ends in.
+def _join_identical(n: int, members: Members | None) -> tuple[np.ndarray, np.ndarray]:
+    """Merges (M, 2) that join every set of identical rows, and the cluster each set ends in.
 
     All distances are 0, so that the two lowest numbers go first: a queue, and a balanced tree.
     """
-    n = group.size
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    if members is None:
+        return np.empty((0, 2), dtype=np.intp), np.arange(n)
     children: list[tuple[int, int]] = []
-    cluster = np.empty(len(members), dtype=np.intp)
-    for g, rows in enumerate(members):
-        queue = deque(rows.tolist())
+    cluster = members.order[members.first]
+    for g in np.flatnonzero(members.size > 1):
+        begin = members.first[g]
+        queue = deque(members.order[begin : begin + members.size[g]].tolist())
         while len(queue) > 1:
             queue.append(n + len(children))
             children.append((queue.popleft(), queue.popleft()))
