@@ -23,6 +23,7 @@ from visreg_core.report._files import KNOWN, open_embeddings
 from visreg_core.report._html import to_html
 from visreg_core.report._json import to_json
 from visreg_core.report._labels import load_labels
+from visreg_core.report._measures import step_of
 from visreg_core.report._model import CLUSTERINGS, DEFAULT_TREE
 from visreg_core.report._taken import labels_of
 from visreg_core.report._terminal import print_tables
@@ -74,6 +75,12 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="embeddings, FILE or FILE::NAME")
     parser.add_argument("files", metavar="FILE", nargs="+", help="embeddings to compare with it")
+    parser.add_argument(
+        "--trend",
+        action="store_true",
+        help="files are checkpoints: order them by the last number in their names, and add the "
+        "trend of every measure",
+    )
     parser.add_argument(
         "--paired",
         action="store_true",
@@ -262,13 +269,16 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
             if len(stored) == 1:
                 comparison = Comparison([report(stored[0], tick=bar, **options)], [], tree)
             else:
-                comparison = compare(stored, paired=arguments.paired, tick=bar, **options)
+                steps = [step_of(s.name) for s in stored] if arguments.trend else None
+                comparison = compare(
+                    stored, paired=arguments.paired, steps=steps, tick=bar, **options
+                )
     settings = {
-        name: getattr(arguments, name, False)  # "paired" is `compare`'s alone
+        name: getattr(arguments, name, False)  # "paired" and "trend" are `compare`'s alone
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
-            "ids", "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
-            "engine", "scheduler",
+            "ids", "class_tree", "label_rows", "probe", "paired", "trend", "clustering", "backend",
+            "device", "engine", "scheduler",
         )
     }  # fmt: skip
     texts = {}

@@ -146,6 +146,7 @@ def compare(
     paired: bool = False,
     labels: Any = None,
     ids: Any = None,
+    steps: Sequence[int] | None = None,
     rows: int | None = None,
     seed: int = 0,
     n_slices: int = 256,
@@ -174,6 +175,9 @@ def compare(
     ids : sequence or str, optional
         For each file as for `report`, or one for all; files are then `paired`, and the items that
         all of them have are compared.
+    steps : sequence of int, optional
+        The training step of each file, all different: files are put in their order, and the trend
+        of every measure over them is added.
     labels
         As for `report`, of the rows of the first file; without ids files are of one length.
     rows, seed, n_slices, tree, label_rows, probe, place, engine, scheduler, tick
@@ -193,13 +197,18 @@ def compare(
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
-    levels = None if labels is None else _levels(labels, stored[0])
     if ids is not None:
         each = [ids] * len(stored) if isinstance(ids, str | os.PathLike) else list(ids)
         if len(each) != len(stored):
             raise ValueError(f"expected ids of {len(stored)} files; found {len(each)}")
         stored = [with_ids(s, i) for s, i in zip(stored, each, strict=True)]
         paired = True
+    if steps is not None:
+        if len(steps) != len(stored) or len(set(steps)) < len(steps):
+            raise ValueError(f"expected {len(stored)} different steps; found {list(steps)}")
+        steps, order = zip(*sorted(zip(steps, range(len(steps)), strict=True)), strict=True)
+        stored = [stored[i] for i in order]
+    levels = None if labels is None else _levels(labels, stored[0])
     by_ids = paired and all(s.ids is not None for s in stored)
     if by_ids:
         stored = join(stored)
@@ -221,7 +230,7 @@ def compare(
         pair_of(a, b, crosses[i] if paired else None, plan)
         for i, (a, b) in enumerate(itertools.combinations(files, 2))
     ]
-    return Comparison(reports, pairs, tree, paired, by_ids)
+    return Comparison(reports, pairs, tree, paired, by_ids, tuple(steps or ()))
 
 
 def _levels(labels: Any, stored: Embeddings) -> Levels:

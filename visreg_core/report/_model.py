@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -261,6 +261,17 @@ class Report:
     notes: tuple[str, ...]
     pictures: Pictures = field(repr=False)
 
+    def to_frame(self, backend: str = "pandas") -> Any:
+        """A frame of pandas or polars with a row for each measure.
+
+        Columns: ``file``, ``measure``, ``level`` of the labels from 1 or 0, ``value``,
+        ``standard_error`` over slices, ``bound`` of histograms, ``low`` and ``high`` of an
+        interval, and ``sample``, the number of rows where it is not all of them.
+        """
+        from visreg_core.report._measures import frame
+
+        return frame([self], backend)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -296,3 +307,10 @@ class Comparison:
     tree: TreeOptions = DEFAULT_TREE
     paired: bool = False
     by_ids: bool = False
+    steps: tuple[int, ...] = ()
+
+    def to_frame(self, backend: str = "pandas") -> Any:
+        """As `Report.to_frame`, of all files."""
+        from visreg_core.report._measures import frame
+
+        return frame(self.reports, backend)
