@@ -69,7 +69,12 @@ def frame(reports: Sequence[Report], backend: str) -> Any:
     rows: list[dict[str, Any]] = []
     for r in reports:
         for name, level, found in measures_of(r):
-            of = {"file": r.name, "measure": name, "level": level or 0, "sample": sample_of(name, r)}
+            of = {
+                "file": r.name,
+                "measure": name,
+                "level": level or 0,
+                "sample": sample_of(name, r),
+            }
             rows.append({**of, **({} if found is None else found._asdict())})
     columns = ("file", "measure", "level", *_FIELDS, "sample")
     kinds = {"file": narwhals.String, "measure": narwhals.String, "level": narwhals.Int64,
