@@ -119,11 +119,14 @@ def probe(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
         f.bank, f.bank_labels, f.test, f.test_labels, epochs=given.epochs, device=run.device
     )
     best = max(accuracies, key=accuracies.get)
-    return {
+    found = {
         "accuracy": accuracies[best],
         "learning rate": best,
         "by learning rate": {f"{rate:g}": value for rate, value in accuracies.items()},
     }
+    if best in (min(accuracies), max(accuracies)):
+        found["warning"] = f"the best rate, {best:g}, is an end of the grid: another may be better"
+    return found
 
 
 def knn(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:

@@ -61,6 +61,21 @@ class ViT(nn.Module):
         return torch.cat([t[:, 0] for t in tokens], dim=-1)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: a residual branch of a sample is left out, the others enlarged for it."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of branches (N, ...)."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
+
+
 class Pooled(nn.Module):
     """One pooled vector an image: ResNets and other models."""
 
@@ -116,8 +131,13 @@ def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     if family == "dinov2":
         model = Dinov2Model(Dinov2Config(**shape, mlp_ratio=4))
         model.embeddings.mask_token.requires_grad_(False)  # nothing is masked here
+        layers, branches = model.encoder.layer, "drop_path"
     else:
         model = ViTModel(ViTConfig(**shape, intermediate_size=4 * width), add_pooling_layer=False)
+        layers, branches = model.layers, "dropout"  # one module, on both branches of a layer
+    for i, layer in enumerate(layers):
+        rate = settings.drop_path * i / max(1, len(layers) - 1)
+        setattr(layer, branches, DropPath(rate))
     if settings.layers > model.config.num_hidden_layers:
         raise TrainError(f"model.layers={settings.layers} of {model.config.num_hidden_layers}")
     return ViT(model, settings.layers, image_size)

@@ -194,8 +194,8 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--backend",
         choices=_BACKENDS,
         default="numpy",
-        help="library that computes the sliced losses; moments and spectrum are computed on the "
-        "host in float64 (default: %(default)s)",
+        help="library that computes the sliced losses on a GPU; on a CPU numpy does. Moments and "
+        "spectrum are computed on the host in float64 (default: %(default)s)",
     )
     parser.add_argument("--device", help="device of the backend, such as cuda:0 (default: its own)")
     parser.add_argument(
@@ -326,5 +326,5 @@ def _place(backend: str, device: str | None) -> Place:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if backend != "numpy" and place.is_cpu:
-        say(f"--backend {backend} computes on the CPU here, where numpy is faster")
+        say(f"--backend {backend}: its device is the CPU, where numpy is faster and computes")
     return place

@@ -39,6 +39,7 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.summary import summary
 from visreg_core.metrics.trees.branches import (
     Branch,
     branch_correlations,
@@ -130,6 +131,7 @@ __all__ = [
     "singular_values_from_gram",
     "stable_rank",
     "stable_rank_from_singular_values",
+    "summary",
     "tanglegram",
     "to_networkx",
     "to_newick",

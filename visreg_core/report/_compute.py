@@ -97,8 +97,8 @@ def report(
     drop_bad_rows : bool
         Leave out rows with NaN or Inf instead of refusing the file; the report has their numbers.
     place : Place, optional
-        Namespace and device of the sliced terms; NumPy by default. Everything else is computed on
-        the host.
+        Namespace and device of the sliced terms; NumPy by default, and in place of any other
+        library on the CPU. Everything else is computed on the host.
     engine : {"local", "dask"}
         Whether this process reads the rows, or the workers of a dask cluster, of processes on this
         machine unless a `scheduler` is given. There the data are files that every worker can open,
@@ -194,6 +194,8 @@ def compare(
     EmbeddingsError
         As `report`.
     """
+    if isinstance(data, str | os.PathLike):
+        raise ValueError(f"expected a sequence of two files or more; found {os.fspath(data)!r}")
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
@@ -245,7 +247,7 @@ def _plan(
     tree.check()
     checks.positive_int("n_slices", n_slices, minimum=2)
     checks.choice("probe", probe, PROBES)
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     return Plan(
         levels, paired, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick
     )

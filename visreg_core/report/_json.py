@@ -86,6 +86,15 @@ def _pair(p: Pair) -> dict[str, Any]:
         "drift_p": p.drift and p.drift.p,
         "drift": p.drift and {**p.drift._asdict(), "rows": list(p.drift.rows)},
         **{name: _estimate(p.measure(name)) for name in SAME_ITEMS},
+        "branches": p.trees
+        and [
+            {
+                "correlation": b.correlation,
+                "height": _number(b.height),
+                "rows": p.trees.rows[b.leaves].tolist(),
+            }
+            for b in p.trees.branches
+        ],
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from visreg_core import checks
 from visreg_core.metrics import PowerLaw, Tanglegram
+from visreg_core.metrics.trees.branches import Branch
 from visreg_core.metrics.trees.linkage import METHODS, METRICS
 
 DIMENSIONS: tuple[str, ...] = (
@@ -173,10 +174,16 @@ class Labelled(NamedTuple):
 
 
 class TreePair(NamedTuple):
-    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout."""
+    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout.
+
+    `branches` of the first that the second arranges most differently; `rows` (T,) are the numbers
+    of their leaves in the file, or their ids.
+    """
 
     measures: dict[str, Interval]
     layout: Tanglegram
+    branches: list[Branch]
+    rows: np.ndarray
 
 
 class Drift(NamedTuple):

@@ -96,7 +96,7 @@ class File:
         self.summary = first.result()
         self.moments = self.summary.moments
         self.drawn, points = first.sample.result(plan.tree.rows)
-        self.rows = TreeRows(points, plan.tree, plan.seed)
+        self.rows = TreeRows(points, source.names(self.drawn), plan.tree, plan.seed)
         self.projected: Exact | Counted | None = None
         self.asking: Asking | None = None
         if plan.levels is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
+
+import numpy as np
 
 from visreg_core.embeddings._source import one_line
 from visreg_core.report._labelled import NEIGHBORS
@@ -19,6 +22,7 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
+    Hierarchy,
     Interval,
     Measurement,
     Report,
@@ -69,6 +73,8 @@ MEANINGS: dict[str, str] = {
 _CHANCE = "by_chance"
 MEANINGS[_CHANCE] = "that distance of two files of these sizes from one distribution"
 _NAME = 24  # letters of a file's name in a table
+_ROWS_NAMED = 5  # rows and classes of a branch that are named
+_CLASSES_NAMED = 3
 
 
 class Row(NamedTuple):
@@ -296,7 +302,43 @@ def _pairs(comparison: Comparison, heads: list[str]) -> list[Table]:
             Row(name, [column[i] for column in columns]) for i, name in enumerate(named) if columns
         ]
         made.append(Table(title, note, known, rows))
-    return made
+    branches = _branches(comparison, named)
+    return [*made, branches] if branches.rows else made
+
+
+def _branches(comparison: Comparison, named: Sequence[str]) -> Table:
+    """Branches that two trees arrange differently: how many rows, which, and of which classes."""
+    rows = []
+    trees = [r.hierarchy for r in comparison.reports]
+    heads = ["correlation", "rows", "such as"]
+    if trees[0].labels is not None:
+        heads.append("classes")
+    for name, pair, (i, _) in zip(
+        named, comparison.pairs, itertools.combinations(range(len(trees)), 2), strict=True
+    ):
+        if pair.trees is None:
+            continue
+        for branch in pair.trees.branches:
+            some = ", ".join(map(str, pair.trees.rows[branch.leaves[:_ROWS_NAMED]].tolist()))
+            cells = [number(branch.correlation), f"{branch.leaves.size:,}", some]
+            rows.append(Row(name, [*cells, *_classes(trees[i], branch.leaves)]))
+    note = (
+        "of the first file's tree, arranged most differently in the second's: Pearson's "
+        "correlation of the heights at which both join each pair of rows of the branch; "
+        "row numbers of the file"
+    )
+    return Table("Branches that differ", note, heads, rows)
+
+
+def _classes(tree: Hierarchy, leaves: np.ndarray) -> list[str]:
+    """The commonest classes of leaves on the finest level, in one cell."""
+    if tree.labels is None:
+        return []
+    count = np.bincount(tree.labels[leaves, -1], minlength=len(tree.classes[-1]))
+    order = np.argsort(-count, kind="stable")[:_CLASSES_NAMED]
+    return [
+        ", ".join(f"{one_line(tree.classes[-1][c], _NAME)} {count[c]}" for c in order if count[c])
+    ]
 
 
 def _trees_note(comparison: Comparison) -> str:

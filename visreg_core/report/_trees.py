@@ -14,6 +14,7 @@ from visreg_core.metrics import (
     adjusted_rand_index,
     cut_tree,
     dendrogram_correlations,
+    disagreeing_branches,
     hierarchical_rand_index,
     rand_index,
     tanglegram,
@@ -30,12 +31,20 @@ _HALVES = 12
 _FEWEST_ROWS = 8
 _CONFIDENCE = 0.95
 
+# Branches named of those that two trees arrange differently.
+_BRANCHES = 3
+
 
 class TreeRows:
-    """The rows drawn from a file, and the dendrograms of all and of halves of them."""
+    """The rows drawn from a file, and the dendrograms of all and of halves of them.
 
-    def __init__(self, points: np.ndarray, options: TreeOptions, seed: int) -> None:
-        self.points = points
+    `points` (T, D); `names` (T,), their numbers in the file or their ids.
+    """
+
+    def __init__(
+        self, points: np.ndarray, names: np.ndarray, options: TreeOptions, seed: int
+    ) -> None:
+        self.points, self.names = points, names
         self.options = options
         self.seed = seed
         self.linkage = self._linkage(self.points)
@@ -125,7 +134,9 @@ def tree_pair(first: TreeRows, second: TreeRows) -> TreePair:
         intervals = [Interval(v) for v in values]
     layout = tanglegram(first.linkage, second.linkage)
     measures = [*intervals, Interval(layout.entanglement)]
-    return TreePair(dict(zip(PAIR_OF_TREES, measures, strict=True)), layout)
+    branches = disagreeing_branches(first.linkage, second.linkage, n_branches=_BRANCHES)
+    named = dict(zip(PAIR_OF_TREES, measures, strict=True))
+    return TreePair(named, layout, branches, first.names)
 
 
 def _similarity(

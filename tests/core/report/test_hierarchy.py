@@ -14,7 +14,15 @@ from visreg_core.embeddings import EmbeddingsError, load
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.metrics.gaussianity import mean_z_scores
-from visreg_core.report import TreeOptions, _conditions, _html, _json, _model, _tree_figures
+from visreg_core.report import (
+    TreeOptions,
+    _conditions,
+    _html,
+    _json,
+    _model,
+    _tables,
+    _tree_figures,
+)
 from visreg_core.report._labels import load_labels
 from visreg_core.report._trees import TreeRows, tree_pair
 from visreg_core.slices import random_slices
@@ -186,7 +194,7 @@ def test_intervals_cover(saved):
     for seed in range(24):
         x, _ = clusters(120, seed)
         y = x @ mixing + np.random.default_rng(seed).standard_normal(x.shape)
-        rows = [TreeRows(z, TreeOptions(), seed) for z in (x, y)]
+        rows = [TreeRows(z, np.arange(120), TreeOptions(), seed) for z in (x, y)]
         found.append(list(tree_pair(*rows).measures.values())[:5])
     found = np.asarray(found)
     assert np.all((found[..., 1] < found[..., 0]) & (found[..., 0] < found[..., 2]))
@@ -471,3 +479,37 @@ def test_wrong_arguments(capsys, arguments, message):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_branches_that_differ_are_named(saved, tmp_path):
+    """Row numbers of the file, of which some are left out, and their commonest classes."""
+    rng = np.random.default_rng(2)
+    cluster = np.repeat(np.arange(8), 20)
+    x = 20 * rng.standard_normal((8, 4))[cluster] + rng.standard_normal((160, 4))
+    y = x.copy()
+    y[40:60] = rng.permutation(y[40:60])
+    x[3] = np.nan
+    a, b = saved(x, "a.npy"), saved(y, "b.npy")
+    labels = np.asarray([f"class {c}" for c in cluster])
+    found = report.compare(
+        [a, b],
+        paired=True,
+        n_slices=2,
+        labels=labels,
+        drop_bad_rows=True,
+        tree=TreeOptions(rows=150),
+    )
+    trees = found.pairs[0].trees
+    first, second = (r.hierarchy.linkage for r in found.reports)
+    expected = metrics.disagreeing_branches(first, second, n_branches=3)
+    assert [b.correlation for b in trees.branches] == [b.correlation for b in expected]
+    worst = trees.rows[trees.branches[0].leaves]
+    assert set(worst.tolist()) <= set(range(40, 60))
+    assert 3 not in trees.rows
+    table = next(t for t in _tables.tables(found) if t.title == "Branches that differ")
+    assert table.rows[0].name == "a – b"
+    cells = dict(zip(table.heads, table.rows[0].cells, strict=True))
+    assert cells["such as"] == ", ".join(map(str, worst[:5].tolist()))
+    assert cells["classes"] == f"class 2 {len(worst)}"
+    written = json.loads(json.dumps(_json._pair(found.pairs[0])))
+    assert written["branches"][0]["rows"] == worst.tolist()
