@@ -121,21 +121,23 @@ def test_standard_error_is_that_of_repeated_draws(saved):
     assert np.mean([e.standard_error for e in draws]) == pytest.approx(spread, rel=0.35)
 
 
-def test_a_device_gives_the_same(saved):
-    """Torch's arithmetic on the CPU stands for a GPU's: no report asks for it."""
-    stored, other = saved(embedding(200, 8, np.float32)), saved(embedding(150, 8, np.float32) + 1)
-
-    def silent(*_):
-        pass
-
-    of, slices = _streaming.moments(stored, silent), random_slices(8, K)
-    host, device = (_streaming.Place(*_xp.open_backend(b, "cpu")) for b in ("numpy", "torch"))
-    for compute in (
-        lambda place: _streaming.slice_values(stored, of, slices, place, silent),
-        lambda place: _streaming.ordered_projections(stored, of, slices, place),
-        lambda place: _streaming.two_sample_values(stored, other, slices, place, silent),
-    ):
-        np.testing.assert_allclose(compute(device), compute(host), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("budget", [None, 0])
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_a_device_gives_the_same(saved, monkeypatch, budget, library):
+    """A library's arithmetic on the CPU stands for a GPU's: no report asks for it."""
+    files = [saved(embedding(n, 8, np.float32, seed=n), f"{n}.npy") for n in (200, 150)]
+    if budget is not None:
+        monkeypatch.setattr(_streaming, "PROJECTION_BYTES", budget)
+    host = report.compare(files, n_slices=K)
+    monkeypatch.setattr(_streaming.Place, "is_cpu", False)
+    place = _streaming.Place(*_xp.open_backend(library, "cpu"))
+    device = report.compare(files, n_slices=K, place=place)
+    for mine, its in zip(host.reports, device.reports, strict=True):
+        for name, e in mine.losses.items():
+            assert its.losses[name].value == pytest.approx(e.value, rel=1e-4), name
+        np.testing.assert_allclose(its.pictures.worst, mine.pictures.worst, rtol=1e-5, atol=1e-5)
+    distances = [c.pairs[0].sliced_wasserstein.value for c in (host, device)]
+    assert distances[1] == pytest.approx(distances[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("library", ["torch", "jax"])
