@@ -149,6 +149,18 @@ def test_moments_and_sigreg():
         assert found.sigreg[k] == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.parametrize("x", [0.0, 0.5, -1.0, 100.25, 1e9, -3e-9])
+def test_each_value_on_the_circle(x):
+    """The largest error is that of a value half-way between two points."""
+    cell = 2 * np.pi / (2048 * 3 / 16)
+    for value in (x, x + cell / 2, x + 0.49 * cell):
+        state = _slices.CharacteristicSums(1)
+        state.update(np.array([[value]]), np.ones((1, 1)))
+        t = np.linspace(0, 3, 17)[1:]
+        expected = np.stack([np.cos(t * value), np.sin(t * value)])
+        assert np.abs(state.sums[0] - expected).max() < (2e-8 if abs(x) < 1e6 else 1e-6)
+
+
 def heavy(n, d, rng):
     return rng.standard_cauchy((n, d))
 
