@@ -227,6 +227,18 @@ def test_what_cannot_be_trained_is_told():
         vt.large_batch(frozen, vt.VICRegLoss(), [views()])
 
 
+@pytest.mark.parametrize("other", [0, 2])  # the call: of the first pass, of the second
+def test_outputs_of_other_structures_are_not_taken_by_their_place(other):
+    model, calls = encoder(), iter(range(4))
+
+    def embed(x):
+        named = {"a": model(x), "b": model(-x)}
+        return dict(reversed(named.items())) if next(calls) == other else named
+
+    with pytest.raises(ValueError, match="expected outputs of one structure, keys in one order"):
+        vt.large_batch(model, lambda z: z["a"].var(), views().split(12, dim=1), embed=embed)
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
