@@ -117,8 +117,7 @@ def from_newick(text: str) -> tuple[np.ndarray, list[str]]:
                 "expected leaves equally far from the root; found a node at "
                 f"{min(ends):g} and at {max(ends):g} above its leaves"
             )
-        below = [height[i] for inner, i, _ in branches if inner]
-        height.append(max([*ends, *below]))
+        height.append(max(ends))  # no less than any of the branches' own
     cluster = [0] * len(nodes)
     size = [1] * n
     rows: list[tuple[int, int, float, int]] = []

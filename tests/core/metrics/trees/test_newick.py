@@ -62,6 +62,13 @@ def test_what_other_programs_write():
     assert z.tolist() == [[1, 2, 1, 2], [0, 3, 2, 2], [4, 5, 2, 4]]
 
 
+def test_sums_of_lengths_that_round_apart():
+    """0.1 + 0.2 > 0.3: no node is below one of its branches."""
+    z, _ = from_newick("(a:0.3,((b:0.1,c:0.1):0.2,d:0.3):0);")
+    assert sch.is_valid_linkage(z, throw=True)
+    assert z.tolist() == [[1, 2, 0.1, 2], [3, 4, 0.1 + 0.2, 3], [0, 5, 0.1 + 0.2, 4]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
