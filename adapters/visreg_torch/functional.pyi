@@ -50,6 +50,24 @@ def epps_pulley(
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...
+def gaussian_ksd(
+    z: Tensor,
+    *,
+    kernel: str = "gaussian",
+    bandwidth: float | None = None,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
+def gaussian_mmd(
+    z: Tensor,
+    *,
+    kernel: str = "gaussian",
+    bandwidth: float | None = None,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def gaussian_sliced_energy_distance(
     z: Tensor,
     slices: Tensor,
@@ -123,6 +141,14 @@ def shape_loss(
     row_mask: Tensor | None = None,
     chunk_size: int | None = None,
     projection_dtype: torch.dtype | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
+def sigreg_limit(
+    z: Tensor,
+    *,
+    scale_by_n: bool = True,
+    row_mask: Tensor | None = None,
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...

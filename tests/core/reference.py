@@ -7,11 +7,13 @@ absolute values before cancellation, which a tolerance in float32 is relative to
 """
 
 import cmath
+import functools
 import math
 from itertools import combinations
 from statistics import NormalDist
 from typing import NamedTuple
 
+import mpmath
 import numpy as np
 
 
@@ -284,6 +286,110 @@ def sigreg_loss(z, slices, t_max=3.0, n_knots=17, scale_by_n=True):
         for k in range(slices.shape[1])
     )
     return {"value": Term(term.value / n, term.magnitude / n)}
+
+
+# Kernel discrepancies ----------------------------------------------------------------------------
+
+
+def _squared_distance(x, y):
+    return math.fsum((u - v) ** 2 for u, v in zip(x, y, strict=True))
+
+
+def radial_kernel(kernel, h):
+    """k as a function of an array of r²."""
+    return {
+        "gaussian": lambda r2: np.exp(-r2 / (2 * h * h)),
+        "imq": lambda r2: 1 / np.sqrt(1 + r2 / (h * h)),
+        "laplace": lambda r2: np.exp(-np.sqrt(r2) / h),
+    }[kernel]
+
+
+def _chi_square(m):
+    """Nodes and weights of the law of χ² of m degrees of freedom: the trapezoid rule in log r²."""
+    v, step = np.linspace(-80 / m, math.log(m + 12 * math.sqrt(2 * m) + 60), 1200, retstep=True)
+    return np.exp(v), step * np.exp(m / 2 * (v - math.log(2)) - np.exp(v) / 2 - math.lgamma(m / 2))
+
+
+@functools.cache
+def _mean_over_chi_square(kernel, h, m, factor=1):
+    r2, weights = _chi_square(m)
+    return float(weights @ radial_kernel(kernel, h)(factor * r2))
+
+
+@functools.cache
+def mean_to_normal(kernel, h, dim, q):
+    """E k(‖z − X‖²) for ‖z‖² = q, X ~ N(0, I): the squared distance is a noncentral χ².
+
+    Of little noncentrality it is a mixture of χ² by Poisson's law; of much, its parts along z and
+    across are integrated over.
+    """
+    if q < 400:
+        law = [math.exp(j * math.log(q / 2) - q / 2 - math.lgamma(j + 1)) if q else float(j == 0)
+               for j in range(int(q / 2 + 8 * math.sqrt(q)) + 40)]  # fmt: skip
+        return math.fsum(
+            p * _mean_over_chi_square(kernel, h, dim + 2 * j) for j, p in enumerate(law)
+        )
+    along, step = np.linspace(-9, 9, 181, retstep=True)
+    density = step * np.exp(-along * along / 2) / math.sqrt(2 * math.pi)
+    across, weights = _chi_square(dim - 1) if dim > 1 else (np.zeros(1), np.ones(1))
+    r2 = (math.sqrt(q) - along[:, None]) ** 2 + across
+    return float(density @ radial_kernel(kernel, h)(r2) @ weights)
+
+
+def gaussian_mmd(z, kernel="gaussian", bandwidth=None):
+    d = z.shape[1]
+    h = math.sqrt(d) if bandwidth is None else bandwidth
+    k = radial_kernel(kernel, h)
+    pairs = _mean(float(k(_squared_distance(x, y))) for x in z for y in z)
+    prior = _mean(mean_to_normal(kernel, h, d, math.fsum(x * x)) for x in z)
+    both = _mean_over_chi_square(kernel, h, d, 2)
+    return {"value": _term(pairs - 2 * prior + both, pairs + 2 * prior + both)}
+
+
+def gaussian_ksd(z, kernel="gaussian", bandwidth=None):
+    """From the definition, coordinate by coordinate."""
+    d = z.shape[1]
+    h2 = d if bandwidth is None else bandwidth**2
+    values, sizes = [], []
+    for x in z:
+        for y in z:
+            r2 = _squared_distance(x, y)
+            if kernel == "gaussian":
+                k = math.exp(-r2 / (2 * h2))
+                slope, bend = k / h2, k / h2**2
+            else:
+                t = 1 + r2 / h2
+                k = t**-0.5
+                slope, bend = t**-1.5 / h2, 3 * t**-2.5 / h2**2
+            for u, v in zip(x, y, strict=True):
+                by_x, by_y = -(u - v) * slope, (u - v) * slope
+                mixed = slope - (u - v) ** 2 * bend
+                values.append((-u) * (-v) * k + (-u) * by_y + (-v) * by_x + mixed)
+                sizes.append(abs(u * v) * k + (u - v) ** 2 * (slope + bend) + slope)
+    n2 = len(z) ** 2
+    return {"value": Term(math.fsum(values) / n2, math.fsum(sizes) / n2)}
+
+
+@functools.cache
+def mean_over_sphere(dim, s):
+    """E e^{−s w_1²} over the unit sphere, a hypergeometric function."""
+    return float(mpmath.hyp1f1(0.5, dim / 2, -s))
+
+
+def sigreg_limit(z, scale_by_n=True):
+    """Of `epps_pulley_closed_form`, term by term, the mean over the sphere."""
+    n, d = z.shape
+    pairs = n + 2 * math.fsum(
+        mean_over_sphere(d, _squared_distance(x, y) / 2) for x, y in combinations(z, 2)
+    )
+    single = math.fsum(mean_over_sphere(d, math.fsum(x * x) / 4) for x in z)
+    parts = (
+        math.sqrt(2 * math.pi) / n * pairs,
+        2 * math.sqrt(math.pi) * single,
+        n * math.sqrt(2 * math.pi / 3),
+    )
+    unit = 1 if scale_by_n else n
+    return {"value": Term((parts[0] - parts[1] + parts[2]) / unit, math.fsum(parts) / unit)}
 
 
 # VICReg ------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from visreg_core.losses.declaration import (
 )
 from visreg_core.losses.epps_pulley import epps_pulley, sigreg_loss
 from visreg_core.losses.execution import Execution
+from visreg_core.losses.gaussian_ksd import gaussian_ksd
+from visreg_core.losses.gaussian_mmd import gaussian_mmd
 from visreg_core.losses.gaussian_sliced_energy_distance import gaussian_sliced_energy_distance
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_sliced_wasserstein
 from visreg_core.losses.invariance import invariance_loss, joint_objective
@@ -19,6 +21,7 @@ from visreg_core.losses.random_walk import (
     transition_matrix,
 )
 from visreg_core.losses.sag_vicreg import SAGVICRegTerms, sag_vicreg_loss
+from visreg_core.losses.sigreg_limit import sigreg_limit
 from visreg_core.losses.sliced_wasserstein import (
     max_sliced_wasserstein,
     sliced_wasserstein,
@@ -50,6 +53,8 @@ __all__ = [
     "covariance_loss",
     "declare_loss",
     "epps_pulley",
+    "gaussian_ksd",
+    "gaussian_mmd",
     "gaussian_sliced_energy_distance",
     "gaussian_sliced_wasserstein",
     "invariance_loss",
@@ -62,6 +67,7 @@ __all__ = [
     "sample_random_walk",
     "scale_loss",
     "shape_loss",
+    "sigreg_limit",
     "sigreg_loss",
     "sliced_wasserstein",
     "spectralnet_loss",
