@@ -259,6 +259,8 @@ def _cases():
         add(name, "p3", {"p": 3}, arrays=_SW_WEIGHTED)
         add(name, "p1.5-power", {"p": 1.5, "power": True}, arrays=_SW_WEIGHTED, unequal=True)
         add(name, "power", {"power": True})
+    for statistic in ("cramer_von_mises", "watson", "jarque_bera"):
+        add("sliced_statistic", statistic, {"statistic": statistic})
     add("gaussian_mmd", "imq", {"kernel": "imq", "bandwidth": 0.8})
     add("gaussian_mmd", "laplace", {"kernel": "laplace"})
     add("gaussian_ksd", "imq", {"kernel": "imq", "bandwidth": 1.5})

@@ -165,6 +165,17 @@ def sigreg_loss(
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...
+def sliced_statistic(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    statistic: str = "anderson_darling",
+    row_mask: Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def sliced_wasserstein(
     x: Tensor,
     y: Tensor,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import mpmath
 import numpy as np
+from scipy.special import log_ndtr
 
 
 class Term(NamedTuple):
@@ -217,6 +218,36 @@ def gaussian_sliced_energy_distance(z, slices):
         value = 2 * to_normal - 2 / math.sqrt(math.pi) - between
         size = 4 * _mean(map(abs, p)) + 2 * math.sqrt(2 / math.pi) + 2 / math.sqrt(math.pi)
         terms.append(Term(value, size))
+    return {"value": _mean_term(terms)}
+
+
+def _statistic_of(x, statistic):
+    """(value, magnitude) of samples of one slice, from the textbook formula."""
+    n, x = len(x), sorted(x)
+    if statistic == "anderson_darling":
+        below = [float(log_ndtr(v)) for v in x]
+        above = [float(log_ndtr(-v)) for v in x]
+        parts = [(2 * i + 1) / n * (below[i] + above[n - 1 - i]) for i in range(n)]
+        return -n - math.fsum(parts), n + 2 * math.fsum(map(abs, below + above))
+    if statistic in ("cramer_von_mises", "watson"):
+        cdf = [0.5 * math.erfc(-v / math.sqrt(2)) for v in x]
+        value = 1 / (12 * n) + math.fsum(((2 * i + 1) / (2 * n) - cdf[i]) ** 2 for i in range(n))
+        if statistic == "watson":
+            value -= n * (_mean(cdf) - 0.5) ** 2
+        return value, n
+    mean = _mean(x)
+    m2, m3, m4 = (_mean((v - mean) ** k for v in x) for k in (2, 3, 4))
+    skew, kurtosis = (m3 / m2**1.5, m4 / m2**2) if m2 > 0 else (0.0, 3.0)
+    parts = [mean**2, (m2 - 1) ** 2 / 2, skew**2 / 6, (kurtosis - 3) ** 2 / 24]
+    size = _mean(v * v for v in x)
+    return n * math.fsum(parts), n * (size + (size + 1) ** 2 / 2 + 4)
+
+
+def sliced_statistic(z, slices, statistic="anderson_darling"):
+    terms = []
+    for k in range(slices.shape[1]):
+        p = [math.fsum(z[n, j] * slices[j, k] for j in range(z.shape[1])) for n in range(len(z))]
+        terms.append(Term(*_statistic_of(p, statistic)))
     return {"value": _mean_term(terms)}
 
 

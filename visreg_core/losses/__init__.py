@@ -22,6 +22,7 @@ from visreg_core.losses.random_walk import (
 )
 from visreg_core.losses.sag_vicreg import SAGVICRegTerms, sag_vicreg_loss
 from visreg_core.losses.sigreg_limit import sigreg_limit
+from visreg_core.losses.sliced_statistic import sliced_statistic
 from visreg_core.losses.sliced_wasserstein import (
     max_sliced_wasserstein,
     sliced_wasserstein,
@@ -69,6 +70,7 @@ __all__ = [
     "shape_loss",
     "sigreg_limit",
     "sigreg_loss",
+    "sliced_statistic",
     "sliced_wasserstein",
     "spectralnet_loss",
     "transition_matrix",
