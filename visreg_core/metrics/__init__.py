@@ -30,6 +30,12 @@ from visreg_core.metrics.hierarchy import (
 )
 from visreg_core.metrics.lidar import lidar
 from visreg_core.metrics.linkage import linkage
+from visreg_core.metrics.normality import (
+    NormalityTest,
+    SlicedNormalityTest,
+    henze_zirkler,
+    sliced_normality_test,
+)
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
 from visreg_core.metrics.spectrum import (
     PowerLaw,
@@ -60,6 +66,7 @@ from visreg_core.metrics.tree_similarity import (
     cophenetic_similarity,
     lca_similarity,
 )
+from visreg_core.metrics.two_sample import TwoSampleTest, two_sample_test
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
@@ -70,12 +77,15 @@ __all__ = [
     "FowlkesMallows",
     "Gaussianity",
     "LCAComparison",
+    "NormalityTest",
     "PowerLaw",
     "RandIndices",
     "SampledCopheneticSimilarity",
     "SampledCorrelations",
+    "SlicedNormalityTest",
     "SlicedTest",
     "Tanglegram",
+    "TwoSampleTest",
     "WorstDirection",
     "adjusted_rand_index",
     "alignment",
@@ -96,6 +106,7 @@ __all__ = [
     "entanglement",
     "fowlkes_mallows",
     "gaussianity",
+    "henze_zirkler",
     "hierarchical_knn_accuracy",
     "hierarchical_labels",
     "hierarchical_linear_accuracy",
@@ -115,10 +126,12 @@ __all__ = [
     "rankme_from_singular_values",
     "singular_values",
     "singular_values_from_gram",
+    "sliced_normality_test",
     "stable_rank",
     "stable_rank_from_singular_values",
     "tanglegram",
     "to_networkx",
+    "two_sample_test",
     "uniformity",
     "worst_direction",
 ]
