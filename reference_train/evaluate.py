@@ -30,11 +30,11 @@ from reference_train import checkpoint
 from reference_train.config import Config, check, from_dict, known_keys
 from reference_train.errors import TrainError, nearest, one_line
 from reference_train.finetune import finetune
+from reference_train.logs import write_atomically
 from reference_train.measure import Measured, embed, rows_of
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
 from reference_train.probe import GRID, few_shot, linear_probe
-from reference_train.record import write_atomically
 from reference_train.splits import Splits, open_splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,

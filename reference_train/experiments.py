@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reference_train.record import read_log, write_atomically
+from reference_train.logs import read_log, write_atomically
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "experiments"

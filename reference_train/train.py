@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -30,20 +31,15 @@ from reference_train import checkpoint, data, methods, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
+from reference_train.curves import draw_curves
+from reference_train.environment import environment
 from reference_train.errors import LocalError, TrainError, one_line
+from reference_train.ledger import Ledger, batch_statistics, of_step
+from reference_train.logs import Log, write_atomically
 from reference_train.measure import Measured, pixels, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
-from reference_train.record import (
-    Ledger,
-    Log,
-    Trackers,
-    batch_statistics,
-    draw_curves,
-    environment,
-    of_step,
-    write_atomically,
-)
 from reference_train.splits import Splits, open_splits
+from reference_train.trackers import Trackers
 
 
 def train(config: Config) -> dict[str, dict[str, float]]:
@@ -159,6 +155,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             results = final_table(config, splits, measured, learner, folder)
         trackers.close()
     accelerator.wait_for_everyone()
+    # DDP ends before its group: while it holds the last reference, its destructor waits, with the
+    # interpreter's lock, for Gloo's threads, which may wait for that lock.
+    del model
+    accelerator.free_memory()
+    gc.collect()
     accelerator.end_training()
     return results
 

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Device, DType, Namespace
+from visreg_core import _xp, checks
+from visreg_core.typing import Array, Device, DType, Namespace
 
 _QUANTILES: dict[int, np.ndarray] = {}
 _MAX_CACHED = 64
@@ -43,10 +43,10 @@ def normal_quantiles(
     >>> normal_quantiles(3).round(4).tolist()
     [-0.6745, 0.0, 0.6745]
     """
-    _checks.positive_int("n", n)
+    checks.positive_int("n", n)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
-    _checks.dtype("dtype", dtype, xp)
+    checks.dtype("dtype", dtype, xp)
     if _xp.is_compiling(xp):
         i = xp.arange(1, n + 1, dtype=xp.float64, **({} if device is None else {"device": device}))
         return xp.astype(_xp.ndtri(xp, i / (n + 1)), dtype)
@@ -87,8 +87,8 @@ def epps_pulley_knots(t_max: float, n_knots: int) -> tuple[list[float], list[flo
     Equally spaced t_j on [0, t_max]; w_j the trapezoid weights, doubled for the symmetric half
     and times e^{−t²/2}; targets e^{−t²/2}, the Gaussian's characteristic function.
     """
-    _checks.positive_int("n_knots", n_knots, minimum=2)
-    _checks.number("t_max", t_max, static=True)
+    checks.positive_int("n_knots", n_knots, minimum=2)
+    checks.number("t_max", t_max, static=True)
     if t_max <= 0:
         raise ValueError(f"expected t_max > 0; found {t_max!r}")
     step = float(t_max) / (n_knots - 1)

@@ -24,9 +24,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from visreg_core import _checks, _slices_numpy, _xp
-from visreg_core._threefry import threefry2x32
-from visreg_core._typing import Array, Device, DType, Namespace, Scalar
+from visreg_core import _xp, checks
+from visreg_core._xp import slices_numpy
+from visreg_core._xp.threefry import threefry2x32
+from visreg_core.typing import Array, Device, DType, Namespace, Scalar
 
 DOMAIN_SLICES = 0
 DOMAIN_WALKS = 1
@@ -82,7 +83,7 @@ def random_slices(
         Dimension D of the embeddings, 1 … 2²⁹.
     n_slices : int
         Number K of directions.
-    seed, step : int or integer array of no axes
+    seed, step : int or 0-d integer array
         0 … 2³² − 1. Pass the training step as `step` for fresh directions at each. Under
         ``jax.jit`` and ``torch.compile`` they may be traced.
     start : int
@@ -132,7 +133,7 @@ def random_slices(
     dim = int(dim)
     xp = _xp.as_namespace(xp)
     dtype = _xp.default_float(xp) if dtype is None else dtype
-    _checks.dtype("dtype", dtype, xp)
+    checks.dtype("dtype", dtype, xp)
     work = xp.float64 if _xp.dtype_name(dtype) == "float64" else xp.float32
     where = {} if device is None else {"device": device}
 
@@ -151,10 +152,10 @@ def random_slices(
 
 def check_range(dim: int, n_slices: int, start: int, sampler: str) -> None:
     """ValueError where there are no such directions, or the numbers are traced arrays."""
-    _checks.positive_int("dim", dim)
-    _checks.positive_int("n_slices", n_slices)
-    _checks.positive_int("start", start, minimum=0)
-    _checks.choice("sampler", sampler, SAMPLERS)
+    checks.positive_int("dim", dim)
+    checks.positive_int("n_slices", n_slices)
+    checks.positive_int("start", start, minimum=0)
+    checks.choice("sampler", sampler, SAMPLERS)
     if dim > 1 << 29:
         raise ValueError(f"expected dim <= 2**29; found {dim}")
     if start + n_slices > _WORD:
@@ -222,7 +223,7 @@ def _gaussian(
 ) -> Array:
     """Standard normals (dim, count): column j is slice first + j."""
     if _xp.name(xp) == "numpy":
-        return _slices_numpy.normals(
+        return slices_numpy.normals(
             dim,
             count,
             first=first,
@@ -255,7 +256,7 @@ def _key(xp: Namespace, argument: str, value: Scalar, beside: Array) -> Array:
 
 
 def key_word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
-    """A key word as a Python integer, which it always is for NumPy, or as an array of no axes."""
+    """A key word as a Python integer, which it always is for NumPy, or as a 0-d array."""
     if isinstance(value, (np.integer, np.ndarray)) and np.ndim(value) == 0:
         value = np.asarray(value).item()
     if isinstance(value, int) and not isinstance(value, bool):
@@ -264,7 +265,7 @@ def key_word(xp: Namespace, argument: str, value: Scalar) -> int | Array:
         return value
     if tuple(getattr(value, "shape", (0,))) != () or "int" not in _xp.dtype_name(value):
         raise TypeError(
-            f"expected {argument} to be an integer or an integer array of no axes; "
+            f"expected {argument} to be an integer or a 0-d integer array; "
             f"found {type(value).__name__}"
         )
     if _xp.library(value) != _xp.name(xp):

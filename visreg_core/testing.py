@@ -167,13 +167,13 @@ def _is_number(x: Any) -> bool:
 def _namespace_of(x: Any) -> str:
     if _is_python_number(x):
         return "python"
-    return "numpy" if isinstance(x, np.generic) else _xp.name(_xp.namespace(x))
+    return _xp.name(_xp.namespace(x))
 
 
 def _dtype_of(x: Any) -> str:
     if _is_python_number(x):
         return type(x).__name__
-    return str(x.dtype).removeprefix("torch.").removeprefix("array_api_strict.")
+    return _xp.dtype_name(x)
 
 
 def _epsilon_of(x: Any) -> float:

@@ -95,7 +95,7 @@ def random_slices(
         Dimension D of the embeddings.
     n_slices : int
         Number K of directions.
-    seed, step : int or integer array of no axes
+    seed, step : int or 0-d integer array
         0 … 2³² − 1; both may be traced. Pass the training step for fresh directions at each.
     start : int
         Index of the first slice.

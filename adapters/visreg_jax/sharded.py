@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from visreg_core import _checks
+from visreg_core import checks
 from visreg_core.losses.declaration import Declaration, declaration_of, own_losses
 from visreg_core.losses.execution import SORTING
 from visreg_jax._collectives import Axes, AxisName, names
@@ -112,7 +112,7 @@ def along_axis(loss: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         inputs = {**defaults, **signature.bind(*args, **kwargs).arguments}
         axes = Axes(inputs["axis_name"], inputs["slice_axis"])
-        _checks.choice("sorting", inputs["sorting"], SORTING)
+        checks.choice("sorting", inputs["sorting"], SORTING)
         rest = {key: value for key, value in kwargs.items() if key not in given}
         bound = declaration.bind(args, rest)
         call, arrays = prepare(declaration, bound, inputs["sorting"], axes)

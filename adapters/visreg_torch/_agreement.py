@@ -1,6 +1,6 @@
-"""What processes tell each other before a loss of all their rows, and whether it fits.
+"""Headers that processes exchange before a loss of all their rows, and the check that they agree.
 
-A header is a line of JSON of fixed length, so that one collective carries it.
+A header is JSON padded to a fixed length, so that one collective exchanges all of them.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ _LONGEST_TEXT = 300
 
 # Elements of the slices that are compared: another seed or step changes all of them.
 _FINGERPRINT = 8
-# By which random walks are drawn, of which no slices tell.
+# Random walks have no slices to compare, so that what draws them is compared itself.
 _WORDS = ("seed", "step")
-# Slices are drawn alike everywhere, but another processor rounds a logarithm otherwise.
+# The same slices differ between processors that round a logarithm differently.
 _TOLERANCE = 1e-3
 
 
 def header(
     loss: str, arguments: Mapping[str, Any], row_axes: Mapping[str, int], wanted: bool
 ) -> bytes:
-    """What a process passes to a loss, and whether it wants the gradient.
+    """One process's arguments of a loss, and whether it needs the gradient.
 
     `row_axes` names the arguments that have rows.
     """
-    told: dict[str, Any] = {"loss": loss, "rows": 0, "arrays": {}, "options": "", "slices": []}
-    told["masked"], told["gradient"] = arguments.get("row_mask") is not None, wanted
+    fields: dict[str, Any] = {"loss": loss, "rows": 0, "arrays": {}, "options": "", "slices": []}
+    fields["masked"], fields["gradient"] = arguments.get("row_mask") is not None, wanted
     try:
-        told |= _told(arguments, row_axes)
-        told["problem"] = None
-    except (TypeError, ValueError) as error:  # the other processes must hear of it
-        told["problem"] = str(error)[:_LONGEST_TEXT]
-    told["options"] = _fitting(told["options"])
-    told["arrays"] = {name: _fitting(text) for name, text in told["arrays"].items()}
-    return json.dumps(told, ensure_ascii=False).encode().ljust(LENGTH)
+        fields |= _described(arguments, row_axes)
+        fields["problem"] = None
+    except (TypeError, ValueError) as error:  # raised on every process, by `check`
+        fields["problem"] = str(error)[:_LONGEST_TEXT]
+    fields["options"] = _fitting(fields["options"])
+    fields["arrays"] = {name: _fitting(text) for name, text in fields["arrays"].items()}
+    return json.dumps(fields, ensure_ascii=False).encode().ljust(LENGTH)
 
 
 def _fitting(text: str) -> str:
-    """The text, or what stands for one that is too long."""
+    """The text, or its hash where it is too long."""
     return text if len(text) <= _LONGEST_TEXT else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str, Any]:
+def _described(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str, Any]:
     rows: dict[str, int] = {}
     arrays: dict[str, str] = {}
     options: list[str] = []
@@ -65,7 +65,7 @@ def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str
                     f"expected {name} of at least {-axis} axes; found shape {tuple(value.shape)}"
                 )
             rows[name] = value.shape[axis]
-        if name == "row_mask":  # a process may have one and another none
+        if name == "row_mask":  # may be given on some processes only
             if value is not None and (value.ndim > 1 or value.dtype != torch.bool):
                 raise ValueError(f"expected row_mask bool (N); found {array_text(value)}")
             continue
@@ -91,7 +91,7 @@ def _told(arguments: Mapping[str, Any], row_axes: Mapping[str, int]) -> dict[str
 
 
 def _word_text(value: Any) -> str:
-    """A key word by its number, whatever holds it; what is none as it is."""
+    """A seed or step by its number, be it an int, a NumPy integer or a tensor."""
     try:
         number = operator.index(value)
     except (TypeError, RuntimeError):  # the latter of tensors with more than one element
@@ -101,8 +101,7 @@ def _word_text(value: Any) -> str:
 
 def _option_text(value: Any) -> str:
     if isinstance(value, Tensor):
-        # A number that is held by a tensor counts by its value. Nobody waits longer for a device
-        # than the exchange of headers does anyway.
+        # A 0-d tensor counts by its value. The exchange of headers waits for the device anyway.
         return f"{value.item():.9g}" if value.ndim == 0 else array_text(value)
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(_option_text, value)) + ")"
@@ -110,12 +109,12 @@ def _option_text(value: Any) -> str:
 
 
 def read_headers(every: bytes) -> list[dict[str, Any]]:
-    """Headers that were joined."""
+    """The headers in their concatenation."""
     return [json.loads(every[i : i + LENGTH]) for i in range(0, len(every), LENGTH)]
 
 
 def check(headers: Sequence[Mapping[str, Any]], ranks: Sequence[int], least: int = 2) -> None:
-    """ValueError, the same from all headers on every process, where they do not fit.
+    """ValueError where the headers do not agree: the same error on every process.
 
     Parameters
     ----------
@@ -124,28 +123,28 @@ def check(headers: Sequence[Mapping[str, Any]], ranks: Sequence[int], least: int
     ranks : sequence of int
         The processes' ranks, as messages name them.
     least : int
-        Rows that all together must have.
+        Rows that all processes together must have.
     """
     loss = headers[0]["loss"]
-    for rank, told in zip(ranks, headers, strict=True):
-        if told["problem"] is not None:
-            raise ValueError(f"{told['loss']} on rank {rank}: {told['problem']}")
-    _check_same("the same loss", [told["loss"] for told in headers], ranks)
-    names = dict.fromkeys(name for told in headers for name in told["arrays"])
+    for rank, header in zip(ranks, headers, strict=True):
+        if header["problem"] is not None:
+            raise ValueError(f"{header['loss']} on rank {rank}: {header['problem']}")
+    _check_same("the same loss", [h["loss"] for h in headers], ranks)
+    names = dict.fromkeys(name for h in headers for name in h["arrays"])
     for name in names:
-        found = [f"{name} {told['arrays'].get(name, 'None')}" for told in headers]
+        found = [f"{name} {h['arrays'].get(name, 'None')}" for h in headers]
         _check_same(f"{loss} with one shape of {name} but for its rows", found, ranks)
-    _check_same(f"{loss} with the same options", [told["options"] for told in headers], ranks)
+    _check_same(f"{loss} with the same options", [h["options"] for h in headers], ranks)
     first = headers[0]["slices"]
     near = [
-        all(abs(a - b) < _TOLERANCE for a, b in zip(first, told["slices"], strict=True))
-        for told in headers
+        all(abs(a - b) < _TOLERANCE for a, b in zip(first, h["slices"], strict=True))
+        for h in headers
     ]
     found = ["one set" if as_first else "another (seed or step?)" for as_first in near]
     _check_same(f"{loss} with the same slices", found, ranks)
-    found = [f"requires_grad={told['gradient']}" for told in headers]
+    found = [f"requires_grad={h['gradient']}" for h in headers]
     _check_same(f"{loss} with one requires_grad of the embeddings", found, ranks)
-    rows = [told["rows"] for told in headers]
+    rows = [h["rows"] for h in headers]
     if sum(rows) < least:
         raise ValueError(
             f"expected {loss} of at least {least} rows on all ranks together; "
@@ -154,7 +153,7 @@ def check(headers: Sequence[Mapping[str, Any]], ranks: Sequence[int], least: int
 
 
 def _check_same(what: str, found: Sequence[str], ranks: Sequence[int]) -> None:
-    """ValueError that lists who found what, the fewest first: they are the odd ones."""
+    """ValueError that lists the ranks of each finding, the rarest first: the likely culprits."""
     if len(set(found)) == 1:
         return
     of_each: dict[str, list[int]] = {}
@@ -168,7 +167,7 @@ def _check_same(what: str, found: Sequence[str], ranks: Sequence[int]) -> None:
 
 
 def _ranks_text(ranks: Sequence[int]) -> str:
-    """0, 1, 2, 3 and up to eight of more."""
+    """The first eight ranks, and the number of the others."""
     shown = ", ".join(map(str, ranks[:8]))
     return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
 

@@ -1,6 +1,6 @@
-"""How autograd sees a loss: its fields are differentiable, what its backward pass needs is saved.
+"""Losses as autograd functions.
 
-`evaluate` is what every loss of `visreg_torch.functional` ends in.
+Every loss of `visreg_torch.functional` calls `evaluate`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from visreg_torch._call import LossCall, split
 def evaluate(
     declaration: Declaration, inputs: Mapping[str, Any], *, scope: str = "local", group: Any = None
 ) -> Any:
-    """Result of a declared loss, differentiable by autograd. `inputs` has all of its arguments."""
+    """Result of a declared loss, differentiable by autograd. `inputs` holds all its arguments."""
     sharding = distributed.sharding_of(scope, group)
     if sharding is not None:
         wanted = _is_wanted(inputs[name] for name in declaration.differentiated)
@@ -38,7 +38,7 @@ def evaluate(
     if traced:
         fields: Sequence[Tensor] = _operators.call(call, tensors, wanted)
     elif torch._C._are_functorch_transforms_active():
-        # Inside a transform of torch.func a tensor need not say that it requires a gradient.
+        # Under a transform of torch.func, requires_grad of a tensor is not reliable.
         fields = _apply(_Transformed, call, *tensors)[: len(declaration.fields)]
     elif wanted:
         fields = _apply(_Eager, call, *tensors)
@@ -48,7 +48,7 @@ def evaluate(
 
 
 def _is_wanted(embeddings: Iterable[Any]) -> bool:
-    """Whether autograd will ask for a gradient."""
+    """Whether autograd needs a gradient."""
     return torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in embeddings)
 
 
@@ -66,7 +66,7 @@ def _apply(function: type[Function], *args: Any) -> Any:
 
 
 class _Eager(Function):
-    """A call outside of transforms: torch binds the arguments of their kind much more slowly."""
+    """A call outside of transforms, which make torch bind the arguments much more slowly."""
 
     @staticmethod
     def forward(ctx: Any, call: LossCall, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -80,7 +80,7 @@ class _Eager(Function):
 
 
 class _Transformed(Function):
-    """A call inside a transform: fields, and after them, not differentiable, what is saved."""
+    """A call inside a transform: returns the fields, then the saved tensors, not differentiable."""
 
     @staticmethod
     def forward(call: LossCall, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +111,7 @@ class _Transformed(Function):
 def _save(
     ctx: Any, call: LossCall, tensors: Sequence[Tensor], saved: Sequence[Tensor | None]
 ) -> None:
-    """Keep tensors and what was saved; of arrays whose shape is enough only the shape."""
+    """Save the inputs and the forward pass's tensors; of `shape_only` inputs only the shape."""
     absent = call.shape_only()
     ctx.call, ctx.n_tensors = call, len(tensors)
     ctx.shapes = [(i, tensors[i].dtype, tensors[i].shape) for i in absent]
@@ -120,7 +120,7 @@ def _save(
 
 
 def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors of a call, given a cotangent of each field."""
+    """Gradients of the tensors of a call, from one cotangent a field."""
     call, n = ctx.call, ctx.n_tensors
     for c in given:
         if c is not None and torch._C._functorch.is_legacy_batchedtensor(c):
@@ -129,7 +129,7 @@ def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]
                 "a batch of them (is_grads_batched, vectorize): use torch.func.jacrev or vmap"
             )
     left = list(ctx.saved_tensors)
-    for i, dtype, shape in ctx.shapes:  # in order, so that each lands in its place
+    for i, dtype, shape in ctx.shapes:  # in order, so that each is inserted at its index
         left.insert(i, left[0].new_empty((), dtype=dtype).expand(shape))
     tensors, saved = left[:n], left[n:]
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
@@ -144,7 +144,7 @@ def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]
 
 
 class _Gradient(Function):
-    """The backward pass where a second derivative may be asked for, or under torch.func."""
+    """The backward pass where a second derivative may follow, or under torch.func."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Rows of several processes that fit each other: agreement on shapes, padding, renumbered pairs."""
+"""The rows of several processes as one batch: agreement on shapes, padding, renumbered pairs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from visreg_torch.distributed import (
     shards_of,
 )
 
-# The axes of rows of the arguments of functions that are no losses.
+# Row axes of the arguments of functions that are not losses.
 _OF_ROWS = {"z": -2, "a": -2, "b": -2}
 
 
 def global_batch(
     declaration: Declaration, arguments: Mapping[str, Any], sharding: Sharding, wanted: bool
 ) -> dict[str, Any]:
-    """The arguments of a loss, with as many rows on every process.
+    """The arguments of a loss, padded to the same number of rows on every process.
 
-    Processes tell each other their shapes, options and a few of the slices' elements. Where
-    something but the number of rows differs every one of them raises. Rows are padded to the most
-    that a process has, at least two, and the padding is masked; ``pairs``, which count the rows of
-    the whole batch, are renumbered. The padding is part of autograd's graph, which takes it away
-    from the gradient again.
+    Processes exchange their shapes, options and a few elements of the slices. Where anything but
+    the number of rows differs, every process raises. Rows are padded to the largest number that a
+    process has, at least two, and the padding is masked; ``pairs``, which index the rows of the
+    whole batch, are renumbered. The padding is part of autograd's graph, which removes it from the
+    gradient again.
 
     Parameters
     ----------
@@ -43,9 +43,10 @@ def global_batch(
     arguments : mapping
         Its arguments by name.
     sharding : Sharding
-        Over what to talk.
+        The processes that hold the batch.
     wanted : bool
-        Whether this process will ask for a gradient. All must, or none: it takes all of them.
+        Whether this process requires a gradient. All processes must, or none, because its
+        collectives need all of them.
 
     Returns
     -------
@@ -55,7 +56,7 @@ def global_batch(
     Raises
     ------
     ValueError
-        On every process, where the arguments do not fit, or where all together have too few rows.
+        On every process, where arguments differ or all processes together have too few rows.
     """
     axes = {
         name: declaration.row_axis(name, arguments)
@@ -67,8 +68,8 @@ def global_batch(
         own = max(lengths, default=2)
         size, masked = n_processes(sharding.group), arguments.get("row_mask") is not None
         return _padded(arguments, axes, [own] * size, rank=0, masked=masked)
-    told = {**arguments, "sorting": sharding.sorting} if declaration.sorts else arguments
-    headers = _exchange_headers(declaration.name, told, axes, sharding.group, wanted)
+    compared = {**arguments, "sorting": sharding.sorting} if declaration.sorts else arguments
+    headers = _exchange_headers(declaration.name, compared, axes, sharding.group, wanted)
     ranks = dist.get_process_group_ranks(sharding.group)
     _agreement.check(headers, ranks, least=declaration.min_rows)
     rows = [header["rows"] for header in headers]
@@ -124,16 +125,16 @@ def _with_rows(x: Tensor, axis: int, length: int) -> Tensor:
     shape[axis] = length - shape[axis]
     if not shape[axis]:
         return x
-    # Autocast knows no mixture of its dtype and another 16-bit one, and would raise on the
-    # processes that pad alone.
+    # Autocast refuses to mix its dtype with another 16-bit one, and would raise on those processes
+    # only that pad.
     with torch.autocast(x.device.type, enabled=False):
         return torch.cat([x, x.new_zeros(shape)], axis)
 
 
 def _renumbered(pairs: Tensor, rows: list[int], most: int) -> Tensor:
-    """Indices of rows of the whole batch as they count with every process padded to `most`.
+    """Indices of rows of the whole batch once every process is padded to `most` rows.
 
-    An index beyond the batch stays beyond it, and a negative one negative.
+    An index beyond the batch stays beyond it, and a negative one stays negative.
     """
     starts = [sum(rows[:r]) for r in range(len(rows) + 1)]
     ends = torch.tensor(starts[1:], device=pairs.device, dtype=pairs.dtype)
@@ -146,9 +147,9 @@ def _renumbered(pairs: Tensor, rows: list[int], most: int) -> Tensor:
 
 
 def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
-    """The rows of all processes, in order of rank, of which each may pass another number.
+    """The rows of all processes, in order of rank; their numbers may differ.
 
-    For statistics of the whole batch that carry no gradient, such as the affinity of
+    For statistics of the whole batch without a gradient, such as the affinity of
     `visreg_core.random_walk_affinity`.
 
     Parameters
@@ -156,7 +157,7 @@ def gather_rows(x: Tensor, group: Any = None) -> tuple[Tensor, int]:
     x : Tensor of shape (..., N, D)
         This process's rows.
     group : ProcessGroup or Sharding, optional
-        The default group if not given; where none was initialised x is all there is.
+        The default group if not given. Without an initialised group, x is the whole batch.
 
     Returns
     -------
@@ -198,12 +199,12 @@ def gathered(sharding: Sharding, what: str, x: Tensor, rows: list[int]) -> Tenso
 
 @torch.library.custom_op("visreg::gathered", mutates_args=())
 def _gathered(x: Tensor, group: str, what: str, rows: list[int]) -> Tensor:
-    """An operator, since compilers cannot look into collectives."""
+    """An operator, because compilers cannot trace collectives."""
     shards: Any = shards_of(group, what, x.device, on_numpy=False)[0]
     most = max(rows)
     every = shards.gather(_with_rows(x, -2, most), axis=-2)
-    kept = [every[..., r * most : r * most + n, :] for r, n in enumerate(rows)]
-    return torch.cat(kept, dim=-2).contiguous()
+    parts = [every[..., r * most : r * most + n, :] for r, n in enumerate(rows)]
+    return torch.cat(parts, dim=-2).contiguous()
 
 
 @_gathered.register_fake

@@ -1,4 +1,4 @@
-"""A call of a loss with its tensors apart: what autograd and operators can hold."""
+"""A call of a loss with its tensors set apart, as autograd and operators need them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class LossCall(NamedTuple):
         return {name: _filled(value, arrays) for name, value in self.inputs.items()}
 
     def shape_only(self) -> list[int]:
-        """Which tensors the backward pass needs the shape of, and nothing else."""
+        """The tensors of which the backward pass needs only the shape."""
         given = (self.inputs[name] for name in self.declaration.shape_only)
         return [slot.number for slot in given if isinstance(slot, Slot)]
 
 
-# A function of its own: one that closes over itself would hold the arrays until Python next looks
-# for cycles, and with them the embeddings of a hundred steps.
+# Not an inner function: a recursive closure is a reference cycle, which would keep the arrays of a
+# hundred steps alive until the garbage collector runs.
 def _filled(value: Any, arrays: Sequence[Any]) -> Any:
     if isinstance(value, Slot):
         return arrays[value.number]

@@ -1,4 +1,4 @@
-"""A declared loss as a function of torch tensors with a gradient of its own."""
+"""Declared losses as functions of torch tensors, differentiated by their own backward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ group : torch.distributed.ProcessGroup or Sharding, optional
 
 
 def differentiable(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """A loss for torch tensors, which autograd differentiates by the loss's own gradient.
+    """A loss as a function of torch tensors, differentiated by its own backward pass.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def differentiable(loss: Callable[..., Any]) -> Callable[..., Any]:
     Returns
     -------
     callable
-        With the arguments of `loss`, and with `scope` and `group` where its declaration says that
-        it can be sharded. It works eagerly, under ``torch.compile`` and ``torch.func``.
+        With the arguments of `loss`, and `scope` and `group` where its declaration says
+        ``sharded``. It works eagerly, under ``torch.compile`` and ``torch.func``.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def differentiable(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _signature(signature: inspect.Signature, sharded: bool) -> inspect.Signature:
-    """The arguments of the loss, and where they can be sharded of whom."""
+    """The arguments of the loss, with `scope` and `group` where it is sharded."""
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
         for name, default in (_SHARDED.items() if sharded else ())

@@ -1,9 +1,9 @@
-"""Each declared loss as a torch operator, for whoever traces: compilers, export, profilers.
+"""Each declared loss as a pair of torch operators, for tracers: compilers, export, profilers.
 
-Eager code needs none of this: `visreg_torch._autograd` runs the passes directly. A loss has two
-operators, ``visreg::NAME`` and ``visreg::NAME_backward``, whose arguments are the loss's own. What
-the forward operator returns after the fields is what the backward operator takes, so that no state
-lies between them. Shapes come from the core's own forward pass on tensors without numbers.
+Eager code does not need them: `visreg_torch._autograd` runs the passes directly. The operators,
+``visreg::NAME`` and ``visreg::NAME_backward``, have the loss's own arguments. The forward operator
+returns the fields and then the saved tensors, which are arguments of the backward operator, so that
+there is no hidden state. Shapes come from the core's forward pass on meta tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ARGUMENTS: dict[str, dict[str, str]] = {}  # the types of each operator's argum
 
 
 def is_needed(tensors: Sequence[Tensor]) -> bool:
-    """Whether code is traced, or tensors are more than their numbers."""
+    """Whether code is being traced, or a tensor is of a subclass that dispatches by itself."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
@@ -49,7 +49,7 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
 
 
 def second_derivative(loss: str) -> str:
-    """The message of an error."""
+    """Message of the error that a second derivative raises."""
     return (
         f"expected one derivative of visreg_torch.{loss}; found a second: "
         f"torch differentiates visreg_core.{loss} as often as you like"
@@ -74,7 +74,7 @@ def call(of: LossCall, tensors: Sequence[Tensor], wanted: bool) -> Sequence[Tens
             inputs[name] = _as_tensor(inputs[name], device)
         elif kind in ("float", "float?") and inputs[name] is not None:
             inputs[name] = float(inputs[name])
-    # What is recorded now may be differentiated later.
+    # A recorded graph may be differentiated later.
     wanted = wanted or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
     operator = getattr(torch.ops.visreg, operator_name)
     return _apply(operator, *inputs.values(), of.group or "", wanted)[: len(declaration.fields)]
@@ -90,7 +90,7 @@ def _as_tensor(x: Any, device: torch.device) -> Tensor:
     return torch.full((), x, dtype=torch.float64 if device.type == "cpu" else torch.float32)
 
 
-# --- making them ----------------------------------------------------------------------------------
+# --- definition -----------------------------------------------------------------------------------
 
 
 def _kinds(declaration: Declaration) -> dict[str, str]:
@@ -114,14 +114,14 @@ def _kinds(declaration: Declaration) -> dict[str, str]:
 
 
 def name_of(declaration: Declaration) -> str:
-    """The operator's name: the loss's, and of a loss outside of this package its module's first."""
+    """The operator's name: the loss's; outside of this package its module's comes first."""
     module = declaration.forward.__module__
     own = module.split(".")[0] == "visreg_core"
     return declaration.name if own else f"{module}.{declaration.name}".replace(".", "_")
 
 
 def define(declaration: Declaration) -> None:
-    """Make the two operators of a loss, once."""
+    """Define the two operators of a loss, once."""
     name = name_of(declaration)
     if name in _ARGUMENTS:
         return

@@ -1,7 +1,7 @@
-"""Runs the two passes of a loss in the core, on torch tensors or on NumPy views of them.
+"""The two passes of a loss, run on torch tensors or on NumPy views of them.
 
-Autograd does not record either pass, and autocast does not change it. What a forward pass saves
-for the backward pass is a list of tensors, one for each field of the loss's ``Saved``.
+Neither pass is recorded by autograd or changed by autocast. A forward pass returns what it saves as
+a flat list of tensors (`flat`), which the backward pass takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from visreg_core import _tiles
+from visreg_core import threads
 from visreg_core.losses.execution import PLAIN, Execution
 from visreg_core.losses.kernels import NUMPY
 from visreg_torch import distributed
@@ -29,10 +29,10 @@ _NUMPY_FLOATS = (torch.float32, torch.float64)
 
 
 def runs_on_numpy(call: LossCall, tensors: Sequence[Tensor]) -> bool:
-    """Whether NumPy's path of the core computes this call: on a CPU it is several times faster.
+    """Whether this call runs on NumPy views: on a CPU, where that is several times faster.
 
-    It shares whole chunks of slices over threads, and sorts small integers. Its floats have 32 or
-    64 bits.
+    NumPy's kernels spread chunks of slices over threads and sort small integers. They need float32
+    or float64.
     """
     if any([not t.is_cpu for t in tensors]):  # noqa: C419  (half of a generator's time)
         return False
@@ -73,17 +73,17 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def apart(tensors: Sequence[Tensor], on_numpy: bool) -> contextlib.AbstractContextManager[Any]:
-    """Context without autograd and autocast, or where NumPy has as many threads as torch has."""
+    """Context without autograd and autocast; for NumPy, with as many threads as torch has."""
     if on_numpy:
         nbytes = max([t.nbytes for t in tensors])
-        return _tiles.at_most_threads(torch.get_num_threads(), nbytes)
+        return threads.at_most_threads(torch.get_num_threads(), nbytes)
     context = contextlib.ExitStack()
     context.enter_context(torch.no_grad())
     context.enter_context(without_autocast(tensors[0].device))
     return context
 
 
-# --- tensors without numbers ----------------------------------------------------------------------
+# --- meta tensors ---------------------------------------------------------------------------------
 
 
 def _at_once(
@@ -98,7 +98,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "over_chunks": _at_once,
     "quantiles": lambda xp, size, z, *_: z.new_empty(size),
 }
-"""Kernels for tensors that have a shape and no numbers."""
+"""Kernels for meta tensors."""
 
 
 # --- tensors as the core takes them ---------------------------------------------------------------
@@ -107,10 +107,9 @@ SHAPES: dict[str, Callable[..., Any]] = {
 def widened(call: LossCall, tensors: Sequence[Tensor], on_numpy: bool) -> list[Tensor]:
     """Tensors in the dtypes that the core takes.
 
-    Float16 embeddings become float32, so that a gradient beyond float16's range is Inf in the end,
-    which is what loss scaling looks for, and not the largest float16. For NumPy, which has no
-    bfloat16, all 16-bit tensors do; and a float without axes takes the embeddings' precision,
-    which is how torch would treat it.
+    Float16 embeddings become float32, so that a gradient beyond float16's range overflows to Inf,
+    which loss scaling detects. For NumPy, which has no bfloat16, all 16-bit tensors become float32,
+    and 0-d floats get the embeddings' precision, as torch's promotion would have it.
     """
     compute = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     out = []
@@ -150,7 +149,7 @@ def _as_tensor(x: Any) -> Tensor:
 def forward(
     call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The loss's fields, and what is saved (see `flat`): nothing without `need_gradient`."""
+    """The loss's fields, and the saved tensors (see `flat`): none without `need_gradient`."""
     on_numpy = runs_on_numpy(call, tensors)
     with apart(tensors, on_numpy):
         how = execution(call, tensors[0].device, on_numpy, need_gradient=need_gradient)
@@ -163,7 +162,7 @@ def forward(
 def forward_of_shapes(
     call: LossCall, tensors: Sequence[Tensor], *, need_gradient: bool
 ) -> list[Tensor]:
-    """What `forward` returns, of tensors without numbers and with sizes that may be symbols."""
+    """What `forward` returns, as meta tensors, whose sizes may be symbols."""
     if call.kernels is not None:
         return _of_kernels(call, tensors, need_gradient)
     on_numpy = runs_on_numpy(call, tensors)
@@ -178,9 +177,9 @@ def forward_of_shapes(
 
 
 def _of_kernels(call: LossCall, tensors: Sequence[Tensor], need_gradient: bool) -> list[Tensor]:
-    """The same where kernels compute the loss: on the meta device they are not started.
+    """The same where kernels compute the whole loss: on the meta device none is launched.
 
-    They choose their way by sizes and strides, so that these become constants of the graph.
+    Kernels branch on sizes and strides, which therefore become constants of the graph.
     """
     with _disable_current_modes(), torch.no_grad():
         shapes = [
@@ -211,7 +210,7 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of the embeddings, in their dtypes.
 
-    cotangents : one for each field, None for 0. donated : what was saved may be overwritten.
+    cotangents : one for each field, None for 0; donated : the saved tensors may be overwritten.
     """
     on_numpy = runs_on_numpy(call, tensors)
     with apart(tensors, on_numpy):
@@ -226,7 +225,7 @@ def backward(
             *[_cotangent(c, factor, on_numpy) for c in cotangents],
         )
         gradients = found if isinstance(found, tuple) else (found,)
-        # Detached, so that nobody else holds the tensor and autograd may keep it as it is.
+        # Detached: autograd takes over a tensor without a copy where it holds the only reference.
         return [
             _as_tensor(g).detach().to(t.dtype) for g, t in zip(gradients, tensors, strict=False)
         ]
@@ -240,11 +239,11 @@ def _cotangent(c: Tensor | None, factor: int, on_numpy: bool) -> Any:
     return given if factor == 1 else given * factor
 
 
-# --- what is saved, as a list ---------------------------------------------------------------------
+# --- saved arrays as a list -----------------------------------------------------------------------
 
 
 def flat(saved: Any) -> list[Tensor | None]:
-    """The entries of a ``Saved`` in order, those of its tuples one by one."""
+    """The entries of a ``Saved`` tuple in order, tuples inside of it flattened."""
     out: list[Tensor | None] = []
     for field in saved:
         for x in field if isinstance(field, tuple) else (field,):
@@ -253,7 +252,7 @@ def flat(saved: Any) -> list[Tensor | None]:
 
 
 def without_none(saved: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """The same for whoever takes tensors only: in place of None one without elements."""
+    """The same with an empty tensor in place of None, where only tensors are accepted."""
     return [like.new_empty(0) if x is None else x for x in saved]
 
 

@@ -1,7 +1,7 @@
-"""Who draws random slices: a kernel on a CUDA device, NumPy on the CPU, else the core on torch.
+"""Random slices: drawn by a kernel on CUDA devices, by NumPy on the CPU, else by the core on torch.
 
-On torch a draw is more than a hundred operations, each started by itself on a device, and slower
-than NumPy's on a CPU. A compiler makes few of them, so that what is traced stays on torch.
+In torch a draw takes more than a hundred operations, each of them a launch on a device, and slower
+than NumPy's on a CPU. A compiler fuses them, so that traced code stays with torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import visreg_core
-from visreg_core import _checks, _slices_numpy, _tiles, _xp
+from visreg_core import _xp, checks, threads
+from visreg_core._xp import slices_numpy
 from visreg_core.slices import DOMAIN_SLICES, check_range, key_word, orthogonal_columns
 from visreg_torch import _operators
 from visreg_torch.kernels.dispatch import choose, load
@@ -79,7 +80,7 @@ def draw(
     check_range(dim, n_slices, start, sampler)
     dim, n_slices = int(dim), int(n_slices)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    _checks.dtype("dtype", dtype, _xp.as_namespace(torch))
+    checks.dtype("dtype", dtype, _xp.as_namespace(torch))
     device = torch.get_default_device() if device is None else torch.device(device)
     options: dict[str, Any] = {
         "seed": word_for("seed", seed, device),
@@ -91,7 +92,7 @@ def draw(
         if kernel is not None:
             return load("slices", kernel)(dim, n_slices, **options, dtype=dtype, device=device)
     if device.type == "cpu":
-        with _tiles.at_most_threads(torch.get_num_threads(), 8 * dim * n_slices):
+        with threads.at_most_threads(torch.get_num_threads(), 8 * dim * n_slices):
             return _drawn_by_numpy(dim, n_slices, **options, sampler=sampler, dtype=dtype)
     return visreg_core.random_slices(
         dim, n_slices, **options, sampler=sampler, xp=torch, dtype=dtype, device=device
@@ -99,7 +100,7 @@ def draw(
 
 
 def are_traced(*words: Word) -> bool:
-    """Whether code is traced, or words may stand for several."""
+    """Whether code is traced, or a word is batched by a transform."""
     tensors = [w for w in words if isinstance(w, Tensor)]
     return _operators.is_needed(tensors) or any(
         torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
@@ -107,19 +108,19 @@ def are_traced(*words: Word) -> bool:
 
 
 def word_for(argument: str, value: Word, device: torch.device) -> Word:
-    """A word as an integer where nobody has to wait for it."""
+    """A word as an integer where reading it does not synchronise with a device."""
     word = key_word(_xp.as_namespace(torch), argument, value)
     if isinstance(word, Tensor) and "cpu" in (word.device.type, device.type):
-        return int(word) & 0xFFFFFFFF  # of a tensor the low 32 bits count
+        return int(word) & 0xFFFFFFFF  # of a tensor, its low 32 bits
     return word
 
 
 def _drawn_by_numpy(
     dim: int, n_slices: int, *, seed: int, step: int, start: int, sampler: str, dtype: torch.dtype
 ) -> Tensor:
-    """In float32 or float64, rounded to 16 bits by torch, which also factors orthogonal blocks.
+    """Drawn in float32 or float64, rounded to 16 bits by torch, which also factors the blocks.
 
-    NumPy does that in float64 alone, at a multiple of the time.
+    NumPy's QR would run in float64 and take several times as long.
     """
     wide: Any = np.float64 if dtype == torch.float64 else np.float32
     key: dict[str, Any] = {"seed": seed, "step": step}
@@ -129,7 +130,7 @@ def _drawn_by_numpy(
 
     def normals(first: int, count: int) -> Tensor:
         return torch.from_numpy(
-            _slices_numpy.normals(
+            slices_numpy.normals(
                 dim, count, first=first, domain=DOMAIN_SLICES << 28, dtype=wide, **key
             )
         )

@@ -1,8 +1,8 @@
-"""Random walks between rows: by NumPy on the CPU, and on batches that lie on several processes.
+"""Random walks between rows: by NumPy on the CPU, and on batches spread over several processes.
 
-Of such a batch each process looks for the neighbours of its own rows of one view among all rows of
-the other, which is nearly all of the work. Where a pair depends on other rows' neighbours, these
-few numbers are gathered, and every process draws all pairs.
+Each process finds the nearest neighbours of its own rows of one view among all rows of the other,
+which is nearly all of the work. Where a pair depends on other rows' neighbours, the neighbours,
+which are few numbers, are gathered, and every process draws all pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import visreg_core
-from visreg_core import _checks, _tiles
+from visreg_core import checks, threads
 from visreg_core.losses.random_walk import (
     Nearest,
     check_call,
@@ -79,8 +79,8 @@ def random_walk_pairs(
 ) -> tuple[Tensor, Tensor]:
     """Pairs (N,) of the rows of two views and their weights, as `visreg_core.random_walk_pairs`.
 
-    In global scope b's rows are counted through all processes, and each gets the pairs of its own
-    rows of a.
+    In global scope pairs index b's rows of all processes, in order of rank, and each process gets
+    those of its own rows of a.
 
     Examples
     --------
@@ -133,11 +133,11 @@ def pairs(
 def _sharded_pairs(
     a: Tensor, b: Tensor, sharding: Sharding, words: dict[str, Word], **options: Any
 ) -> tuple[Tensor, Tensor]:
-    told = {"a": a, "b": b, **options, **words}
-    rows = _batch.agreed_rows(_PAIRS, told, sharding, least=1)
+    compared = {"a": a, "b": b, **options, **words}
+    rows = _batch.agreed_rows(_PAIRS, compared, sharding, least=1)
     n, before = sum(rows), sum(rows[: rank_of(sharding)])
     _check(a, b)
-    # From here on as one process with all rows, so that all raise the same.
+    # Checked with the shapes of the whole batch, so that all processes raise the same error.
     whole = (
         torch.empty((*x.shape[:-2], n, x.shape[-1]), dtype=x.dtype, device="meta") for x in (a, b)
     )
@@ -162,19 +162,20 @@ def _sharded_pairs(
 
 
 def _check(a: Tensor, b: Tensor) -> None:
-    """That they are of one shape and dtype: for NumPy some dtypes are widened to one."""
+    """Check shape and dtype here: NumPy would see two 16-bit dtypes widened to one."""
     check_tensor("a", a)
     check_tensor("b", b)
-    _checks.floating("a", a)
-    _checks.same_shape("a", a, "b", b)
+    checks.floating("a", a)
+    checks.same_shape("a", a, "b", b)
 
 
 def _computed(
     function: Callable[..., tuple[Any, ...]], *tensors: Tensor, **words: Word
 ) -> Sequence[Tensor]:
-    """What a function of the core returns, which carries no gradient.
+    """The result of a function of the core, without a gradient.
 
-    On a CPU it is given NumPy arrays, 16-bit floats as float32, which is what they are computed in.
+    On a CPU the function gets NumPy arrays, 16-bit floats as float32, the dtype that it computes
+    in.
     """
     device = tensors[0].device
     with torch.no_grad(), without_autocast(device):
@@ -184,6 +185,6 @@ def _computed(
         if any(t.device.type != "cpu" for t in tensors):
             return function(*tensors, **words)
         wide = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-        with _tiles.at_most_threads(torch.get_num_threads()):
+        with threads.at_most_threads(torch.get_num_threads()):
             found = function(*[t.resolve_neg().numpy() for t in wide], **words)
         return [torch.from_numpy(np.ascontiguousarray(x)) for x in found]

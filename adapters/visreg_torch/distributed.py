@@ -1,9 +1,8 @@
 """Losses of a batch whose rows lie on several processes: the only file with collectives.
 
 Under ``scope="global"`` every process passes its own rows and gets the loss of all rows with all
-slices. The core says what is reduced and moved, through `ProcessShards`; this file says how.
-Collectives run inside the operator that autograd sees as a whole, so that none of them needs a
-derivative of its own.
+slices. The core decides what is reduced and moved; `ProcessShards` does it. Collectives run inside
+the passes of a loss, which autograd does not record, so that none of them needs a derivative.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from visreg_core import _checks
+from visreg_core import checks
 from visreg_core.losses.execution import SORTING
 from visreg_torch import _agreement
 
@@ -34,7 +33,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 def gradient_factor(size: int) -> int:
-    """What gradients with ``scope="global"`` are multiplied by, of `size` processes: `size`.
+    """Factor of the gradients of `size` processes with ``scope="global"``: `size`.
 
     Data-parallel training averages the processes' gradients of the parameters, and the gradient
     of a loss of the whole batch is their sum. This factor makes the average the exact gradient.
@@ -43,7 +42,7 @@ def gradient_factor(size: int) -> int:
     return size
 
 
-# --- what is talked over --------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------
 
 
 class Sharding(NamedTuple):
@@ -76,15 +75,15 @@ class Sharding(NamedTuple):
 
 
 def sharding_of(scope: str, group: Any = None) -> Sharding | None:
-    """What to communicate over; None where this process has all rows of the loss's batch."""
-    _checks.choice("scope", scope, SCOPES)
+    """How to communicate; None where this process has all rows of the batch."""
+    checks.choice("scope", scope, SCOPES)
     sharding = group if isinstance(group, Sharding) else Sharding(group)
-    _checks.choice("sorting", sharding.sorting, SORTING)
+    checks.choice("sorting", sharding.sorting, SORTING)
     return sharding if scope == "global" and n_processes(sharding.group) > 1 else None
 
 
 def n_processes(group: Any = None) -> int:
-    """Size of a group; 1 where no group was initialised."""
+    """Size of a group; 1 without an initialised group."""
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return 1
     if not (isinstance(group, dist.ProcessGroup) or group in (None, _NOT_A_MEMBER)):
@@ -97,7 +96,7 @@ def n_processes(group: Any = None) -> int:
 
 
 def rank_of(group: Any = None) -> int:
-    """Place of this process in a group or sharding; 0 where no group was initialised."""
+    """Rank of this process in a group or sharding; 0 without an initialised group."""
     group = group.group if isinstance(group, Sharding) else group
     return 0 if n_processes(group) == 1 else dist.get_rank(group)
 
@@ -136,8 +135,8 @@ class Traffic:
 class ProcessShards:
     """The shards of `visreg_core`'s protocol of that name, one a process of a group.
 
-    Whatever is only moved goes as bytes, so that every dtype can. A failure of the backend, such
-    as a process that is gone, is raised again in one line that says where it happened.
+    Arrays that are only moved are sent as bytes, so that every dtype works. A failure of the
+    backend, such as a lost process, is raised again in one line that says where it happened.
 
     Parameters
     ----------
@@ -205,7 +204,7 @@ class ProcessShards:
         return x.reshape(shape).movedim(axis, 0).contiguous()
 
     def _exchanged(self, parts: Tensor) -> Tensor:
-        """Part s goes to process s; what came, stacked in order of rank."""
+        """Part s goes to process s; the parts received, stacked in order of rank."""
         out = torch.empty_like(parts)
 
         def call() -> None:
@@ -227,7 +226,7 @@ class ProcessShards:
     def _communicate(
         self, operation: str, x: Tensor, weight: float, call: Callable[[], Any]
     ) -> None:
-        """Run a collective on `x`, of whose bytes it sends `weight` times as many."""
+        """Run a collective on `x` that sends `weight` times its bytes."""
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 f"expected {operation} of {self.loss} to run without autograd, which would take "
@@ -252,7 +251,7 @@ class ProcessShards:
 
 
 class DryShards(ProcessShards):
-    """Shards that only count what would be sent: for arrays that have a shape and no memory."""
+    """Shards that count traffic without sending anything: for meta tensors."""
 
     def __init__(self, size: int, loss: str = "loss") -> None:
         self.group, self.loss = None, loss
@@ -295,7 +294,7 @@ class NumpyShards:
 
 
 def _as_tensor(x: np.ndarray) -> Tensor:
-    # Torch takes neither negative strides nor, without a warning, what may not be written.
+    # Torch refuses negative strides, and warns of read-only memory.
     return torch.from_numpy(np.require(x, requirements=["C", "W"]))
 
 
@@ -303,11 +302,11 @@ def _as_bytes(x: Tensor) -> Tensor:
     return x.view(-1).view(torch.uint8)
 
 
-# --- for the core ---------------------------------------------------------------------------------
+# --- names for operators --------------------------------------------------------------------------
 
 
 def name_of(sharding: Sharding | None) -> str | None:
-    """Text that operators which torch compiles can take for a sharding; None for None."""
+    """A sharding as text, which operators take as an argument; None for None."""
     return None if sharding is None else _named(sharding.group, sharding.sorting)
 
 
@@ -320,7 +319,7 @@ def _named(group: Any, sorting: str) -> str:
 def shards_of(
     name: str, loss: str, device: torch.device, on_numpy: bool
 ) -> tuple[ProcessShards | NumpyShards, str]:
-    """The shards that a loss runs on, and how it sorts on them."""
+    """The shards of a sharding's name, and how to sort on them."""
     sorting, group_name = name.split(" ", 1)
     c10d: Any = dist.distributed_c10d
     group = c10d._resolve_process_group(group_name)

@@ -1,4 +1,4 @@
-"""What a loss of a batch on several processes sends, and why it goes the way it goes."""
+"""What a loss of a batch on several processes sends, and why."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Explanation(NamedTuple):
     size : int
         Number of processes.
     way : {"alone", "moments", "rows", "gather", "exchange"}
-        What is sent: nothing; sums over rows; these and embeddings; or, by a loss that sorts,
-        embeddings or projections.
+        What is sent: nothing; sums over rows; sums and embeddings; or, by a loss that sorts,
+        embeddings ("gather") or projections ("exchange").
     reason : str
-        Why.
+        Why this way.
     traffic : Traffic
         Collectives of the forward and the backward pass, and the bytes that each process sends.
     """
@@ -60,19 +60,19 @@ def explain(
 ) -> Explanation:
     """What a step of a loss with ``scope="global"`` would send, without sending anything.
 
-    The core's own pass runs on tensors without memory, and its collectives are counted: no cost
-    model can be out of date. A process with other numbers of rows than the rest adds what
-    ``row_mask=`` adds, and the agreement on shapes (2 kB) comes before it.
+    The loss itself runs on meta tensors, and its collectives are counted, so that no cost model can
+    be out of date. Not counted: the agreement on shapes (2 kB) that precedes it. Uneven numbers of
+    rows send what ``row_mask=`` sends.
 
     Parameters
     ----------
     loss : str or callable
         A loss, from `visreg_torch.functional` or `visreg_core`, or its name.
     *arrays : Tensor
-        Its arguments as one process passes them; of what counts, shape and dtype, tensors on the
-        device "meta" have both.
+        Its arguments as one process passes them. Only shapes and dtypes count, so that meta tensors
+        will do.
     group : ProcessGroup or Sharding, optional
-        Over what it would be sent.
+        The processes that hold the batch.
     size : int, optional
         Number of processes; the group's if not given.
     **options
@@ -85,7 +85,7 @@ def explain(
     Raises
     ------
     TypeError
-        For something that is no loss of a batch's rows.
+        For anything but a loss of a batch's rows.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def explain(
     reason = (
         f"since ⌈{n_slices} slices / {size}⌉ {'<' if exchange else '≥'} {dim} dimensions"
         if sharding.sorting == "auto"
-        else "as asked for"
+        else "as requested"
     )
     reason += f" ({other} would send {_bytes_text(both[other].n_bytes)})"
     return Explanation(name, size, way, reason, both[way])
@@ -136,7 +136,7 @@ def _traffic(
     size: int,
     sorting: str,
 ) -> Traffic:
-    """Of the value and the gradient."""
+    """Traffic of the forward and the backward pass."""
     shards = DryShards(size, declaration.name)
     execution = PLAIN._replace(shards=shards, sorting=sorting, need_gradient=True)
     bound = declaration.bind(arrays, options)

@@ -1,13 +1,12 @@
-"""The declared losses on torch tensors: the same names, arguments and results, and a gradient.
+"""The declared losses on torch tensors: the same names, arguments and results, with autograd.
 
-A forward pass is the core's pass that makes value and gradient together, chunk by chunk of slices,
-so that neither projections nor sort orders nor anything of size (N, K) is saved for the backward
-pass. Every field of a result is differentiable by itself. Arguments and errors are described in
-`visreg_core`; 16-bit embeddings may be passed as they are, under autocast or not, and computations
-are in float32 where the core says so. A weight may be a tensor without axes, which a compiled
-function takes without compiling again when it changes.
+The forward pass of a sliced loss computes its gradient chunk by chunk of slices, so that neither
+projections nor sort orders nor anything else of size (N, K) is saved for the backward pass. Every
+field of a result is differentiable. Arguments and errors are described in `visreg_core`. 16-bit
+embeddings may be passed as they are, under autocast or not; computations are in float32 where the
+core says so. Weights may be 0-d tensors, whose changes do not make compiled code compile again.
 
-Losses that have a meaning for a batch spread over processes take two arguments more:
+Losses of a batch that may be spread over processes take two more arguments:
 
 scope : {"local", "global"}
     "local": the loss of this process's rows. "global": that of the rows of all processes of

@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 docs/examples/torch_ddp.py
 """
 
+import gc
 import os
 
 import torch
@@ -37,6 +38,10 @@ def main():
             print(" ".join(f"{name} {term:.3f}" for name, term in terms._asdict().items()))
     if rank == 0:
         print(f"step {loss.step}, nearest neighbours {knn_accuracy(encoder.module.cpu()):.2f}")
+    # DDP ends before its group: while it holds the last reference, its destructor waits, with the
+    # interpreter's lock, for Gloo's threads, which may wait for that lock.
+    del encoder
+    gc.collect()
     dist.destroy_process_group()
 
 

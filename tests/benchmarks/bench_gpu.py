@@ -90,7 +90,7 @@ WORKS = [
 ]
 
 
-# --- candidates ----------------------------------------------------------------------------------
+# --- candidates -----------------------------------------------------------------------------------
 
 
 def embeddings(v: int, n: int, d: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import visreg_core as vc
 from tests.benchmarks.bench_losses import print_table, write_json
 from tests.benchmarks.measure import interleaved_times, machine
-from visreg_core import _tiles
+from visreg_core import threads
 from visreg_core.losses.declaration import declaration_of
 from visreg_core.losses.execution import PLAIN
 from visreg_core.losses.kernels import NUMPY
@@ -171,7 +171,7 @@ def alone(name, shape, rounds):
 
         return step
 
-    with _tiles.at_most_threads(1):
+    with threads.at_most_threads(1):
         wall, _ = interleaved_times({size: step_of(size) for size in SIZES}, rounds)
     return wall
 
@@ -182,7 +182,7 @@ def drawing_seconds(shape, rounds):
     def draw():
         vc.random_slices(shape["d"], shape["k"], dtype=np.float32)
 
-    with _tiles.at_most_threads(1):
+    with threads.at_most_threads(1):
         return statistics.median(interleaved_times({"draw": draw}, rounds)[0]["draw"])
 
 

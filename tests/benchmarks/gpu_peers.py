@@ -96,7 +96,7 @@ def sag_vicreg(a, b, pairs, pair_weights):
 SLICED = {"visreg": visreg, "sigreg": sigreg, "swd": sliced_wasserstein}
 
 
-# --- the oracle ----------------------------------------------------------------------------------
+# --- the oracle -----------------------------------------------------------------------------------
 
 
 def oracle(loss: str, z: torch.Tensor, slices: torch.Tensor, at_once: int = 64) -> torch.Tensor:
@@ -116,7 +116,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-# --- floors --------------------------------------------------------------------------------------
+# --- floors ---------------------------------------------------------------------------------------
 
 
 def sliced_floor(v: int, n: int, d: int, k: int, products: int, device: torch.device):

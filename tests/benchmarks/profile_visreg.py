@@ -22,8 +22,8 @@ PACKAGE = str(ROOT / "visreg_core")
 STAGES = {
     "projection product": r"matmul_accumulate",
     "product back": r"_sliced\..*: .*(matmul|@)",
-    "sort by rank": r"_sorting_numpy\.(?!targets_by_rank)|sorted_values",
-    "scatter of targets": r"_sorting_numpy\.targets_by_rank|put_last",
+    "sort by rank": r"sorting_numpy\.(?!targets_by_rank)|sorted_values",
+    "scatter of targets": r"sorting_numpy\.targets_by_rank|put_last",
     "differences": r"sliced_wasserstein\.",
     "moments, normalising, their gradient": r"_rows\.|visreg\.",
 }

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.core.embedding_files import WRITERS, mutated
-from visreg_core import _outputs, _progress
-from visreg_core.cli import main
+from tests.core.embeddings.files import WRITERS, mutated
+from visreg_core.cli import _outputs, _progress, main
 
 
 @pytest.fixture
@@ -312,7 +311,7 @@ def test_other_libraries(files, library):
 def test_progress_is_shown_on_a_terminal_only(files, monkeypatch):
     """Silent into a pipe; on a terminal, once a second has passed, the bar names the work."""
     program = (
-        "import sys; from visreg_core import _progress; _progress._PATIENCE = 0.0\n"
+        "import sys; from visreg_core.cli import _progress; _progress._PATIENCE = 0.0\n"
         "from visreg_core.cli import main; sys.exit(main(['report', 'a.npy', '--slices', '4']))"
     )
     piped = subprocess.run(

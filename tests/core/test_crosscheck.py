@@ -53,7 +53,7 @@ def disagreeing(records):
     return {(r.backend, r.function) for r in records if not r.agrees}
 
 
-# --- coverage ------------------------------------------------------------------------------------
+# --- coverage -------------------------------------------------------------------------------------
 
 
 def test_every_public_loss_is_checked():
@@ -101,7 +101,7 @@ def test_jax_agrees_without_and_with_64_bit_types():
     assert [r for r in records if not r.agrees] == []
 
 
-# --- planted defects -----------------------------------------------------------------------------
+# --- planted defects ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -220,7 +220,7 @@ def test_an_exception_of_a_library_is_a_finding(monkeypatch):
     assert all(np.isnan(r.error) for r in bad)
 
 
-# --- what an error is relative to ----------------------------------------------------------------
+# --- what an error is relative to -----------------------------------------------------------------
 
 
 def test_tolerances_are_not_stretched_on_the_own_inputs():
@@ -267,7 +267,7 @@ def test_rounding_is_torchs(dtype, rng):
     assert np.array_equal(_inputs._rounded("own", a, dtype), wanted)
 
 
-# --- the user's embeddings -----------------------------------------------------------------------
+# --- the user's embeddings ------------------------------------------------------------------------
 
 
 def test_embeddings_are_checked(rng):
@@ -305,7 +305,7 @@ def test_bad_embeddings_are_refused_in_one_line(rng):
         crosscheck(["numpy"], dtypes=["float64"], embeddings=1e200 * rng.normal(size=(40, 3)))
 
 
-# --- which libraries, and how they are left ------------------------------------------------------
+# --- which libraries, and how they are left -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_records_are_told_as_they_come():
     assert told == [(r, len(records)) for r in records]
 
 
-# --- the command ---------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from visreg_core import _tiles
+from visreg_core import threads
 
 pytestmark = [
     pytest.mark.backends("numpy"),
@@ -59,7 +59,7 @@ def elsewhere(context):
 
 
 def test_a_limit_of_another_thread_is_not_the_child_s(backend):
-    blas = _tiles._BLAS
+    blas = threads._BLAS
     before = blas_threads()
     leave = elsewhere(blas.limited(1))
     try:
@@ -73,15 +73,15 @@ def test_a_limit_of_another_thread_is_not_the_child_s(backend):
 
 def test_a_child_does_not_wait_for_a_lock_of_another_thread(backend):
     """The lock is taken again and again: a fork at any time finds it free in the child."""
-    blas, done = _tiles._BLAS, threading.Event()
+    blas, done = threads._BLAS, threading.Event()
 
     def busy():
         while not done.is_set():
             with blas.limited(1):
                 pass
 
-    threads = [threading.Thread(target=busy) for _ in range(2)]
-    for thread in threads:
+    others = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in others:
         thread.start()
 
     def use():
@@ -92,5 +92,5 @@ def test_a_child_does_not_wait_for_a_lock_of_another_thread(backend):
         assert all(in_child(use) for _ in range(10))
     finally:
         done.set()
-        for thread in threads:
+        for thread in others:
             thread.join()

@@ -11,8 +11,9 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import FLOATS
 from tests.core import reference
-from visreg_core import _slices_numpy, gaussian_sliced_wasserstein, random_slices
-from visreg_core._threefry import threefry2x32, threefry2x32_in_place
+from visreg_core import gaussian_sliced_wasserstein, random_slices
+from visreg_core._xp import slices_numpy
+from visreg_core._xp.threefry import threefry2x32, threefry2x32_in_place
 
 SAMPLERS = ("gaussian", "orthogonal")
 word = st.integers(0, 2**32 - 1)
@@ -274,7 +275,7 @@ def test_the_documented_stream(where, dim, seed, step, start):
 @pytest.mark.parametrize("tile", [1, 10, 1000])
 @pytest.mark.parametrize("dim", [8, 31])
 def test_tiles_of_numpy_s_draw(monkeypatch, tile, dim):
-    monkeypatch.setattr(_slices_numpy, "_TILE", tile)
+    monkeypatch.setattr(slices_numpy, "_TILE", tile)
     expected = np.array([reference.direction(dim, 2**32 - 5 + k, 9, 2) for k in range(5)]).T
     got = random_slices(dim, 5, seed=9, step=2, start=2**32 - 5, dtype=np.float64)
     assert_allclose(got, expected, rtol=0, atol=1e-15)

@@ -278,7 +278,7 @@ def test_sharded_arrays_without_shard_map(case, kind, rng):
         assert gradients[name].sharding.spec[0] == "data"
 
 
-# --- errors --------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_errors_of_a_mesh():

@@ -150,7 +150,7 @@ def test_names_and_signatures_are_the_core_s():
         assert function.__module__ == "visreg_jax.functional"
 
 
-# --- transformations -----------------------------------------------------------------------------
+# --- transformations ------------------------------------------------------------------------------
 
 
 def sample(n=16, d=4, k=6):
@@ -275,7 +275,7 @@ def test_forward_mode():
     np.testing.assert_allclose(*hessians, atol=1e-5)
 
 
-# --- memory --------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 @each(named("visreg_loss", "sigreg_loss"))
@@ -301,7 +301,7 @@ def test_a_chunk_bounds_the_memory_of_the_compiled_program(case):
     assert temporary(k, k) > 2 * projections
 
 
-# --- errors --------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_gradients_that_the_losses_do_not_have_are_errors():

@@ -43,7 +43,10 @@ def on_device(monkeypatch):
 def test_choice(on_device, operation, dtype, size, kernel):
     choice = choose(operation, "cuda", dtype, **size)
     assert choice.kernel == kernel
-    assert explain(operation) == f"{operation}: {kernel or 'slow twin'} ({choice.reason})"
+    assert (
+        explain(operation)
+        == f"{operation}: {kernel or 'reference implementation'} ({choice.reason})"
+    )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -72,7 +75,7 @@ def test_forced(on_device):
 
     with forced("slow"):
         assert [chosen(operation) for operation in OPERATIONS] == [None] * len(OPERATIONS)
-        assert explain("gaussian") == "gaussian: slow twin (forced)"
+        assert explain("gaussian") == "gaussian: reference implementation (forced)"
     with forced("ordered_rows"):
         assert chosen("gaussian") == "ordered_rows"
         assert chosen("epps_pulley") == "epps_pulley_rows"
@@ -87,8 +90,8 @@ def test_explain_has_a_line_for_each_operation(monkeypatch):
     choose("gaussian", "cpu", torch.float32, 5)
     lines = explain().split("\n")
     assert len(lines) == len(OPERATIONS)
-    assert lines[0] == "gaussian: slow twin (kernels do not run on the CPU)"
-    assert lines[1] == "epps_pulley: not asked for yet"
+    assert lines[0] == "gaussian: reference implementation (kernels do not run on the CPU)"
+    assert lines[1] == "epps_pulley: not requested yet"
 
 
 def test_unknown_names():

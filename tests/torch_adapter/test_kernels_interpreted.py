@@ -15,7 +15,9 @@ WHOLE = ["test_pairs.py", "test_sliced.py", "test_sorting.py"]
 PARTS = {
     "rows": [name for name in FILES if name.endswith("_rows.py")],
     "whole": WHOLE,
-    "products": [name for name in FILES if not name.endswith("_rows.py") and name not in WHOLE],
+    "adapter and slices": [
+        name for name in FILES if not name.endswith("_rows.py") and name not in WHOLE
+    ],
 }
 VARIABLES = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
 

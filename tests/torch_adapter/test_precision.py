@@ -8,7 +8,7 @@ import visreg_core
 import visreg_torch
 from tests.cases import PRIMARY, each, named
 from tests.torch_adapter.calls import fields, ours, tensors, value_and_gradients, weighted
-from visreg_core import _tiles
+from visreg_core import threads
 from visreg_torch import _passes
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -146,20 +146,20 @@ def test_numpy_takes_no_more_threads_than_torch(torch_threads, monkeypatch, rng)
     """Several processes on one machine set torch's number, each to its share."""
     (case,) = named("sigreg_loss")
     z, slices = tensors(case, rng, torch.float32, n=512, d=8, k=512).values()
-    seen, spread = [], _tiles.spread
+    seen, spread = [], threads.spread
 
     def spied(*args):
         parts = spread(*args)
         seen.append(len(parts))
         return parts
 
-    monkeypatch.setattr(_tiles, "spread", spied)
-    monkeypatch.setattr(_tiles, "_cores", lambda: 4)
-    for threads in (1, 3, 8):
-        torch_threads(threads)
+    monkeypatch.setattr(threads, "spread", spied)
+    monkeypatch.setattr(threads, "_cores", lambda: 4)
+    for number in (1, 3, 8):
+        torch_threads(number)
         seen.clear()
         visreg_torch.sigreg_loss(z, slices, chunk_size=32)
-        assert seen == [min(threads, 4)]
+        assert seen == [min(number, 4)]
     visreg_core.sigreg_loss(z.detach().numpy(), slices.numpy(), chunk_size=32)
     assert seen[-1] == 4
 
@@ -176,7 +176,7 @@ def test_blas_is_held_to_the_limit_and_let_go():
 
     np.ones((2, 2)) @ np.ones((2, 2))
     before = blas()
-    with _tiles.at_most_threads(1):
+    with threads.at_most_threads(1):
         assert set(blas().values()) == {1}
-        assert _tiles.available_threads() == 1
+        assert threads.available_threads() == 1
     assert blas() == before

@@ -6,7 +6,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import visreg_core
-from visreg_core import _slices_numpy, _tiles
+from visreg_core import threads
+from visreg_core._xp import slices_numpy
 from visreg_core.slices import SAMPLERS
 from visreg_torch import random_slices
 from visreg_torch.kernels import dispatch
@@ -48,8 +49,8 @@ def test_numpy_draws_their_normals(sampler, monkeypatch):
         counts.append(count)
         return normals(dim, count, **options)
 
-    counts, normals = [], _slices_numpy.normals
-    monkeypatch.setattr(_slices_numpy, "normals", counted)
+    counts, normals = [], slices_numpy.normals
+    monkeypatch.setattr(slices_numpy, "normals", counted)
     random_slices(6, 20, seed=torch.tensor(3), start=4, sampler=sampler, dtype=torch.bfloat16)
     # By whole groups of 32, of the slices or of each block.
     assert counts == ([32] if sampler == "gaussian" else [32, 32, 32, 32])
@@ -57,7 +58,10 @@ def test_numpy_draws_their_normals(sampler, monkeypatch):
 
 def test_what_is_said():
     random_slices(6, 20)
-    assert dispatch.explain("slices") == "slices: slow twin (kernels do not run on the CPU)"
+    assert (
+        dispatch.explain("slices")
+        == "slices: reference implementation (kernels do not run on the CPU)"
+    )
 
 
 @pytest.mark.parametrize("word", [0, 1, 200, 2**31, LARGEST])
@@ -98,17 +102,17 @@ def test_inference_mode():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_as_many_threads_as_torch(sampler, monkeypatch):
     def counted(*args, **options):
-        threads.append(_tiles.available_threads())
+        seen.append(threads.available_threads())
         return normals(*args, **options)
 
-    threads, before, normals = [], torch.get_num_threads(), _slices_numpy.normals
-    monkeypatch.setattr(_slices_numpy, "normals", counted)
+    seen, before, normals = [], torch.get_num_threads(), slices_numpy.normals
+    monkeypatch.setattr(slices_numpy, "normals", counted)
     try:
         torch.set_num_threads(1)
         random_slices(3, 3, sampler=sampler)
     finally:
         torch.set_num_threads(before)
-    assert threads == [1]
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

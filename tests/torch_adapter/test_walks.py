@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import visreg_core
-from visreg_core import _neighbours, _tiles
+from visreg_core import threads
+from visreg_core._xp import neighbours
 from visreg_torch import random_walk_affinity, random_walk_pairs
 
 pytestmark = pytest.mark.backends("torch")
@@ -43,17 +44,17 @@ def test_strides_and_negative_bits():
 
 def test_as_many_threads_as_torch(monkeypatch):
     def counted(*args):
-        threads.append(_tiles.available_threads())
+        seen.append(threads.available_threads())
         return bound(*args)
 
-    threads, before, bound = [], torch.get_num_threads(), _neighbours.bound_of_smallest
-    monkeypatch.setattr(_neighbours, "bound_of_smallest", counted)
+    seen, before, bound = [], torch.get_num_threads(), neighbours.bound_of_smallest
+    monkeypatch.setattr(neighbours, "bound_of_smallest", counted)
     try:
         torch.set_num_threads(1)
         random_walk_pairs(*views(), 3)
     finally:
         torch.set_num_threads(before)
-    assert threads == [1]
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("name", ["seed", "step"])

@@ -61,7 +61,7 @@ def of_folder(path, **settings):
     return Data(source="folder", path=str(path), size=8, batch_size=2, **settings)
 
 
-# --- which files ---------------------------------------------------------------------------------
+# --- which files ----------------------------------------------------------------------------------
 
 
 def test_order_and_suffixes_are_torchvisions(tmp_path):
@@ -158,7 +158,7 @@ def test_labels_that_are_partly_missing_are_said(folder):
     assert splits.notes == ("train: 1 of 3 images have no label: no probe and no evaluation",)
 
 
-# --- which pixels --------------------------------------------------------------------------------
+# --- which pixels ---------------------------------------------------------------------------------
 
 
 def encoded(image, kind="png", **settings):
@@ -345,7 +345,7 @@ def test_shards_that_macos_has_packed(tmp_path, prefix):
     assert batch.images.unique().item() == 9 and batch.labels.tolist() == [5, 5, 5]
 
 
-# --- columns of images ---------------------------------------------------------------------------
+# --- columns of images ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -9,7 +9,7 @@ import torch
 from reference_train import config, methods, train
 from reference_train.augment import MultiCrop
 from reference_train.config import Augment, Data
-from reference_train.record import read_log
+from reference_train.logs import read_log
 from reference_train.train import main
 from tests.train import runs
 

@@ -28,6 +28,7 @@ from visreg_core._xp.shims import (
     cast_finite,
     cumulative_sum,
     erf,
+    float64_inside,
     is_compiling,
     log_ndtr,
     matmul_accumulate,
@@ -44,6 +45,8 @@ from visreg_core._xp.shims import (
     sum_rows,
     take_last,
     targets_by_rank,
+    widest,
+    works_in_tiles,
 )
 from visreg_core._xp.startup import (
     device_names,
@@ -73,6 +76,7 @@ __all__ = [
     "erf",
     "find_device",
     "fixed_size",
+    "float64_inside",
     "from_numpy",
     "host_constants",
     "import_namespace",
@@ -104,4 +108,6 @@ __all__ = [
     "take_last",
     "targets_by_rank",
     "to_numpy",
+    "widest",
+    "works_in_tiles",
 ]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.dtypes import FLOATING, dtype_name
 from visreg_core._xp.rooms import BY_NAME, room, room_of
 from visreg_core._xp.standard import Standard
+from visreg_core.typing import Array, Device, DType, Namespace
 
 
 def library(x: object) -> str:

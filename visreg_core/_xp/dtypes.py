@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._typing import Array, DType, Namespace
+from visreg_core.typing import Array, DType, Namespace
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 

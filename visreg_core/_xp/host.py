@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.rooms import room_of
+from visreg_core.typing import Array, Device, DType, Namespace
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -6,8 +6,8 @@ import importlib
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, Namespace
 from visreg_core._xp.standard import Standard, counted_sums
+from visreg_core.typing import Array, Device, Namespace
 
 
 class CuPyRoom(Standard):

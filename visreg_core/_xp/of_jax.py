@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.dtypes import dtype_name
 from visreg_core._xp.standard import Pieces, Standard
+from visreg_core.typing import Array, Device, DType, Namespace
 
 
 class JAXRoom(Standard):
@@ -54,6 +54,9 @@ class JAXRoom(Standard):
         jax = sys.modules["jax"]
         with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
             yield
+
+    def float64_inside(self) -> contextlib.AbstractContextManager[None]:
+        return sys.modules["jax"].enable_x64(True)  # traced or not
 
     def stop_gradient(self, x: Array) -> Array:
         return sys.modules["jax"].lax.stop_gradient(x)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from visreg_core import _sorting_numpy
-from visreg_core._typing import Array, Device, Namespace
+from visreg_core._xp import selection, sorting_numpy
 from visreg_core._xp.standard import Standard, counted_sums
+from visreg_core.typing import Array, Device, Namespace
 
 
 class NumPyRoom(Standard):
@@ -17,6 +17,7 @@ class NumPyRoom(Standard):
     array = ("numpy", "ndarray")  # and its scalars
     numpy_dtypes = True
     one_device = True
+    works_in_tiles = True
 
     def device(self, x: Array) -> Device:
         return None if isinstance(x, np.generic) else x.device
@@ -36,10 +37,13 @@ class NumPyRoom(Standard):
         return xp.sort(p, axis=-1, stable=False)
 
     def sorted_rows(self, xp: Namespace, p: Array) -> tuple[Array, Array]:
-        return _sorting_numpy.sorted_rows(p)
+        return sorting_numpy.sorted_rows(p)
 
     def targets_by_rank(self, xp: Namespace, p: Array, targets: Array) -> Array:
-        return _sorting_numpy.targets_by_rank(p, targets)
+        return sorting_numpy.targets_by_rank(p, targets)
+
+    def smallest(self, xp: Namespace, x: Array, k: int) -> Array:
+        return selection.smallest_of_rows(x, k)
 
     def put_last(self, xp: Namespace, index: Array, values: Array) -> Array:
         rows, size = values.shape

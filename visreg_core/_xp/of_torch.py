@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.dtypes import dtype_name
 from visreg_core._xp.standard import Standard
+from visreg_core.typing import Array, Device, DType, Namespace
 
 
 class TorchRoom(Standard):
@@ -66,6 +66,9 @@ class TorchRoom(Standard):
                 yield
             finally:
                 xp.set_float32_matmul_precision(before)
+
+    def widest(self, xp: Namespace, x: Array) -> DType:
+        return xp.float32 if x.device.type == "mps" else xp.float64
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 
-from visreg_core._typing import Namespace
 from visreg_core._xp.of_cupy import CUPY
 from visreg_core._xp.of_jax import JAX
 from visreg_core._xp.of_numpy import NUMPY
 from visreg_core._xp.of_torch import TORCH
 from visreg_core._xp.standard import STANDARD, Standard
+from visreg_core.typing import Namespace
 
 BY_NAME: dict[str, Standard] = {room.name: room for room in (NUMPY, TORCH, CUPY, JAX, STANDARD)}
 _BY_NAMESPACE = BY_NAME | {room.module: room for room in BY_NAME.values()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-from visreg_core._typing import Array, DType, Namespace
 from visreg_core._xp.dtypes import cast, dtype_name
 from visreg_core._xp.rooms import room, room_of
+from visreg_core.typing import Array, DType, Namespace
 
-# --- automatic differentiation and tracing -------------------------------------------------------
+# --- automatic differentiation and tracing --------------------------------------------------------
 
 
 def stop_gradient(x: Array) -> Array:
@@ -26,7 +27,25 @@ def is_compiling(xp: Namespace) -> bool:
     return room(xp).is_compiling()
 
 
-# --- elementwise ---------------------------------------------------------------------------------
+def works_in_tiles(xp: Namespace) -> bool:
+    """Whether operations pass over memory one by one, so that rows gain from tiles in the cache."""
+    return room(xp).works_in_tiles
+
+
+# --- float64 --------------------------------------------------------------------------------------
+
+
+def float64_inside(xp: Namespace) -> AbstractContextManager[None]:
+    """Context in which float64 arrays exist."""
+    return room(xp).float64_inside()
+
+
+def widest(xp: Namespace, x: Array) -> DType:
+    """float64, or float32 where the device of `x` has no other."""
+    return room(xp).widest(xp, x)
+
+
+# --- elementwise ----------------------------------------------------------------------------------
 
 
 def ndtri(xp: Namespace, p: Array) -> Array:
@@ -57,7 +76,7 @@ def cast_finite(xp: Namespace, x: Array, dtype: DType) -> Array:
     return cast(xp, xp.where(xp.abs(x) > largest, largest * sign(xp, x), x), dtype)
 
 
-# --- order and indices ---------------------------------------------------------------------------
+# --- order and indices ----------------------------------------------------------------------------
 
 
 def stable_order(xp: Namespace, p: Array) -> Array:
@@ -87,9 +106,9 @@ def targets_by_rank(xp: Namespace, p: Array, targets: Array) -> Array:
 
 
 def smallest(xp: Namespace, x: Array, k: int) -> Array:
-    """Indices of the k smallest along the last axis, least first, ties by index; NaN as infinite.
+    """Indices (R, k) of the k smallest of each row of x (R, N), least first, ties by index.
 
-    Not for NumPy, which `visreg_core._selection` is for.
+    NaN counts as infinite.
     """
     return room(xp).smallest(xp, x, k)
 
@@ -114,7 +133,7 @@ def add_rows(xp: Namespace, size: int, index: Array, x: Array) -> Array:
     return room(xp).add_rows(xp, size, index, x)
 
 
-# --- sums and products ---------------------------------------------------------------------------
+# --- sums and products ----------------------------------------------------------------------------
 
 
 def cumulative_sum(xp: Namespace, x: Array) -> Array:
@@ -136,7 +155,7 @@ def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
     return room(xp).matmul_accumulate(xp, a, b, dtype)
 
 
-# --- place and shape -----------------------------------------------------------------------------
+# --- place and shape ------------------------------------------------------------------------------
 
 
 def beside(xp: Namespace, x: Array, other: Array) -> Array:
@@ -152,7 +171,7 @@ def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 
 
-# --- control flow over chunks --------------------------------------------------------------------
+# --- control flow over chunks ---------------------------------------------------------------------
 
 
 def accumulate(

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from visreg_core._typing import Array, Device, DType, Namespace
 from visreg_core._xp.dtypes import cast
+from visreg_core.typing import Array, Device, DType, Namespace
 
 Pieces: TypeAlias = tuple[list[Array], list[Array]]
 
@@ -32,6 +32,7 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
+    works_in_tiles = False  # whether each operation passes over memory by itself
 
     # --- detection ---
 
@@ -76,6 +77,14 @@ class Standard:
         self, xp: Namespace, x64: bool
     ) -> contextlib.AbstractContextManager[None, bool | None]:
         return contextlib.nullcontext()
+
+    # --- float64 ---
+
+    def float64_inside(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def widest(self, xp: Namespace, x: Array) -> DType:
+        return xp.float64
 
     # --- automatic differentiation ---
 

@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import importlib.util
 
-from visreg_core._typing import Device, Namespace
 from visreg_core._xp.rooms import BY_NAME, room
+from visreg_core.typing import Device, Namespace
 
 
 def installed() -> tuple[str, ...]:

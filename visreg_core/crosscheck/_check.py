@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core._typing import Device, Namespace
 from visreg_core.crosscheck._inputs import Arrays
+from visreg_core.typing import Device, Namespace
 
 Fields = tuple[Any, ...]
 Tolerance = Mapping[str, float]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core._optional import MissingExtraError
 from visreg_core.crosscheck._check import Call, Check, Fields, Place
 from visreg_core.crosscheck._inputs import Arrays
+from visreg_core.optional import MissingExtraError
 
 # By how much inputs are moved to see what depends on them: 8 roundings of the dtype computed in,
 # because sums round at every step.

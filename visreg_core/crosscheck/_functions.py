@@ -10,11 +10,11 @@ import numpy as np
 
 import visreg_core
 from visreg_core import _xp
-from visreg_core._threefry import threefry2x32
-from visreg_core._typing import Array
+from visreg_core._xp.threefry import threefry2x32
 from visreg_core.crosscheck import _magnitudes as magnitudes
 from visreg_core.crosscheck._check import TOLERANCES, Call, Check, Fields, as_fields, largest
 from visreg_core.crosscheck._inputs import Arrays
+from visreg_core.typing import Array
 
 
 def _words(call: Call) -> Fields:

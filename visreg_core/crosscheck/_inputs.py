@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core._typing import Array, Device, Namespace
 from visreg_core.embeddings import Embeddings
 from visreg_core.losses import random_walk_affinity
 from visreg_core.slices import random_slices
+from visreg_core.typing import Array, Device, Namespace
 
 Arrays = dict[str, Array]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp, metrics
-from visreg_core._typing import Array
 from visreg_core.crosscheck._check import TOLERANCES, Check, Fields, as_fields, largest
 from visreg_core.crosscheck._inputs import Arrays
+from visreg_core.typing import Array
 
 
 def _metric(

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from visreg_core import __version__
-from visreg_core._optional import require
 from visreg_core.crosscheck._records import CheckRecord, Combination
+from visreg_core.optional import require
 
 _DISTRIBUTIONS = (
     "numpy",

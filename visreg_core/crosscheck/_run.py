@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from visreg_core import _checks, _xp
-from visreg_core._optional import MissingExtraError
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.crosscheck._check import Call, Check, Place
 from visreg_core.crosscheck._compare import (
     Reference,
@@ -32,6 +30,8 @@ from visreg_core.crosscheck._losses import LossExample, examples
 from visreg_core.crosscheck._records import CheckRecord, Combination
 from visreg_core.crosscheck._registry import all_checks
 from visreg_core.embeddings import Embeddings
+from visreg_core.optional import MissingExtraError
+from visreg_core.typing import Array
 
 
 def crosscheck(
@@ -113,16 +113,16 @@ def crosscheck(
     [('value', True), ('gradient', True), ('difference', True)]
     """
     combinations = choose(backends, device, dtypes)
-    checks, losses = _chosen(only)
+    functions, losses = _chosen(only)
     own = own_embeddings()
     sets = input_sets(own if embeddings is None else users_embeddings(embeddings))
     # Before anything runs on a library: inputs that a dtype cannot hold are refused here.
     rounded_sets = {d: rounded(sets, d) for d in dict.fromkeys(c.dtype for c in combinations)}
-    total = len(combinations) * len(checks) + len(losses)
+    total = len(combinations) * len(functions) + len(losses)
     records: list[CheckRecord] = []
     references: dict[tuple[str, Check], Reference] = {}
     for combination in combinations:
-        for record in _run(combination, checks, rounded_sets[combination.dtype], references):
+        for record in _run(combination, functions, rounded_sets[combination.dtype], references):
             records.append(record)
             if on_record is not None:
                 on_record(record, total)
@@ -146,7 +146,7 @@ def choose(
                 f"expected a backend of {', '.join(installed)} (installed); found {which!r}"
             )
     for dtype in dtypes or ():
-        _checks.choice("dtype", dtype, _xp.FLOATING)
+        checks.choice("dtype", dtype, _xp.FLOATING)
     chosen = []
     for which in dict.fromkeys(backends or installed):
         xp = _xp.import_namespace(which)
@@ -187,12 +187,12 @@ def _has_device(xp: Any, device: str) -> bool:
 
 def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]:
     """The checks of the public names in `only`, and the losses to differentiate."""
-    checks = all_checks()
-    known = dict.fromkeys(c.function for c in checks)
+    functions = all_checks()
+    known = dict.fromkeys(c.function for c in functions)
     for function in only or ():
-        _checks.choice("only", function, known)
+        checks.choice("only", function, known)
     return (
-        [c for c in checks if only is None or c.function in only],
+        [c for c in functions if only is None or c.function in only],
         [
             loss
             for loss in examples()
@@ -201,12 +201,12 @@ def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]
     )
 
 
-# --- one library, device and dtype ---------------------------------------------------------------
+# --- one library, device and dtype ----------------------------------------------------------------
 
 
 def _run(
     combination: Combination,
-    checks: Iterable[Check],
+    functions: Iterable[Check],
     sets: dict[str, Arrays],
     references: dict[tuple[str, Check], Reference],
 ) -> Iterator[CheckRecord]:
@@ -215,7 +215,7 @@ def _run(
         device = _xp.find_device(xp, combination.device)
         place = Place(xp, device, combination.dtype)
         given = {name: shipped(a, xp, device, combination.dtype) for name, a in sets.items()}
-        for check in checks:
+        for check in functions:
             key = combination.dtype, check
             if key not in references:
                 references[key] = reference_of(check, sets[check.inputs], combination.dtype)

@@ -11,7 +11,6 @@ from typing import IO
 
 import numpy as np
 
-from visreg_core._table_index import RowNumbers, counted, is_number, leading_index, left_out
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -19,6 +18,13 @@ from visreg_core.embeddings._source import (
     listing,
     no_name,
     one_line,
+)
+from visreg_core.embeddings._table_index import (
+    RowNumbers,
+    counted,
+    is_number,
+    leading_index,
+    left_out,
 )
 
 _LINE_CHARACTERS = 1 << 26

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._optional import require
+from visreg_core import _xp, checks
 from visreg_core.embeddings._sampling import draw
+from visreg_core.optional import require
 
 # A row wider than this is a lying header, not an embedding; a chunk that has to be unpacked as a
 # whole may be this large, or as much larger than its file as deflate can make it (1032 : 1).
@@ -131,7 +131,7 @@ class Embeddings:
         Which rows depends on (seed, N, count) alone, so that two files of the same items keep the
         same ones. The draw uses words of the stream of `random_slices` that no direction uses.
         """
-        _checks.positive_int("count", count, minimum=2)
+        checks.positive_int("count", count, minimum=2)
         return self if count >= self.shape[0] else self.select(draw(self.shape[0], count, seed))
 
     def to_numpy(self) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._optional import require
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -20,6 +19,7 @@ from visreg_core.embeddings._source import (
     one_line,
     pick,
 )
+from visreg_core.optional import require
 
 # A store is searched for its arrays no further than this.
 ENTRIES = 1000

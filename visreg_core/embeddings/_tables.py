@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core._optional import require
-from visreg_core._table_index import arrow_index, left_out
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -18,6 +16,8 @@ from visreg_core.embeddings._source import (
     one_line,
     pick,
 )
+from visreg_core.embeddings._table_index import arrow_index, left_out
+from visreg_core.optional import require
 
 # Parquet's footer is Thrift, whose declared sizes are allocated before they are read.
 _THRIFT_BYTES = 1 << 26

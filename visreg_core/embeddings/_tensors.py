@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core._typing import Array
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -26,6 +25,7 @@ from visreg_core.embeddings._source import (
     no_name,
     pick,
 )
+from visreg_core.typing import Array
 
 _SAFETENSORS_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": None}
 _HEADER_BYTES = 100_000_000  # the format's own limit

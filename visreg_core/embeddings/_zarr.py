@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core._optional import require
 from visreg_core.embeddings._source import (
     Embeddings,
     EmbeddingsError,
@@ -25,6 +24,7 @@ from visreg_core.embeddings._source import (
     pick,
 )
 from visreg_core.embeddings._stores import ENTRIES, along_chunks, chunk_count
+from visreg_core.optional import require
 
 
 def read_zarr(path: Path, name: str | None, label: str) -> Embeddings:
@@ -65,7 +65,7 @@ def read_zarr(path: Path, name: str | None, label: str) -> Embeddings:
     return embeddings(label, layout.shape, dtype, pieces)
 
 
-# --- finding the array ---------------------------------------------------------------------------
+# --- finding the array ----------------------------------------------------------------------------
 
 
 def _is_array(folder: Path) -> bool:
@@ -103,7 +103,7 @@ def _metadata(file: Path) -> dict[str, Any]:
     return loaded
 
 
-# --- its layout ----------------------------------------------------------------------------------
+# --- its layout -----------------------------------------------------------------------------------
 
 # Codecs that only rearrange or unpack bytes. numcodecs also has `pickle`, which runs its input.
 _CODECS = {
@@ -198,7 +198,7 @@ def _shard(codecs: list[dict[str, Any]], chunks: tuple[int, ...], label: str) ->
     return _Shard(inner, about.get("index_location") == "start", 4 * (len(index) - 1))
 
 
-# --- its chunks ----------------------------------------------------------------------------------
+# --- its chunks -----------------------------------------------------------------------------------
 
 
 def _chunk_files(folder: Path, layout: _Layout) -> dict[tuple[int, ...], Path]:

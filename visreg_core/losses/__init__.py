@@ -1,12 +1,7 @@
 """Losses: one family a module, each with its value and its analytic gradient."""
 
 from visreg_core.losses.barlow_twins import BarlowTwinsTerms, barlow_twins_loss
-from visreg_core.losses.declaration import (
-    Example,
-    declare_loss,
-    value_and_grad,
-    value_and_vjp,
-)
+from visreg_core.losses.declaration import Example, declare_loss, value_and_grad, value_and_vjp
 from visreg_core.losses.epps_pulley import epps_pulley, sigreg_loss
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.gaussian_ksd import gaussian_ksd
@@ -23,24 +18,11 @@ from visreg_core.losses.random_walk import (
 from visreg_core.losses.sag_vicreg import SAGVICRegTerms, sag_vicreg_loss
 from visreg_core.losses.sigreg_limit import sigreg_limit
 from visreg_core.losses.sliced_statistic import sliced_statistic
-from visreg_core.losses.sliced_wasserstein import (
-    max_sliced_wasserstein,
-    sliced_wasserstein,
-)
+from visreg_core.losses.sliced_wasserstein import max_sliced_wasserstein, sliced_wasserstein
 from visreg_core.losses.spectralnet import orthonormalize, spectralnet_loss
-from visreg_core.losses.vicreg import (
-    VICRegTerms,
-    covariance_loss,
-    variance_loss,
-    vicreg_loss,
-)
-from visreg_core.losses.visreg import (
-    VISRegTerms,
-    center_loss,
-    scale_loss,
-    shape_loss,
-    visreg_loss,
-)
+from visreg_core.losses.variance_covariance import covariance_loss, variance_loss
+from visreg_core.losses.vicreg import VICRegTerms, vicreg_loss
+from visreg_core.losses.visreg import VISRegTerms, center_loss, scale_loss, shape_loss, visreg_loss
 
 __all__ = [
     "BarlowTwinsTerms",

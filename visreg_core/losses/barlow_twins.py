@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss
 from visreg_core.losses.execution import Execution
-from visreg_core.losses.vicreg import (
+from visreg_core.losses.variance_covariance import off_diagonal
+from visreg_core.losses.views import (
     VIEWS,
     as_views,
     check_views,
-    off_diagonal,
     over_pairs,
     view_gradients,
     view_pairs,
     weighted_total,
 )
+from visreg_core.typing import Array, Namespace, Scalar
 
 
 class BarlowTwinsTerms(NamedTuple):
@@ -103,7 +103,7 @@ def barlow_twins_loss(
     Returns
     -------
     BarlowTwinsTerms
-        ``total, on_diagonal, off_diagonal`` (the last not weighted): arrays of no axes, float64
+        ``total, on_diagonal, off_diagonal`` (the last not weighted): 0-d arrays, float64
         for float64 embeddings, else float32.
 
     Raises
@@ -127,9 +127,9 @@ def barlow_twins_loss(
     """
     xp = _xp.namespace(a, b, row_mask)
     check_views(a, b)
-    _checks.row_mask(row_mask, a)
-    _checks.not_negative("eps", eps)
-    _checks.number("off_diagonal_weight", off_diagonal_weight)
+    checks.row_mask(row_mask, a)
+    checks.not_negative("eps", eps)
+    checks.number("off_diagonal_weight", off_diagonal_weight)
     views, shards = as_views(xp, a, b), execution.shards
     rows, standard, reciprocals = [], [], []
     for view in views:

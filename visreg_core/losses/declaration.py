@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from visreg_core import _xp
-from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.kernels import kernels_of
+from visreg_core.typing import Array, Namespace, Scalar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", covariant=True)
@@ -325,7 +325,7 @@ def own_losses() -> list[Declaration]:
     return [d for d in own if d.forward.__module__ != __name__]  # not the example above
 
 
-# --- derivatives without automatic differentiation -----------------------------------------------
+# --- derivatives without automatic differentiation ------------------------------------------------
 
 
 def value_and_vjp(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Callable[..., Any]]]:

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.gaussian import epps_pulley_knots
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 # Arrays of the samples' size that a row works with: cosine, sine, and the multiples in turn.
 _SCRATCH = 8
@@ -197,14 +198,14 @@ def epps_pulley(
     (3,)
     """
     xp = _xp.namespace(x, row_mask)
-    _checks.floating("x", x)
-    _checks.choice("axis", axis, (-1, -2))
+    checks.floating("x", x)
+    checks.choice("axis", axis, (-1, -2))
     if x.ndim < -axis or x.shape[axis] < 2 or 0 in x.shape:
         raise ValueError(
             f"expected x with at least 2 samples along axis {axis}; found shape {tuple(x.shape)}"
         )
     moved = x if axis == -1 else xp.matrix_transpose(x)
-    _checks.row_mask(row_mask, moved[..., None])
+    checks.row_mask(row_mask, moved[..., None])
     rows = _xp.cast(xp, xp.reshape(moved, (-1, moved.shape[-1])), _xp.compute_dtype(xp, x))
     n = _rows.count(xp, rows[..., None], row_mask, execution.shards)
     knots = knots_like(xp, rows, t_max, n_knots)
@@ -216,7 +217,7 @@ def epps_pulley(
         values, *gradients = of_rows(rows)
     else:
         scratch = _scratch(execution, n_knots)
-        values, *gradients = _tiles.map_rows(xp, of_rows, rows, scratch=scratch)
+        values, *gradients = tiles.map_rows(xp, of_rows, rows, scratch=scratch)
     gradient = None
     if gradients:
         gradient = xp.reshape(gradients[0], moved.shape)
@@ -282,7 +283,7 @@ def sigreg_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -306,10 +307,10 @@ def sigreg_loss(
     True
     """
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.flag("scale_by_n", scale_by_n)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    checks.flag("scale_by_n", scale_by_n)
     n = _rows.count(xp, z, row_mask, execution.shards)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
     wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)

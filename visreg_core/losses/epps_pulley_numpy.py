@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from visreg_core import _tiles
+from visreg_core._xp import tiles
 
 
 def factors(m: int) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class InTiles:
     def _tiled(
         self, body: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        return _tiles.in_tiles(np, body, self.angle, *arrays, scratch=scratch(self.m + 1))
+        return tiles.in_tiles(np, body, self.angle, *arrays, scratch=scratch(self.m + 1))
 
 
 def _raise(powers: np.ndarray, spare: np.ndarray) -> None:

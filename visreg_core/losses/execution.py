@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from visreg_core import _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core.typing import Array, Namespace
 
 SORTING = ("auto", "gather", "exchange")
 

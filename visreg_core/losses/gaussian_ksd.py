@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
 from visreg_core.losses.declaration import Example, declare_loss
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.gaussian_mmd import PairsSaved, pairs_backward, squared_distances
 from visreg_core.losses.pairs import mean_over_pairs
 from visreg_core.losses.radial import check_bandwidth
+from visreg_core.typing import Array, Namespace
 
 _KERNELS = ("gaussian", "imq")
 
@@ -96,9 +96,9 @@ def gaussian_ksd(
     >>> bool(gaussian_ksd(z) < gaussian_ksd(1.5 * z))
     True
     """
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("kernel", kernel, _KERNELS)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
+    checks.choice("kernel", kernel, _KERNELS)
     xp, dim = execution.namespace(z, row_mask), _xp.fixed_size(z.shape[-1])
     h = check_bandwidth(bandwidth, dim)
 

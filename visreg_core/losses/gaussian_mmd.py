@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import radial
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.pairs import mean_over_pairs
 from visreg_core.losses.radial import KERNELS, check_bandwidth, prior_mean, prior_means
+from visreg_core.typing import Array, Scalar
 
 
 class PairsSaved(NamedTuple):
@@ -95,9 +95,9 @@ def gaussian_mmd(
     >>> bool(gaussian_mmd(z) < 0.01 < gaussian_mmd(0.1 * z))
     True
     """
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("kernel", kernel, KERNELS)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
+    checks.choice("kernel", kernel, KERNELS)
     xp, dim = execution.namespace(z, row_mask), _xp.fixed_size(z.shape[-1])
     h = check_bandwidth(bandwidth, dim)
     means = prior_means(kernel, h, dim)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -18,6 +17,7 @@ from visreg_core.losses.sliced import (
     projection_dtype_for,
     sliced_sorting,
 )
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 
 class EnergySaved(NamedTuple):
@@ -92,7 +92,7 @@ def gaussian_sliced_energy_distance(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -117,9 +117,9 @@ def gaussian_sliced_energy_distance(
     True
     """
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
     shards = execution.shards
     n = _rows.count(xp, z, row_mask, shards)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))

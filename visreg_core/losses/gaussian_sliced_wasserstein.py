@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
@@ -19,6 +18,7 @@ from visreg_core.losses.sliced import (
     projection_dtype_for,
     sliced_sorting,
 )
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 REDUCTIONS = ("mean", "sum")
 
@@ -153,7 +153,7 @@ def gaussian_sliced_wasserstein(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -176,10 +176,10 @@ def gaussian_sliced_wasserstein(
     True
     """
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    checks.choice("reduction", reduction, REDUCTIONS)
     n = _rows.count(xp, z, row_mask, execution.shards)
     wide = _xp.cast(xp, z, _xp.compute_dtype(xp, z))
     value, gradient = sliced_gaussian(

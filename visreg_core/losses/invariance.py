@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.gaussian_sliced_wasserstein import REDUCTIONS
+from visreg_core.typing import Array, Namespace, Scalar
 
 
 class InvarianceSaved(NamedTuple):
@@ -79,7 +79,7 @@ def invariance_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -102,16 +102,16 @@ def invariance_loss(
     0.25
     """
     xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    _checks.flag("detach_center", detach_center)
+    checks.embeddings("z", z, min_rows=1, shape="(V, N, D)")
+    checks.row_mask(row_mask, z)
+    checks.choice("reduction", reduction, REDUCTIONS)
+    checks.flag("detach_center", detach_center)
     if z.ndim < 3 or z.shape[-3] < 2:
         raise ValueError(
             f"expected z of shape (..., V, N, D) with V >= 2 views; found shape {tuple(z.shape)}"
         )
     if n_global is not None:
-        _checks.positive_int("n_global", n_global)
+        checks.positive_int("n_global", n_global)
         if n_global > z.shape[-3]:
             raise ValueError(f"expected n_global <= {z.shape[-3]} views; found {n_global}")
     n, shards = None, execution.shards
@@ -143,15 +143,15 @@ def joint_objective(invariance: Scalar, regularizer: Scalar, lam: Scalar) -> Sca
 
     Parameters
     ----------
-    invariance, regularizer : number or array of no axes
+    invariance, regularizer : number or 0-d array
         Losses; of a loss with components pass ``terms.total``.
-    lam : number or array of no axes
+    lam : number or 0-d array
         λ; the paper trains ImageNet-1K with 0.9 (ViT-B) and small data sets with 0.6. Outside
         [0, 1] one of the two is rewarded for growing.
 
     Returns
     -------
-    number or array of no axes
+    number or 0-d array
 
     Raises
     ------

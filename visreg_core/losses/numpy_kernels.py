@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visreg_core import _tiles
+from visreg_core import threads
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
 from visreg_core.losses.rows import Rows
 from visreg_core.losses.sliced import chunk_of
@@ -58,7 +58,7 @@ def over_threads(
         return sums
 
     items = [(b, start) for b in range(batch) for start in range(0, n_slices, chunk)]
-    for sums in _tiles.spread(work, items, values.size * rows * dtype.itemsize, in_order):
+    for sums in threads.spread(work, items, values.size * rows * dtype.itemsize, in_order):
         for b, parts in sums.items():
             for whole, part in zip(gradients, parts, strict=True):
                 if not np.shares_memory(whole, part):
@@ -120,5 +120,5 @@ def combine(
                 o[n][masked] = 0
 
     starts = range(0, size[0], block)
-    _tiles.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
+    threads.spread(work, [(b, s) for b in range(len(flat[0])) for s in starts], out.nbytes)
     return out

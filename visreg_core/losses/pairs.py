@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from visreg_core import _tiles, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp
+from visreg_core._xp import tiles
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.sliced import flat_batch
+from visreg_core.typing import Array
 
 # of_pair(ρ, s, need_slopes) -> (f, ∂f/∂ρ, ∂f/∂s or None); of_row(q, need_slope) -> (g, g').
 OfPair = Callable[[Array, Array, bool], tuple[Array, ...]]
@@ -83,7 +84,7 @@ def mean_over_pairs(
             along = along + (2 / n) * alone[1]
         return [value, xp.permute_dims(apart, (0, 2, 1)) * (4 / (n * n)), along], []
 
-    chunk = _tiles.default_chunk(xp, batch * others.shape[-1] * 8 * _SCRATCH)
+    chunk = tiles.default_chunk(xp, batch * others.shape[-1] * 8 * _SCRATCH)
     (values, *parts), _ = _xp.accumulate(xp, body, columns, min(chunk, size))
     value = shards.sum(xp.sum(values)) / (n * batch)
     if not need_gradient:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
 from visreg_core.losses.rows import safe_reciprocal, safe_root
+from visreg_core.typing import Array, Namespace
 
 KERNELS = ("gaussian", "imq", "laplace")
 
@@ -134,5 +134,5 @@ def check_bandwidth(bandwidth: float | None, dim: int) -> float:
     """The bandwidth, √D if not given: independent draws of N(0, I) are √(2D) apart."""
     if bandwidth is None:
         return math.sqrt(dim)
-    _checks.positive("bandwidth", bandwidth)
+    checks.positive("bandwidth", bandwidth)
     return float(bandwidth)

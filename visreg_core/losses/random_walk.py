@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _neighbours, _wide, _xp
-from visreg_core._neighbours import Search
-from visreg_core._selection import smallest
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
+from visreg_core._xp import neighbours
+from visreg_core._xp.neighbours import Search
 from visreg_core.losses.rows import safe_reciprocal, safe_root
 from visreg_core.slices import DOMAIN_WALKS, uniforms
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 SCALES = ("local", "global")
 _SMALLEST_SCALE = 1e-7
@@ -176,22 +176,22 @@ def check_call(
     """TypeError or ValueError for what does not fit, of which the values in a and b are no part."""
     _xp.namespace(a, b)
     for argument, x in (("a", a), ("b", b)):
-        _checks.embeddings(argument, x, min_rows=1, shape="(N, D)")
+        checks.embeddings(argument, x, min_rows=1, shape="(N, D)")
         if x.ndim != 2:
             raise ValueError(f"expected {argument} of shape (N, D); found {tuple(x.shape)}")
-    _checks.same_shape("a", a, "b", b)
-    _checks.positive_int("n_neighbors", n_neighbors)
+    checks.same_shape("a", a, "b", b)
+    checks.positive_int("n_neighbors", n_neighbors)
     if n_neighbors > a.shape[0]:
         raise ValueError(f"expected n_neighbors <= N = {a.shape[0]}; found {n_neighbors}")
     check_percentile(percentile)
-    _checks.choice("scale", scale, SCALES)
-    _checks.flag("symmetrize", symmetrize)
-    _checks.positive_int("n_steps", n_steps)
+    checks.choice("scale", scale, SCALES)
+    checks.flag("symmetrize", symmetrize)
+    checks.positive_int("n_steps", n_steps)
 
 
 def check_percentile(percentile: float) -> None:
     """ValueError unless it is in 0 … 100, TypeError if it is no number."""
-    _checks.number("percentile", percentile, static=True)
+    checks.number("percentile", percentile, static=True)
     if not 0 <= percentile <= 100:
         raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")
 
@@ -220,10 +220,10 @@ def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
         return Nearest(xp.astype(nothing, xp.int64), nothing, n)
     a, b = _xp.stop_gradient(a), _xp.stop_gradient(b)
     if _xp.name(xp) == "numpy" and np.all(np.isfinite(a)) and np.all(np.isfinite(b)):
-        rows, columns = _neighbours.directions(a), _neighbours.directions(b)
+        rows, columns = neighbours.directions(a), neighbours.directions(b)
         exact = dtype == np.float64
         search = Search(rows, columns, n_neighbors, directions=True, exact=exact)
-        index, kept = _neighbours.nearest(search)
+        index, kept = neighbours.nearest(search)
         kept = kept.astype(dtype)
     else:
         index, kept = _nearest_by_products(xp, a, b, n_neighbors, dtype)
@@ -242,8 +242,8 @@ def _nearest_by_products(
     m, n = a.shape[0], b.shape[0]
     step = min(_whole_groups(m), max(1, _distances_at_a_time(xp) // (n * _GROUP)) * _GROUP)
     found = []
-    with _wide.float64_inside(xp):
-        wide = _wide.widest(xp, a)
+    with _xp.float64_inside(xp):
+        wide = _xp.widest(xp, a)
         rows, columns = (_unit_rows(xp, _xp.cast(xp, x, wide)) for x in (a, b))
         finite = xp.where(xp.isnan(columns), xp.zeros_like(columns), columns)
         middle = xp.mean(finite, axis=0, keepdims=True)
@@ -258,7 +258,7 @@ def _nearest_by_products(
             distances = rows[start : min(start + step, rows.shape[0]), :] @ across
             distances = _xp.cast(xp, distances, dtype)[: max(m - start, 0), :n]
             distances = xp.maximum(distances, xp.zeros_like(distances))
-            index = smallest(xp, distances, n_neighbors)
+            index = _xp.smallest(xp, distances, n_neighbors)
             found.append((index, xp.take_along_axis(distances, index, axis=-1)))
     index, kept = (xp.concat(part, axis=0) for part in zip(*found, strict=True))
     return index, kept
@@ -358,7 +358,7 @@ def pairs_of_nearest(
     return at, xp.sum(xp.where(index == at[:, None], mass, xp.zeros_like(mass)), axis=-1)
 
 
-# --- the walk ------------------------------------------------------------------------------------
+# --- the walk -------------------------------------------------------------------------------------
 
 
 def transition_matrix(affinity: Array) -> Array:
@@ -406,7 +406,7 @@ def sample_random_walk(
     ----------
     transition : array of shape (N, N)
         Row-stochastic matrix, from `transition_matrix`.
-    seed, step : int or integer array of no axes
+    seed, step : int or 0-d integer array
         0 … 2³² − 1, as in `random_slices`; the draws use their own domain of the stream.
     n_steps : int
         Steps of the walk.
@@ -436,7 +436,7 @@ def sample_random_walk(
     """
     xp = _xp.namespace(transition)
     _check_square("transition", transition)
-    _checks.positive_int("n_steps", n_steps)
+    checks.positive_int("n_steps", n_steps)
     mass = _xp.cast(xp, _xp.stop_gradient(transition), _xp.compute_dtype(xp, transition))
     return _walk(xp, mass, None, first=0, seed=seed, step=step, n_steps=n_steps)
 
@@ -477,6 +477,6 @@ def _walk(
 
 
 def _check_square(argument: str, x: Array) -> None:
-    _checks.floating(argument, x)
+    checks.floating(argument, x)
     if x.ndim != 2 or x.shape[0] != x.shape[1]:
         raise ValueError(f"expected {argument} of shape (N, N); found {tuple(x.shape)}")

@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 from visreg_core import _xp
-from visreg_core._typing import Array, Namespace, Scalar
 from visreg_core.losses.execution import PLAIN, Shards
+from visreg_core.typing import Array, Namespace, Scalar
 
 
 class Rows(NamedTuple):

@@ -7,20 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Inputs, declare_loss
 from visreg_core.losses.execution import Execution
-from visreg_core.losses.vicreg import (
-    VICRegSaved,
-    as_views,
-    branches_forward,
-    branches_gradient,
-    check_views,
-    vicreg_loss,
-    weighted_total,
-)
+from visreg_core.losses.variance_covariance import VICRegSaved
+from visreg_core.losses.vicreg import branches_forward, branches_gradient, vicreg_loss
+from visreg_core.losses.views import as_views, check_views, weighted_total
+from visreg_core.typing import Array, Scalar
 
 
 class SAGVICRegTerms(NamedTuple):
@@ -55,7 +49,7 @@ def _check(a: Array, b: Array, pairs: Array, pair_weights: Array) -> None:
             raise ValueError(f"expected {argument} of shape ({size},); found {tuple(x.shape)}")
     if "int" not in _xp.dtype_name(pairs):
         raise TypeError(f"expected pairs of an integer dtype; found {_xp.dtype_name(pairs)}")
-    _checks.floating("pair_weights", pair_weights)
+    checks.floating("pair_weights", pair_weights)
 
 
 def _pair_column(a: Array, pair_weights: Array, row_mask: Array | None) -> Array:
@@ -101,7 +95,7 @@ def sag_vicreg_loss(
     Returns
     -------
     SAGVICRegTerms
-        ``total, invariance, variance, covariance``: arrays of no axes. The invariance is
+        ``total, invariance, variance, covariance``: 0-d arrays. The invariance is
         (1/(ND)) Σ_i w_i ‖a_i − b_{j(i)}‖².
 
     Raises
@@ -129,10 +123,10 @@ def sag_vicreg_loss(
     """
     xp = _xp.namespace(a, b, pairs, pair_weights, row_mask)
     _check(a, b, pairs, pair_weights)
-    _checks.row_mask(row_mask, a)
-    _checks.not_negative("eps", eps)
-    _checks.number("gamma", gamma)
-    w_invariance, w_variance, w_covariance = _checks.weights(
+    checks.row_mask(row_mask, a)
+    checks.not_negative("eps", eps)
+    checks.number("gamma", gamma)
+    w_invariance, w_variance, w_covariance = checks.weights(
         "weights", weights, SAGVICRegTerms._fields[1:]
     )
     views, shards, keep = as_views(xp, a, b), execution.shards, _rows.keep_column(row_mask)

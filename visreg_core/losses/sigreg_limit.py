@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import declare_loss
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.gaussian_mmd import PairsSaved, pairs_backward, squared_distances
 from visreg_core.losses.pairs import mean_over_pairs
 from visreg_core.losses.radial import mean_over_directions
+from visreg_core.typing import Array
 
 _BOTH = math.sqrt(2 * math.pi / 3)
 
@@ -78,9 +78,9 @@ def sigreg_limit(
     >>> bool(abs(sliced - sigreg_limit(z)) < 0.05 * sliced)
     True
     """
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
-    _checks.flag("scale_by_n", scale_by_n)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
+    checks.flag("scale_by_n", scale_by_n)
     xp, dim = execution.namespace(z, row_mask), _xp.fixed_size(z.shape[-1])
     scale = _rows.count(xp, z, row_mask, execution.shards) if scale_by_n else 1.0
 

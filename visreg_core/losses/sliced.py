@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, DType, Namespace
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.losses.execution import PLAIN, SORTING, Execution, Shards
 from visreg_core.losses.rows import power_of_two_below
+from visreg_core.typing import Array, DType, Namespace
 
 # term(need_gradient, *projections (R, N_i)) -> values (R,) [, a gradient (R, N_i) for each sample]
 Term = Callable[..., tuple[Array, ...]]
@@ -78,7 +79,7 @@ def sliced(
         if scratch is None:
             values, *gradients = term(need_gradient, *p)
         else:
-            values, *gradients = _tiles.in_tiles(
+            values, *gradients = tiles.in_tiles(
                 xp, lambda *tile: term(need_gradient, *tile), *p, scratch=scratch
             )
         del p  # before the gradients of the samples are made
@@ -132,9 +133,9 @@ def chunk_of(
 ) -> int:
     """Slices to project at once, where the projections on one take `row_bytes` bytes."""
     if chunk_size is None:
-        chunk_size = _tiles.default_chunk(xp, row_bytes)
+        chunk_size = tiles.default_chunk(xp, row_bytes)
     else:
-        _checks.positive_int("chunk_size", chunk_size)
+        checks.positive_int("chunk_size", chunk_size)
     return min(-(-chunk_size // multiple) * multiple, slices.shape[-1])
 
 
@@ -179,7 +180,7 @@ def sliced_sorting(
 
 def sorts_by_exchange(execution: Execution, *, dim: int, n_slices: int) -> bool:
     """Whether shards exchange projections rather than gather embeddings (see `sliced_sorting`)."""
-    _checks.choice("sorting", execution.sorting, SORTING)
+    checks.choice("sorting", execution.sorting, SORTING)
     if execution.sorting != "auto":
         return execution.sorting == "exchange"
     size = execution.shards.size
@@ -202,5 +203,5 @@ def projection_dtype_for(xp: Namespace, z: Array, requested: Any) -> DType:
     """
     if requested is None:
         return _xp.compute_dtype(xp, z)
-    _checks.dtype("projection_dtype", requested, xp)
+    checks.dtype("projection_dtype", requested, xp)
     return requested

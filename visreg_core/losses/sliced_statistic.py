@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -18,6 +17,7 @@ from visreg_core.losses.sliced import (
     projection_dtype_for,
     sliced_sorting,
 )
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 STATISTICS = ("anderson_darling", "cramer_von_mises", "watson", "jarque_bera")
 
@@ -189,10 +189,10 @@ def sliced_statistic(
     True
     """
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("statistic", statistic, STATISTICS)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    checks.choice("statistic", statistic, STATISTICS)
     shards = execution.shards
     n = _rows.count(xp, z, row_mask, shards)
     wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _wide, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
+from visreg_core.losses.quantile_merging import two_sample_term, weighted_term
 from visreg_core.losses.rows import power_of_two_below
 from visreg_core.losses.sliced import flat_batch, flat_slices, projection_dtype_for, sliced
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 
 class SlicedWassersteinSaved(NamedTuple):
@@ -38,140 +39,10 @@ class MaxSlicedWassersteinSaved(NamedTuple):
     farthest: Array
 
 
-def _power(xp: Namespace, difference: Array, p: float, need_grad: bool) -> tuple[Array, ...]:
-    """|d|^p and, if wanted, its derivative p |d|^{p−1} sign(d), 0 at d = 0."""
-    if p == 2:
-        return (difference * difference, 2 * difference)[: 2 if need_grad else 1]
-    size = xp.abs(difference)
-    if p == 1:
-        return (size, _xp.sign(xp, difference))[: 2 if need_grad else 1]
-    met = size == 0  # not size > 0: NaN must stay NaN
-    safe = xp.where(met, xp.ones_like(size), size)
-    value = xp.where(met, xp.zeros_like(size), safe**p)
-    if not need_grad:
-        return (value,)
-    slope = p * safe ** (p - 1) * _xp.sign(xp, difference)
-    return value, xp.where(met, xp.zeros_like(size), slope)
-
-
-def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intervals on which the quantile functions of n and of m equal masses are both constant.
-
-    Returns the order statistic of either sample and the mass of each interval; exact, because the
-    ends i/n and j/m are compared as integers over their common denominator.
-    """
-    n, m = int(n), int(m)  # torch's symbols become constants: the result's size is no multiple
-    ends_x = np.arange(1, n + 1, dtype=np.int64) * m
-    ends_y = np.arange(1, m + 1, dtype=np.int64) * n
-    ends = np.sort(np.concatenate([ends_x, ends_y]))
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
-    # Where both samples end at once an interval is empty; the last one starts beyond them.
-    return (
-        np.minimum(starts // m, n - 1),
-        np.minimum(starts // n, m - 1),
-        # Under torch.compile integers would divide to torch's default dtype, float32.
-        (ends - starts).astype(np.float64) / (n * m),
-    )
-
-
-def two_sample_term(
-    xp: Namespace, n: int, m: int, p: float, like: Array
-) -> Callable[..., tuple[Array, ...]]:
-    """Term for samples without weights: where order statistics meet is known beforehand."""
-
-    def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        if not need_grad:
-            difference = _xp.sorted_values(xp, px) - _xp.sorted_values(xp, py)
-            return (xp.sum(_power(xp, difference, p, False)[0], axis=-1) / n,)
-        (xs, order_x), (ys, order_y) = _xp.sorted_rows(xp, px), _xp.sorted_rows(xp, py)
-        value, slope = _power(xp, xs - ys, p, True)
-        slope = slope / n
-        total = xp.sum(value, axis=-1) / n
-        return total, _xp.put_last(xp, order_x, slope), _xp.put_last(xp, order_y, -slope)
-
-    if n == m:
-        return equal
-
-    host_i, host_j, host_mass = _static_merge(n, m)
-    where = _xp.on_device(like)
-    i = _xp.from_numpy(xp, host_i, **where)
-    j = _xp.from_numpy(xp, host_j, **where)
-    mass = _xp.from_numpy(xp, host_mass, dtype=like.dtype, **where)[None, :]
-
-    def merged(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        if need_grad:
-            (xs, order_x), (ys, order_y) = _xp.sorted_rows(xp, px), _xp.sorted_rows(xp, py)
-        else:
-            xs, ys = _xp.sorted_values(xp, px), _xp.sorted_values(xp, py)
-        difference = xp.take(xs, i, axis=-1) - xp.take(ys, j, axis=-1)
-        value, *slope = _power(xp, difference, p, need_grad)
-        total = xp.sum(mass * value, axis=-1)
-        if not need_grad:
-            return (total,)
-        slope_x = _xp.add_last(xp, n, xp.broadcast_to(i, difference.shape), mass * slope[0])
-        slope_y = _xp.add_last(xp, m, xp.broadcast_to(j, difference.shape), -mass * slope[0])
-        return total, _xp.put_last(xp, order_x, slope_x), _xp.put_last(xp, order_y, slope_y)
-
-    return merged
-
-
-def _weighted_term(
-    xp: Namespace, x_weights: Array, y_weights: Array, p: float
-) -> Callable[..., tuple[Array, ...]]:
-    """Term for weighted samples: the cumulative weights of both are merged slice by slice."""
-    n, m = x_weights.shape[0], y_weights.shape[0]
-
-    def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
-        xs, order_x = _xp.sorted_rows(xp, px)
-        ys, order_y = _xp.sorted_rows(xp, py)
-        merged, mass = _merged(xp, x_weights, y_weights, order_x, order_y)
-        # Of the intervals before an end, those that x closed tell x's order statistic there.
-        closes_x = xp.astype(merged < n, merged.dtype)
-        closed_x = _xp.cumulative_sum(xp, closes_x) - closes_x
-        here = xp.arange(n + m, dtype=merged.dtype, **_xp.on_device(merged))[None, :]
-        i = xp.minimum(closed_x, n - 1 + xp.zeros_like(closed_x))
-        j = xp.minimum(here - closed_x, m - 1 + xp.zeros_like(closed_x))
-        difference = xp.take_along_axis(xs, i, axis=-1) - xp.take_along_axis(ys, j, axis=-1)
-        value, *slope = _power(xp, difference, p, need_grad)
-        total = xp.sum(mass * value, axis=-1)
-        if not need_grad:
-            return (total,)
-        slope_x = _xp.add_last(xp, n, i, mass * slope[0])
-        slope_y = _xp.add_last(xp, m, j, -mass * slope[0])
-        return total, _xp.put_last(xp, order_x, slope_x), _xp.put_last(xp, order_y, slope_y)
-
-    return term
-
-
-def _merged(
-    xp: Namespace, x_weights: Array, y_weights: Array, order_x: Array, order_y: Array
-) -> tuple[Array, Array]:
-    """Ends of both samples' intervals in order, (R, N + M), and the mass up to each of them.
-
-    In float64: a mass is a difference of sums near 1, of which float32 leaves N · 6e-8 of it.
-    """
-    index = xp.arange(1).dtype  # the library's own, which is another inside
-    with _wide.float64_inside(xp):
-        ends_x = _cumulative(xp, x_weights, order_x)
-        ends = xp.concat([ends_x, _cumulative(xp, y_weights, order_y)], axis=-1)
-        merged = xp.argsort(ends, axis=-1, stable=True)
-        ends = xp.take_along_axis(ends, merged, axis=-1)
-        mass = ends - xp.concat([xp.zeros_like(ends[:, :1]), ends[:, :-1]], axis=-1)
-        return xp.astype(merged, index), xp.astype(mass, x_weights.dtype)
-
-
-def _cumulative(xp: Namespace, weights: Array, order: Array) -> Array:
-    """Cumulative weights (R, N) in each row's order, ending at exactly 1."""
-    ordered = xp.reshape(xp.take(weights, xp.reshape(order, (-1,)), axis=0), order.shape)
-    ordered = xp.astype(ordered, _wide.widest(xp, weights))
-    sums = _xp.cumulative_sum(xp, ordered)
-    return sums / sums[:, -1:]
-
-
 def _check_weights(argument: str, weights: Array | None, x: Array) -> None:
     if weights is None:
         return
-    _checks.floating(argument, weights)
+    checks.floating(argument, weights)
     if tuple(weights.shape) != (x.shape[-2],):
         raise ValueError(
             f"expected {argument} of shape ({x.shape[-2]},); found {tuple(weights.shape)}"
@@ -213,16 +84,16 @@ def _two_samples(
 ) -> _TwoSamples:
     """Check the arguments and scale the samples."""
     xp = _xp.namespace(x, y, slices, x_weights, y_weights)
-    _checks.embeddings("x", x, min_rows=1)
-    _checks.embeddings("y", y, min_rows=1)
-    _checks.same_dtype("x", x, "y", y)
+    checks.embeddings("x", x, min_rows=1)
+    checks.embeddings("y", y, min_rows=1)
+    checks.same_dtype("x", x, "y", y)
     if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
         raise ValueError(
             "expected x and y of shapes (..., N, D) and (..., M, D); "
             f"found {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    _checks.slices(slices, x)
-    _checks.number("p", p, minimum=1, static=True)
+    checks.slices(slices, x)
+    checks.number("p", p, minimum=1, static=True)
     _check_weights("x_weights", x_weights, x)
     _check_weights("y_weights", y_weights, y)
     dtype = _xp.compute_dtype(xp, x)
@@ -237,7 +108,7 @@ def _two_samples(
             xp.ones_like(s[0, :, 0]) if w is None else _xp.cast(xp, _xp.stop_gradient(w), dtype)
             for s, w in zip(wide, (x_weights, y_weights), strict=True)
         ]
-        term = _weighted_term(xp, weights[0], weights[1], p)
+        term = weighted_term(xp, weights[0], weights[1], p)
     projected = projection_dtype_for(xp, x, projection_dtype)
     return _TwoSamples(xp, (wide_x, wide_y), unit, term, chunk_size, projected)
 
@@ -354,7 +225,7 @@ def sliced_wasserstein(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 samples, else float32.
 
     Raises
@@ -378,7 +249,7 @@ def sliced_wasserstein(
     >>> round(float(sliced_wasserstein(x, x + 1.0, random_slices(4, 50_000))), 2)
     1.0
     """
-    _checks.flag("power", power)
+    checks.flag("power", power)
     samples = _two_samples(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
     xp = samples.xp
     values, gradients = samples.evaluate(flat_slices(xp, slices, x), execution)
@@ -439,7 +310,7 @@ def max_sliced_wasserstein(
 
     Returns
     -------
-    array of no axes
+    0-d array
         max_k W_p, or max_k W_p^p where `power`; the mean over the leading axes. float64 for
         float64 samples, else float32.
 
@@ -461,7 +332,7 @@ def max_sliced_wasserstein(
     >>> float(max_sliced_wasserstein(x, y, np.eye(2)))
     3.0
     """
-    _checks.flag("power", power)
+    checks.flag("power", power)
     samples = _two_samples(x, y, slices, p, x_weights, y_weights, chunk_size, projection_dtype)
     xp = samples.xp
     values, _ = samples.evaluate(

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, Scalar
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.sliced import flat_batch
 from visreg_core.slices import orthonormal_columns
+from visreg_core.typing import Array, Scalar
 
 
 class SpectralNetSaved(NamedTuple):
@@ -60,7 +61,7 @@ def spectralnet_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -83,9 +84,9 @@ def spectralnet_loss(
     2.0
     """
     xp = _xp.namespace(y, affinity, row_mask)
-    _checks.embeddings("y", y)
-    _checks.floating("affinity", affinity)
-    _checks.row_mask(row_mask, y)
+    checks.embeddings("y", y)
+    checks.floating("affinity", affinity)
+    checks.row_mask(row_mask, y)
     size = y.shape[-2]
     if tuple(affinity.shape) != (size, size):
         raise ValueError(
@@ -110,7 +111,7 @@ def spectralnet_loss(
             return [square], []
         return [square, xp.sum(symmetric * difference, axis=2)], []
 
-    chunk = _tiles.default_chunk(xp, math.prod(wide.shape[:2]) * size * 8)
+    chunk = tiles.default_chunk(xp, math.prod(wide.shape[:2]) * size * 8)
     found, _ = _xp.accumulate(xp, body, wide, min(chunk, y.shape[-1]))
     scale = 1 / (wide.shape[0] * n * n)
     gradient = xp.reshape(found[1], y.shape) if execution.need_gradient else None
@@ -161,7 +162,7 @@ def orthonormalize(y: Array) -> Array:
     True
     """
     xp = _xp.namespace(y)
-    _checks.embeddings("y", y)
+    checks.embeddings("y", y)
     if y.shape[-2] < y.shape[-1]:
         raise ValueError(f"expected y with N >= D; found shape {tuple(y.shape)}")
     wide = _xp.cast(xp, y, _xp.compute_dtype(xp, y))

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, DType, Namespace, Scalar
+from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss, times
 from visreg_core.losses.execution import Execution
@@ -18,6 +17,7 @@ from visreg_core.losses.gaussian_sliced_wasserstein import (
     sliced_gaussian,
 )
 from visreg_core.losses.sliced import projection_dtype_for
+from visreg_core.typing import Array, DType, Namespace, Scalar
 
 EPS = 1e-6
 
@@ -73,11 +73,11 @@ def _shape_term(
 ) -> tuple[_rows.Rows, Array, VISRegSaved]:
     """The rows of z, the mean of s over batch and slices, and what is saved."""
     xp = _xp.namespace(z, slices, row_mask)
-    _checks.embeddings("z", z)
-    _checks.slices(slices, z)
-    _checks.row_mask(row_mask, z)
-    _checks.flag("detach_scale", detach_scale)
-    _checks.positive("eps", eps)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    checks.flag("detach_scale", detach_scale)
+    checks.positive("eps", eps)
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
@@ -153,7 +153,7 @@ def _combine(
     return _rows.kept(rows.xp, rows.keep, own if g is None else times(g, a, donated) + own)
 
 
-# --- public losses -------------------------------------------------------------------------------
+# --- public losses --------------------------------------------------------------------------------
 
 
 @declare_loss(
@@ -184,7 +184,7 @@ def center_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -205,9 +205,9 @@ def center_loss(
     4.0
     """
     xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
-    _checks.choice("reduction", reduction, REDUCTIONS)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
+    checks.choice("reduction", reduction, REDUCTIONS)
     rows, _ = _rows.centre(xp, z, row_mask, execution.shards)
     value = center_from_mean(xp, rows.mean(), reduction)
     return value, VISRegSaved(rows.first, rows.rest, rows.masked_n())
@@ -241,7 +241,7 @@ def scale_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         mean_j (1 − σ_j)² with the biased σ; float64 for float64 embeddings, else float32.
 
     Raises
@@ -263,8 +263,8 @@ def scale_loss(
     4.0
     """
     xp = _xp.namespace(z, row_mask)
-    _checks.embeddings("z", z)
-    _checks.row_mask(row_mask, z)
+    checks.embeddings("z", z)
+    checks.row_mask(row_mask, z)
     rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
     sigma = _rows.standard_deviation(rows, centred)
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
@@ -335,7 +335,7 @@ def shape_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
@@ -358,7 +358,7 @@ def shape_loss(
     >>> bool(shape_loss(z, random_slices(8, 64)) < 0.05)
     True
     """
-    _checks.choice("reduction", reduction, REDUCTIONS)
+    checks.choice("reduction", reduction, REDUCTIONS)
     rows, total, saved = _shape_term(
         execution,
         z,
@@ -436,7 +436,7 @@ def visreg_loss(
     Returns
     -------
     VISRegTerms
-        ``total, scale, shape, center``: arrays of no axes, float64 for float64 embeddings, else
+        ``total, scale, shape, center``: 0-d arrays, float64 for float64 embeddings, else
         float32.
 
     Raises
@@ -459,7 +459,7 @@ def visreg_loss(
     >>> bool(abs(terms.total - (terms.scale + terms.shape + terms.center)) < 1e-12)
     True
     """
-    w_scale, w_shape, w_center = _checks.weights("weights", weights, VISRegTerms._fields[1:])
+    w_scale, w_shape, w_center = checks.weights("weights", weights, VISRegTerms._fields[1:])
     rows, total_shape, saved = _shape_term(
         execution,
         z,

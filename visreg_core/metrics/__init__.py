@@ -4,14 +4,6 @@ Inputs are arrays of any namespace; results are Python floats or small named tup
 """
 
 from visreg_core.metrics._resampling import Estimate
-from visreg_core.metrics.class_tree import cifar100_parents, hierarchical_labels
-from visreg_core.metrics.dendrogram import cophenetic_distances, cut_tree, to_networkx
-from visreg_core.metrics.dendrogram_similarity import (
-    FowlkesMallows,
-    bakers_gamma,
-    dendrogram_correlations,
-    fowlkes_mallows,
-)
 from visreg_core.metrics.gaussianity import (
     Gaussianity,
     SlicedTest,
@@ -19,22 +11,20 @@ from visreg_core.metrics.gaussianity import (
     gaussianity,
     worst_direction,
 )
-from visreg_core.metrics.hierarchy import (
-    RandIndices,
-    adjusted_rand_index,
-    hierarchical_knn_accuracy,
-    hierarchical_linear_accuracy,
-    hierarchical_rand_index,
-    rand_index,
-    rand_index_sweep,
-)
+from visreg_core.metrics.hierarchy import hierarchical_knn_accuracy, hierarchical_linear_accuracy
 from visreg_core.metrics.lidar import lidar
-from visreg_core.metrics.linkage import linkage
 from visreg_core.metrics.normality import (
     NormalityTest,
     SlicedNormalityTest,
     henze_zirkler,
     sliced_normality_test,
+)
+from visreg_core.metrics.partitions import (
+    RandIndices,
+    adjusted_rand_index,
+    hierarchical_rand_index,
+    rand_index,
+    rand_index_sweep,
 )
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
 from visreg_core.metrics.spectrum import (
@@ -55,9 +45,22 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
-from visreg_core.metrics.tanglegram import Tanglegram, entanglement, tanglegram
-from visreg_core.metrics.tree_bootstrap import Difference, LCAComparison, compare_lca_similarity
-from visreg_core.metrics.tree_similarity import (
+from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
+from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
+from visreg_core.metrics.trees.dendrogram_similarity import (
+    FowlkesMallows,
+    bakers_gamma,
+    dendrogram_correlations,
+    fowlkes_mallows,
+)
+from visreg_core.metrics.trees.linkage import linkage
+from visreg_core.metrics.trees.tanglegram import Tanglegram, entanglement, tanglegram
+from visreg_core.metrics.trees.tree_bootstrap import (
+    Difference,
+    LCAComparison,
+    compare_lca_similarity,
+)
+from visreg_core.metrics.trees.tree_similarity import (
     CopheneticSimilarity,
     Correlations,
     SampledCopheneticSimilarity,

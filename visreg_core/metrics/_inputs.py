@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
+from visreg_core.typing import Array, Namespace
 
 
 def plain(argument: str, x: Array) -> Array:
@@ -48,7 +48,7 @@ def matrix(argument: str, x: Array, *, min_rows: int = 2) -> tuple[Namespace, Ar
     Values are looked at: a metric of rows with NaN or infinity is a ValueError.
     """
     xp, x = _xp.namespace(x), plain(argument, x)
-    _checks.embeddings(argument, x, min_rows=min_rows, shape="(N, D)")
+    checks.embeddings(argument, x, min_rows=min_rows, shape="(N, D)")
     if x.ndim != 2:
         raise ValueError(f"expected {argument} of shape (N, D); found shape {tuple(x.shape)}")
     x = _xp.cast(xp, _xp.stop_gradient(x), _xp.compute_dtype(xp, x))

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._threefry import threefry2x32
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
+from visreg_core._xp.threefry import threefry2x32
 from visreg_core.slices import DOMAIN_ROWS
+from visreg_core.typing import Array
 
 # Parts of the domain of row sampling, beyond those that reading a sample of a file draws from.
 _SUBSET, _RESAMPLE, _ORDER = 1 << 20, (1 << 20) + 1, (1 << 20) + 2
@@ -39,8 +39,8 @@ def over_subsets(
     The subsets are independent given the data, drawn without replacement each.
     """
     n = x.shape[0]
-    _checks.positive_int("n_samples", n_samples, minimum=3)
-    _checks.positive_int("n_repeats", n_repeats, minimum=2)
+    checks.positive_int("n_samples", n_samples, minimum=3)
+    checks.positive_int("n_repeats", n_repeats, minimum=2)
     probability("confidence", confidence)
     if n_samples > n:
         raise ValueError(f"expected n_samples <= N = {n}; found {n_samples}")
@@ -112,7 +112,7 @@ def taken(x: Array, rows: np.ndarray) -> Array:
 
 def probability(argument: str, value: float) -> None:
     """ValueError unless 0 < value < 1."""
-    _checks.number(argument, value, static=True)
+    checks.number(argument, value, static=True)
     if not 0 < value < 1:
         raise ValueError(f"expected {argument} between 0 and 1; found {value!r}")
 

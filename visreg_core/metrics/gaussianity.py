@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley, value_and_grad
 from visreg_core.metrics import _gaussian_null as null
 from visreg_core.metrics._inputs import matrix, plain, unit_rows
+from visreg_core.typing import Array, Namespace
 
 # Rows of a simulated sample at most: standardised, the statistics hardly depend on N any more.
 _SIMULATED_ROWS = 256
@@ -154,13 +155,13 @@ def gaussianity(
     0.005
     """
     if n_worst is not None:
-        _checks.positive_int("n_worst", n_worst)
-    _checks.positive_int("n_simulations", n_simulations)
-    _checks.positive_int("seed", seed, minimum=0)
+        checks.positive_int("n_worst", n_worst)
+    checks.positive_int("n_simulations", n_simulations)
+    checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x)
     slices = plain("slices", slices)
-    _checks.slices(slices, x)
+    checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     host_slices = np.asarray(_xp.to_numpy(slices), dtype=np.float64)
     check_directions(host_slices)
@@ -280,13 +281,13 @@ def worst_direction(
     >>> int(np.argmax(np.abs(found.direction))), found.p < 1e-6
     (5, True)
     """
-    _checks.choice("statistic", statistic, _STATISTICS)
-    _checks.positive_int("n_steps", n_steps)
-    _checks.positive_int("seed", seed, minimum=0)
+    checks.choice("statistic", statistic, _STATISTICS)
+    checks.positive_int("n_steps", n_steps)
+    checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x, min_rows=4)
     slices = plain("slices", slices)
-    _checks.slices(slices, x)
+    checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     check_directions(_xp.to_numpy(slices))
     which = _STATISTICS.index(statistic)
@@ -371,7 +372,7 @@ def _statistics(
     """Per slice: the Epps-Pulley statistic, and Σ_r (x_(r) − Φ⁻¹(r/(N+1)))²."""
     n, k = x.shape[0], slices.shape[1]
     quantiles = normal_quantiles(n, xp=xp, dtype=x.dtype, device=_xp.device(x))
-    step = _tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
+    step = tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
     samples = xp.matrix_transpose(x)
     values: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for start in range(0, k, step):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.metrics._inputs import labels, matrix
+from visreg_core.typing import Array
 
 # Added to each eigenvalue before normalising.
 _EPS = {"exact": 0.0, "stable-pretraining": 1e-8}
@@ -51,7 +51,7 @@ def lidar(
     >>> round(lidar(np.concatenate([means, means]), [0, 1, 2, 3] * 2), 9)
     2.0
     """
-    _checks.choice("convention", convention, _EPS)
+    checks.choice("convention", convention, _EPS)
     if not 0 < delta < math.inf:
         raise ValueError(f"expected delta to be a positive number; found {delta!r}")
     _, x = matrix("x", x)

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _tiles, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
+from visreg_core._xp import tiles
 from visreg_core.losses.gaussian_mmd import gaussian_mmd
 from visreg_core.losses.sliced_statistic import STATISTICS, statistic_term
 from visreg_core.metrics._inputs import matrix, plain
 from visreg_core.metrics.gaussianity import check_directions
+from visreg_core.typing import Array, Namespace
 
 _ALL = (*STATISTICS, "vasicek")
 
@@ -92,13 +93,13 @@ def sliced_normality_test(
     >>> sliced_normality_test(x, w).mean_p > 0.05, sliced_normality_test(1.5 * x, w).mean_p
     (True, 0.005)
     """
-    _checks.choice("statistic", statistic, _ALL)
-    _checks.positive_int("n_simulations", n_simulations)
-    _checks.positive_int("seed", seed, minimum=0)
+    checks.choice("statistic", statistic, _ALL)
+    checks.positive_int("n_simulations", n_simulations)
+    checks.positive_int("seed", seed, minimum=0)
     _xp.namespace(x, slices)
     xp, x = matrix("x", x, min_rows=4)
     slices = plain("slices", slices)
-    _checks.slices(slices, x)
+    checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     check_directions(_xp.to_numpy(slices))
     values = _values(xp, x, slices, statistic)
@@ -156,7 +157,7 @@ def henze_zirkler(x: Array, bandwidth: float | None = None) -> NormalityTest:
     n, d = x.shape
     if bandwidth is None:
         bandwidth = math.sqrt(2) * (4 / (n * (2 * d + 1))) ** (1 / (d + 4))
-    _checks.positive("bandwidth", bandwidth)
+    checks.positive("bandwidth", bandwidth)
     host = _xp.to_numpy(x).astype(np.float64)
     centred = host - host.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
@@ -188,7 +189,7 @@ def _moments(d: int, b: float) -> tuple[float, float]:
 def _values(xp: Namespace, x: Array, slices: Array, statistic: str) -> np.ndarray:
     """The statistic of each slice."""
     n, k = x.shape[0], slices.shape[1]
-    step = _tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
+    step = tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
     found = []
     for start in range(0, k, step):
         p = xp.matrix_transpose(slices[:, start : min(start + step, k)]) @ xp.matrix_transpose(x)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import _checks, _neighbours, _tiles, _xp
-from visreg_core._neighbours import Near, Search
-from visreg_core._typing import Array, Device, Namespace
+from visreg_core import _xp, checks, threads
+from visreg_core._xp import neighbours
+from visreg_core._xp.neighbours import Near, Search
 from visreg_core.metrics._inputs import centred, matrix, numbers, paired, power_of_two, same_ids
+from visreg_core.typing import Array, Device, Namespace
 
 _CKA = ("biased", "unbiased")
-_METRICS = ("cosine", "euclidean")
+METRICS = ("cosine", "euclidean")
 
 # Elements of a block of Gram matrices.
 _BLOCK = 1 << 22
@@ -66,7 +67,7 @@ def linear_cka(
     >>> round(linear_cka(x, 3.0 * x[:, ::-1] - 7.0), 12)
     1.0
     """
-    _checks.choice("convention", convention, _CKA)
+    checks.choice("convention", convention, _CKA)
     xp, x, y = paired(x, y, min_rows=2 if convention == "biased" else 4)
     same_ids(ids_x, ids_y, x.shape[0])
     x, y = _centred_unit(xp, x), _centred_unit(xp, y)
@@ -171,8 +172,8 @@ def mutual_knn(
     >>> mutual_knn(x, -x, k=1, metric="euclidean")
     1.0
     """
-    _checks.choice("metric", metric, _METRICS)
-    _checks.positive_int("k", k)
+    checks.choice("metric", metric, METRICS)
+    checks.positive_int("k", k)
     _, x, y = paired(x, y)
     n = x.shape[0]
     same_ids(ids_x, ids_y, n)
@@ -184,9 +185,9 @@ def mutual_knn(
         near = ((first.block(*block), second.block(*block)) for block in blocks)
         return math.fsum(_shared(a, b, n - 1, k) for a, b in near)
 
-    blocks = _neighbours.ranges(n, min(first.block_rows, second.block_rows))
+    blocks = neighbours.ranges(n, min(first.block_rows, second.block_rows))
     on_device = first.on_device is not None
-    common = math.fsum(_tiles.spread(work, blocks, first.operand.nbytes, on_device))
+    common = math.fsum(threads.spread(work, blocks, first.operand.nbytes, on_device))
     return max(common / (n * k), 0.0)
 
 
@@ -250,7 +251,7 @@ def nearest(
     """
     matrix("queries", queries, min_rows=1)
     matrix("x", x)
-    return _neighbours.nearest(_search(queries, x, k, metric, own=leave_one_out))
+    return neighbours.nearest(_search(queries, x, k, metric, own=leave_one_out))
 
 
 def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Search:
@@ -258,8 +259,8 @@ def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Sear
     p = _xp.to_numpy(x)
     q = p if own else _xp.to_numpy(queries)
     if cosine:
-        p = _neighbours.directions(p)
-        q = p if own else _neighbours.directions(q)
+        p = neighbours.directions(p)
+        q = p if own else neighbours.directions(q)
     else:
         unit = power_of_two(q, p)
         p = p.astype(np.float64) / unit

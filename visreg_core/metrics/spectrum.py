@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.metrics._inputs import centred, matrix, numbers, spectrum
+from visreg_core.typing import Array
 
 
 class PowerLaw(NamedTuple):
@@ -127,7 +127,7 @@ def singular_values_from_gram(gram: Any, n_samples: int, *, eps: float = 2.0**-5
     >>> singular_values_from_gram(x.T @ x, 3)
     array([4., 3.])
     """
-    _checks.positive_int("n_samples", n_samples)
+    checks.positive_int("n_samples", n_samples)
     g = numbers("gram", gram)
     if g.ndim != 2 or g.shape[0] != g.shape[1] or g.shape[0] == 0:
         raise ValueError(f"expected gram of shape (D, D); found shape {g.shape}")
@@ -180,14 +180,14 @@ def rankme(x: Array, *, convention: str = "exact") -> float:
     >>> round(rankme(np.eye(8)), 9)
     8.0
     """
-    _checks.choice("convention", convention, _RANKME)
+    checks.choice("convention", convention, _RANKME)
     s = singular_values(x, center=_RANKME[convention].center)
     return rankme_from_singular_values(s, convention=convention)
 
 
 def rankme_from_singular_values(s: Any, *, convention: str = "exact") -> float:
     """`rankme` from singular values: of the centred matrix where the convention centres."""
-    _checks.choice("convention", convention, _RANKME)
+    checks.choice("convention", convention, _RANKME)
     power, _, eps = _RANKME[convention]
     return _exp_entropy(_normalised(spectrum("s", s), power), eps)
 
@@ -216,14 +216,14 @@ def effective_rank(x: Array, *, convention: str = "roy-vetterli") -> float:
     >>> round(effective_rank(np.asarray([[3.0, 0.0], [0.0, 1.0]])), 4)
     1.7548
     """
-    _checks.choice("convention", convention, _EFFECTIVE_RANK)
+    checks.choice("convention", convention, _EFFECTIVE_RANK)
     s = singular_values(x, center=_EFFECTIVE_RANK[convention][1])
     return effective_rank_from_singular_values(s, convention=convention)
 
 
 def effective_rank_from_singular_values(s: Any, *, convention: str = "roy-vetterli") -> float:
     """`effective_rank` from singular values: of the centred matrix for "covariance"."""
-    _checks.choice("convention", convention, _EFFECTIVE_RANK)
+    checks.choice("convention", convention, _EFFECTIVE_RANK)
     return _exp_entropy(_normalised(spectrum("s", s), _EFFECTIVE_RANK[convention][0]), 0.0)
 
 
@@ -313,14 +313,14 @@ def condition_number(x: Array, *, convention: str = "exact") -> float:
     >>> condition_number(np.asarray([[4.0, 0.0], [0.0, 2.0]]))
     2.0
     """
-    _checks.choice("convention", convention, _CONDITION_NUMBER)
+    checks.choice("convention", convention, _CONDITION_NUMBER)
     s = singular_values(x, center=_CONDITION_NUMBER[convention][1])
     return condition_number_from_singular_values(s, convention=convention)
 
 
 def condition_number_from_singular_values(s: Any, *, convention: str = "exact") -> float:
     """`condition_number` from singular values: of the centred matrix for "covariance"."""
-    _checks.choice("convention", convention, _CONDITION_NUMBER)
+    checks.choice("convention", convention, _CONDITION_NUMBER)
     power, _, floor = _CONDITION_NUMBER[convention]
     s = spectrum("s", s)
     smallest = max(float(s[-1]), floor)
@@ -372,7 +372,7 @@ def alpha_req(
     >>> round(alpha_req_from_singular_values(np.arange(1, 200) ** -0.5), 12)
     1.0
     """
-    _checks.choice("convention", convention, _ALPHA_REQ)
+    checks.choice("convention", convention, _ALPHA_REQ)
     s = singular_values(x, center=True)
     rtol = min(x.shape) * (2.0**-52 if _xp.dtype_name(x) == "float64" else 2.0**-23)
     return power_law_fit(s, convention=convention, fit_range=fit_range, rtol=rtol).alpha
@@ -423,7 +423,7 @@ def power_law_fit(
     >>> round(fit.alpha, 9), round(float(np.exp(fit.log_amplitude)), 9), fit.first, fit.last
     (1.0, 9.0, 10, 50)
     """
-    _checks.choice("convention", convention, _ALPHA_REQ)
+    checks.choice("convention", convention, _ALPHA_REQ)
     s = spectrum("s", s)
     first, last, exponent = _ALPHA_REQ[convention]
     if fit_range is not None:

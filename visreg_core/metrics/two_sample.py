@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array
+from visreg_core import _xp, checks
 from visreg_core.metrics._inputs import matrix
+from visreg_core.typing import Array
 
 _STATISTICS = ("sliced_wasserstein", "energy", "mmd")
 _BLOCK_BYTES = 1 << 23  # of distances between some rows and all
@@ -106,10 +106,10 @@ def two_sample_test(
     >>> two_sample_test(x, y).p > 0.05, two_sample_test(x, y + 1).p
     (True, 0.005)
     """
-    _checks.choice("statistic", statistic, _STATISTICS)
-    _checks.flag("paired", paired)
-    _checks.positive_int("n_permutations", n_permutations)
-    _checks.positive_int("seed", seed, minimum=0)
+    checks.choice("statistic", statistic, _STATISTICS)
+    checks.flag("paired", paired)
+    checks.positive_int("n_permutations", n_permutations)
+    checks.positive_int("seed", seed, minimum=0)
     xp = _xp.namespace(x, y, slices)
     host = [_xp.to_numpy(matrix(name, a)[1]).astype(np.float64) for name, a in (("x", x), ("y", y))]
     n, m = (len(a) for a in host)
@@ -129,7 +129,7 @@ def two_sample_test(
     if slices is None:
         found = _pair_distances(pooled, sides, statistic, bandwidth)
     else:
-        _checks.slices(slices, xp.astype(x, slices.dtype))
+        checks.slices(slices, xp.astype(x, slices.dtype))
         distance = SidesDistance(_xp.to_numpy(slices).astype(np.float64).T @ pooled.T, n, m)
         found = np.asarray([distance(side) for side in sides])
     return TwoSampleTest(float(found[0]), permutation_p_value(found[0], found[1:]), found[1:])
@@ -198,7 +198,7 @@ def _pair_distances(
     u -= np.where(sides, 0.0, 1 / (~sides).sum(axis=1, keepdims=True))
     if statistic == "mmd":
         h = _median_distance(pooled) if bandwidth is None else bandwidth
-        _checks.positive("bandwidth", h)
+        checks.positive("bandwidth", h)
         kernel: Callable[[np.ndarray], np.ndarray] = lambda rho: np.exp(rho / (-2 * h * h))  # noqa: E731
     else:
         kernel = lambda rho: -np.sqrt(rho)  # noqa: E731

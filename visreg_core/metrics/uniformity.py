@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from visreg_core import _checks, _xp
-from visreg_core._typing import Array, Namespace
+from visreg_core import _xp, checks
 from visreg_core.metrics._inputs import centred, matrix, paired, same_ids, unit_rows
+from visreg_core.typing import Array, Namespace
 
 _PAIRS = ("distinct", "all")
 
@@ -106,7 +106,7 @@ def uniformity(
     -8.0
     """
     _positive("t", t)
-    _checks.choice("convention", convention, _PAIRS)
+    checks.choice("convention", convention, _PAIRS)
     xp, x = matrix("x", x)
     x = unit_rows(xp, x) if normalize else centred(xp, x)
     log_sum = _log_sum_exp(xp, (-t * d2 for d2 in _squared_distances(xp, x)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._optional import require
+from visreg_core.optional import require
 from visreg_core.report._model import Pictures
 
 _COLORS = ("#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#4a4a4a")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core._optional import require
 from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, load
 from visreg_core.embeddings._source import embeddings, listing, one_line, parsing, pick
+from visreg_core.optional import require
 
 _TABLES = (".jsonl", ".ndjson", ".tsv", ".tab")
 _LABEL_TABLES = (*_TABLES, ".csv", ".parquet", ".pq", ".arrow", ".feather")

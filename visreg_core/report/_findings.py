@@ -75,7 +75,7 @@ def _some(numbers: np.ndarray) -> str:
     return ", ".join(map(str, numbers[:_SHOWN].tolist())) + more
 
 
-# --- dimensions ----------------------------------------------------------------------------------
+# --- dimensions -----------------------------------------------------------------------------------
 
 
 def _dimensions(sigma: np.ndarray, dimensions: dict[str, float]) -> Iterator[Finding]:
@@ -151,7 +151,7 @@ def _collapse(dimensions: dict[str, float], rank: int) -> Finding:
     )
 
 
-# --- rows ----------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def _anisotropy(survey: Survey) -> Finding:
@@ -278,7 +278,7 @@ def _shape(direction: Direction | None) -> Iterator[Finding]:
         )
 
 
-# --- labels --------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def of_labels(

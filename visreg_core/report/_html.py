@@ -9,8 +9,8 @@ from importlib import resources
 from typing import Any
 
 from visreg_core import __version__
-from visreg_core._optional import require
 from visreg_core.embeddings._source import one_line
+from visreg_core.optional import require
 from visreg_core.report._figures import figures
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables

@@ -173,7 +173,7 @@ def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:
     return first, second, float(counts[top] / sizes[first])
 
 
-# --- neighbours ----------------------------------------------------------------------------------
+# --- neighbours -----------------------------------------------------------------------------------
 
 
 def majority(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +235,7 @@ def _distances(queries: np.ndarray, x: np.ndarray, index: np.ndarray, metric: st
     return out
 
 
-# --- the linear rule -----------------------------------------------------------------------------
+# --- the linear rule ------------------------------------------------------------------------------
 
 
 def _linear(

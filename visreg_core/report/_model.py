@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _checks
+from visreg_core import checks
 from visreg_core.metrics import PowerLaw, Tanglegram
-from visreg_core.metrics.linkage import METHODS, METRICS
+from visreg_core.metrics.trees.linkage import METHODS, METRICS
 
 DIMENSIONS: tuple[str, ...] = (
     "rankme",
@@ -74,10 +74,10 @@ class TreeOptions(NamedTuple):
 
     def check(self) -> None:
         """ValueError where there is no such tree."""
-        _checks.positive_int("rows", self.rows, minimum=2)
-        _checks.choice("method", self.method, METHODS)
-        _checks.choice("metric", self.metric, METRICS)
-        _checks.choice("clustering", self.clustering, CLUSTERINGS)
+        checks.positive_int("rows", self.rows, minimum=2)
+        checks.choice("method", self.method, METHODS)
+        checks.choice("metric", self.metric, METRICS)
+        checks.choice("clustering", self.clustering, CLUSTERINGS)
         if self.method == "ward" and self.metric != "euclidean":
             raise ValueError(
                 f"expected metric 'euclidean' for Ward's linkage; found {self.metric!r}"

@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _tiles, _xp
-from visreg_core._typing import Array, Device, DType, Namespace
+from visreg_core import _xp
+from visreg_core._xp import tiles
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
-from visreg_core.losses.sliced_wasserstein import two_sample_term
+from visreg_core.losses.quantile_merging import two_sample_term
 from visreg_core.losses.visreg import EPS
+from visreg_core.typing import Array, Device, DType, Namespace
 
 # tick(what is being done, rows done, rows in all)
 Tick = Callable[[str, int, int], None]
@@ -56,11 +57,11 @@ class Place(NamedTuple):
     def put(self, a: np.ndarray, dtype: DType) -> Array:
         """A host array as an array of this place (a copy, except for NumPy)."""
         host = np.float64 if _xp.dtype_name(dtype) == "float64" else np.float32
-        a = a.astype(host, copy=_xp.name(self.xp) != "numpy")
+        a = a.astype(host, copy=self.xp is not _xp.as_namespace(None))
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-# --- moments -------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 
 class Moments(NamedTuple):
@@ -200,7 +201,7 @@ def cross_scatter(
     return total
 
 
-# --- sliced terms --------------------------------------------------------------------------------
+# --- sliced terms ---------------------------------------------------------------------------------
 
 
 class Projection(NamedTuple):
@@ -264,8 +265,8 @@ def slice_values(
             dtype,
             [_plain(chunk, place, dtype), _normalised(chunk, of, place, dtype)],
         )
-        (shape,) = _tiles.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
-        (gaussian,) = _tiles.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
+        (shape,) = tiles.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
+        (gaussian,) = tiles.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
         for column, values in zip(
             columns, (shape / n, gaussian / n, epps_pulley(raw)), strict=True
         ):
@@ -295,7 +296,7 @@ def two_sample_values(
         tick("two samples", n * start, n * k)
         onto = [_plain(slices[:, start:stop], place, dtype)]
         (pa,), (pb,) = _project(a, place, dtype, onto), _project(b, place, dtype, onto)
-        (powers,) = _tiles.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
+        (powers,) = tiles.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
         values.append(_xp.to_numpy(powers).astype(np.float64))
     tick("two samples", n * k, n * k)
     return np.concatenate(values)

@@ -203,7 +203,7 @@ def _same(texts: list[str]) -> str:
     return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
 
 
-# --- labels --------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def _label_rows(reports: Sequence[Report]) -> list[Row]:
@@ -232,7 +232,7 @@ def _labels_note(comparison: Comparison, drawn: str) -> str:
     )
 
 
-# --- pairs ---------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def _pairs(comparison: Comparison, heads: list[str]) -> list[Table]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core._labels import load_labels
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.embeddings._source import embeddings, listing, one_line
 from visreg_core.report._files import open_embeddings, open_labels
+from visreg_core.report._labels import load_labels
 
 _KINDS = "an array (N, D), nested lists, a table of numbers, a path or Embeddings"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from visreg_core._optional import require
 from visreg_core.embeddings._source import one_line
+from visreg_core.optional import require
 from visreg_core.report._model import Comparison, Finding, Report
 from visreg_core.report._tables import Table, facts, short_names, tables
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visreg_core._optional import require
-from visreg_core.metrics.tanglegram import drawn_trees
+from visreg_core.metrics.trees.tanglegram import drawn_trees
+from visreg_core.optional import require
 from visreg_core.report._figures import svg_document
 from visreg_core.report._model import Hierarchy, TreePair
 

@@ -19,10 +19,10 @@ from visreg_core.metrics import (
     rand_index,
     tanglegram,
 )
-from visreg_core.metrics._distances import cophenetic_pearson
 from visreg_core.metrics._resampling import subset
-from visreg_core.metrics._tree import tree
-from visreg_core.metrics.linkage import drawn_linkage
+from visreg_core.metrics.trees._distances import cophenetic_pearson
+from visreg_core.metrics.trees._tree import tree
+from visreg_core.metrics.trees.linkage import drawn_linkage
 from visreg_core.report._labelled import Levels
 from visreg_core.report._model import PAIR_OF_TREES, Hierarchy, Interval, TreeOptions, TreePair
 

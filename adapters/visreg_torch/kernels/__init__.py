@@ -1,17 +1,17 @@
 """Triton kernels for CUDA devices, in place of the core's functions or of whole losses.
 
-`KERNELS` replaces functions of rows in the core's own pass, sharded or not:
+`KERNELS` replaces functions of rows inside the core's passes, on one process or several:
 
-    implementation(…, execution=PLAIN._replace(kernels=KERNELS))
+    Execution(kernels=KERNELS)
 
 On one device whole losses are computed by kernels (`whole.whole`): VISReg, its shape term, SIGReg
-and the sliced Gaussian Wasserstein distance by `sliced`, VICReg, SAG-VICReg and Barlow Twins by
+and the sliced Gaussian Wasserstein distance by `sliced`; VICReg, SAG-VICReg and Barlow Twins by
 `pairs`. These make no array of the embeddings' size but the gradient and the projections.
 
-`dispatch.choose` decides which kernel runs; where none can, the core runs. `explain` tells what was
-decided, and `forced` overrules it. A module has one operation: its kernels, their launchers, and
-the name of the slow twin that tests compare them with. Nothing here needs triton to be imported,
-or a device, until a kernel is chosen.
+`dispatch.choose` decides which kernel runs; where none can, the core runs. `explain` shows the
+decision, and `forced` overrides it. Each module has the kernels of one operation, their launchers,
+and the name of the reference implementation that tests compare them with. Neither triton nor a
+device is needed until a kernel is chosen.
 """
 
 from visreg_torch.kernels.dispatch import Choice, choose, explain, forced

@@ -58,7 +58,7 @@ def unpack(packed, dtype: tl.constexpr):
 
 @triton.jit
 def behind(packed, inside, dtype: tl.constexpr):
-    """`packed` with what is not inside moved behind all else, NaN included."""
+    """`packed`, with what is not inside sorted after everything else, NaN included."""
     if dtype == tl.float32:
         return tl.where(inside, packed, 0x7FFFFFFFFFFFFFFF)
     else:

@@ -1,4 +1,4 @@
-"""What the launchers share: how to start a kernel, checks, masks as bytes, numbers of programs."""
+"""Shared by the launchers: launching, checks, masks as bytes, numbers of programs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROGRAMS = 1024
 
 
-# What a launch was compiled to, by all that triton makes different code of. Looking there costs a
-# tenth of triton's own way through its arguments, which is more than most kernels of a step take.
+# Compiled kernels, by everything that triton specialises on. Looking them up takes a tenth of the
+# time of triton's own dispatch, which is longer than most kernels of a step run.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
-# Kernel -> parameters, by place, of whose integers triton makes one code.
+# Kernel -> positions of the integer parameters that triton does not specialise on.
 _WORDS: dict[int, frozenset[int]] = {}
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], first: torch.Tensor, *others: Any, **options: Any
 ) -> None:
-    """Start a kernel where `first` is, if there are programs to start.
+    """Start a kernel on the device of `first`, if there are programs to start.
 
-    On the meta device there are none: launchers tell the shapes and dtypes of what they return.
-    `others` are tensors, numbers and None in the order of the kernel's parameters, and `options`
-    its constants, in that order, too, and triton's options.
+    On the meta device none is started, so that launchers return outputs of the right shapes.
+    `others` are tensors, numbers and None in the order of the kernel's parameters; `options` are
+    its constants, in the same order, and triton's options.
     """
     device = first.device
     if not all(grid) or device.type == "meta":
@@ -46,7 +46,7 @@ def launch(
 def _launch_here(
     kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    name = id(kernel)  # a function of a module, which stays
+    name = id(kernel)  # kernels are functions of modules, which live on
     words = _WORDS.get(name)
     if words is None:
         words = _WORDS[name] = frozenset(
@@ -61,8 +61,8 @@ def _launch_here(
             key.append((x.dtype, pointer & 15 == 0))
         else:
             given.append(x)
-            # Floats have one code, and so have words; other integers by what divides them, and
-            # there are few: sizes.
+            # Triton does not specialise on floats and words, but on other integers, which are
+            # sizes, of which there are few.
             key.append(x.__class__ if x.__class__ is float or at in words else x)
     compiled = _COMPILED.get(tuple(key))
     if compiled is None:
@@ -105,7 +105,7 @@ def mask_bytes(row_mask: torch.Tensor | None, n: int) -> torch.Tensor | None:
 
 
 def gradient_rows(p: torch.Tensor, out: torch.Tensor | None, need_grad: bool) -> torch.Tensor:
-    """Where the rows' gradient goes: `out`, or a new float32 matrix; empty if none is wanted."""
+    """Where the rows' gradient goes: `out`, or a new float32 matrix; empty if none is needed."""
     if not need_grad:
         return p.new_empty((0, 1), dtype=torch.float32)
     if out is None:
@@ -116,5 +116,5 @@ def gradient_rows(p: torch.Tensor, out: torch.Tensor | None, need_grad: bool) ->
 
 
 def splits(programs: int, blocks: int) -> int:
-    """Parts to cut `blocks` consecutive blocks into, beside `programs` that are independent."""
+    """Into how many parts to cut `blocks` blocks, for each of `programs` independent programs."""
     return max(1, min(blocks, PROGRAMS // max(programs, 1)))

@@ -6,10 +6,10 @@ trigonometric polynomial, so that one loop over the knots makes value and gradie
 angles stay in registers (`_short`, up to `SHORT` samples). Longer rows take three launches: sums of
 parts, values and coefficients, polynomials.
 
-Bottleneck: arithmetic, eight instructions a knot and element beside a sine and a cosine: 190 for
-17 knots, 0.14 ms of an H200's lanes at V10 N512 K4096, against 0.03 ms for 4 bytes read and 2
-written. Exact: a rotation keeps its accuracy at small angles, where three-term recurrences lose it.
-Worst case: short rows, whose sums across lanes weigh more. Left: two passes with stored sums for
+Bottleneck: arithmetic, eight instructions a knot and element beside a sine and a cosine: 190 for 17
+knots, 0.14 ms of an H200's lanes at V10 N512 K4096, against 0.03 ms for 4 bytes read and 2 written.
+Exact: a rotation keeps its accuracy at small angles, where three-term recurrences lose it. Worst
+case: short rows, whose sums across lanes weigh more. Rejected: two passes with stored sums for
 short rows (sine and cosine twice), Chebyshev's recurrence (half the instructions, and wrong where
 embeddings collapse).
 """

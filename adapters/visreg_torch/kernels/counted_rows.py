@@ -11,7 +11,7 @@ passes over each: range, counts, targets, differences. Bottleneck: L2, about 1.6
 memory sees a row once in (4 bytes) and once out (2 bytes). Exact: the order of the keys is that of
 the samples; of those that share a key each target is off by at most half the key's width, 7e-5 for
 Gaussian samples, against |p − q| of 4e-3 where they are as Gaussian as chance allows. Worst case:
-a row with an outlier a thousand times the rest, which leaves the rest few keys. Left: bfloat16
+a row with an outlier a thousand times the rest, which leaves the rest few keys. Rejected: bfloat16
 keys (128 an octave, five times coarser where the data are), one launch a pass with counts of all
 rows in device memory, and a sort (four times the traffic).
 """

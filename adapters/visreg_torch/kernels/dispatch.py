@@ -1,7 +1,7 @@
-"""Which kernel runs: the one place that decides, and says so.
+"""Which kernel runs: decided here, and nowhere else.
 
-`choose` answers for an operation, device, dtype and size without touching a tensor, `explain`
-tells what was decided last for each operation, and `forced` overrules it, for tests.
+`choose` decides for an operation, device, dtype and size, without a tensor; `explain` shows the
+last decision for each operation; `forced` overrides decisions, for tests.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Passes(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A kernel's name, or None for the slow twin, and why."""
+    """A kernel's name, or None for the reference implementation, and why."""
 
     kernel: str | None
     reason: str
@@ -72,7 +72,7 @@ def choose(
     dtype: torch.dtype,
     n: int,
 ) -> Choice:
-    """The kernel for an operation on rows of `n` samples, or why its slow twin must run.
+    """The kernel for an operation on rows of `n` samples, or why there is none.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def choose(
     Returns
     -------
     Choice
-        ``kernel`` is None where the slow twin must run.
+        ``kernel`` is None where the reference implementation must run.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def _chosen(operation: str, device: torch.device, dtype: torch.dtype, n: int) ->
     return Choice("gaussian_slices", "drawn by one launch")
 
 
-# Dynamo cannot look for a module; and compiled code keeps to what was found while it was compiled.
+# Dynamo cannot trace the search for a module. Compiled code keeps the answer of its compilation.
 @torch.compiler.assume_constant_result
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `choose` would find kernels on this device for this dtype."""
@@ -143,19 +143,19 @@ def _lacking(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def _missing_on_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The same for all steps of a run: looking for a module takes as long as a kernel."""
+    """`_missing`, cached: the search for a module takes as long as a kernel."""
     return _missing(device, dtype)
 
 
 def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What kernels lack on this device for this dtype; None where nothing is."""
+    """Why kernels cannot run on this device with this dtype; None where they can."""
     if dtype not in (torch.float32, *_16_BIT):
         return f"kernels compute in float32, not for {dtype}"
     if device.type == "cpu" and "TRITON_INTERPRET" not in os.environ:
         return "kernels do not run on the CPU"  # nor is triton imported, which takes a while
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if device.type == "meta":  # where launchers only tell shapes and dtypes
+    if device.type == "meta":  # where launchers only make outputs of the right shapes
         return None
     import triton
 
@@ -178,7 +178,7 @@ def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passe
     *embeddings : tensors, or None
         Its embeddings: z, or a and b.
     **options
-        Its other arguments, of which only those matter that kernels do not take.
+        Its other arguments; some of their values are not supported by kernels.
 
     Returns
     -------
@@ -204,37 +204,37 @@ def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passe
 
 
 def load(module: str, name: str) -> Callable[..., Any]:
-    """A launcher, its module imported when first needed: the adapter can do without triton."""
+    """A launcher. Its module is imported when first needed: the adapter works without triton."""
     return getattr(importlib.import_module(f"visreg_torch.kernels.{module}"), name)
 
 
 def explain(operation: str | None = None) -> str:
-    """What was chosen last for an operation, or for each, and why: a line each.
+    """The last choice for an operation, or for each, and why, one line each.
 
     Examples
     --------
     >>> import torch
     >>> _ = choose("epps_pulley", "cpu", torch.float64, 512)
     >>> explain("epps_pulley")
-    'epps_pulley: slow twin (kernels compute in float32, not for torch.float64)'
+    'epps_pulley: reference implementation (kernels compute in float32, not for torch.float64)'
     """
     if operation is not None and operation not in OPERATIONS:
         raise ValueError(f"expected an operation of {', '.join(OPERATIONS)}; found {operation!r}")
     asked = OPERATIONS if operation is None else (operation,)
     return "\n".join(
-        f"{name}: {_last[name].kernel or 'slow twin'} ({_last[name].reason})"
+        f"{name}: {_last[name].kernel or 'reference implementation'} ({_last[name].reason})"
         if name in _last
-        else f"{name}: not asked for yet"
+        else f"{name}: not requested yet"
         for name in asked
     )
 
 
 @contextlib.contextmanager
 def forced(kernel: str) -> Iterator[None]:
-    """Let every choice in this context fall on a kernel, where it can run, or on "slow".
+    """Context in which every choice falls on this kernel where it can run, or on "slow", none.
 
-    Operations that the kernel is not for are chosen as usual. Choosing one for what it cannot do
-    makes its launcher raise.
+    Operations that are not the kernel's are chosen as usual. A kernel that is forced on what it
+    cannot compute raises.
     """
     known = [SLOW, *(name for names in OPERATIONS.values() for name in names)]
     if kernel not in known:

@@ -1,12 +1,12 @@
 """Ends of the sliced losses: their values from rows' values and moments, and their gradient.
 
-A program of its own adds up rows' values and terms of the moments, always in the same order, and
-makes the weighted total: in place of a dozen launches of single numbers. The way back is one pass,
-which joins the shape's gradient with those of scale and centre.
+One program adds up the rows' values and the terms of the moments, always in the same order, and
+makes the weighted total, in place of a dozen launches on single numbers. The backward pass is one
+launch, which combines the shape's gradient with those of scale and centre.
 
 Bottleneck: `_terms` latency, one program's walk through K · B numbers (41,000 at V10 K4096: 5 µs);
 `_combined` bytes, two arrays read and one written, once. Exact: sums in float32 lanes of 1024,
-then a tree. Left: atomics into the terms, whose order, and last bits, change from run to run.
+then a tree. Rejected: atomics into the terms, whose order, and last bits, change from run to run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TILE_ROWS, _TILE_COLUMNS = 32, 128
 
 @triton.jit
 def number_of(x_ptr, x):
-    """The number that a pointer leads to, as float32; without one, x."""
+    """The number at a pointer, as float32; without a pointer, x."""
     if x_ptr is None:
         return x * 1.0
     else:
@@ -46,11 +46,11 @@ def sum_of(x_ptr, size, LANES: tl.constexpr):
 def _terms(
     value_ptr,  # (rows,) float32
     moments_ptr,  # (3, B · D) float32: first, rest, σ
-    total_ptr,  # float32 of no axes; and so the next three
+    total_ptr,  # 0-d float32; and so the next three
     scale_ptr,
     shape_ptr,
     center_ptr,
-    scalars_ptr,  # (5,) float32: the weights, ε and n, for the way back
+    scalars_ptr,  # (5,) float32: the weights, ε and n, for the backward pass
     w_scale_ptr,  # a number's place, or None and the number below; and so the next three
     w_shape_ptr,
     w_center_ptr,
@@ -94,8 +94,8 @@ def _terms(
 @triton.jit
 def _mean(
     value_ptr,  # (rows,) float32
-    out_ptr,  # float32 of no axes
-    divisor_ptr,  # (1,) float32, for the way back
+    out_ptr,  # 0-d float32
+    divisor_ptr,  # (1,) float32, for the backward pass
     from_ptr,  # a number's place, or None and the number below
     divisor,
     rows,
@@ -122,7 +122,7 @@ def _combined(
     keep_ptr,  # (N,) bytes, or None
     moments_ptr,  # (3, B, D) float32, or None
     scalars_ptr,  # (5,) or (1,) float32
-    on_total_ptr,  # float32 of no axes, or None; and so the next three
+    on_total_ptr,  # 0-d float32, or None; and so the next three
     on_scale_ptr,
     on_shape_ptr,
     on_center_ptr,
@@ -177,14 +177,14 @@ def _combined(
 
 
 def places(*numbers: Any) -> tuple[Any, ...]:
-    """For kernels: tensors' places, None for each plain number; then the plain numbers."""
+    """For kernels: the tensors, with None for each plain number; then the plain numbers."""
     tensors = [x if isinstance(x, torch.Tensor) else None for x in numbers]
     plain = [0.0 if isinstance(x, torch.Tensor) else float(x) for x in numbers]
     return *tensors, *plain
 
 
 def numbers(count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Tensors of no axes that share no memory, as an operator's results must."""
+    """0-d tensors that share no memory, as an operator's results must."""
     return tuple(torch.empty((), dtype=torch.float32, device=device) for _ in range(count))
 
 
@@ -195,7 +195,7 @@ def terms(
     eps: float,
     n: Any,
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Terms of VISReg, and the numbers that its way back needs.
+    """Terms of VISReg, and the numbers that its backward pass needs.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def terms(
     Returns
     -------
     tuple
-        Total, scale, shape and centre, tensors of no axes; and the weights, ε and n, (5,).
+        Total, scale, shape and centre, 0-d tensors; and the weights, ε and n, (5,).
     """
     out = numbers(4, values.device)
     scalars = torch.empty(5, dtype=torch.float32, device=values.device)
@@ -233,7 +233,7 @@ def terms(
 
 
 def mean(values: torch.Tensor, divisor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of the rows' values over a divisor, of no axes, and the divisor as a tensor (1,).
+    """Mean of the rows' values over a divisor, 0-d, and the divisor as a tensor (1,).
 
     Parameters
     ----------
@@ -241,19 +241,19 @@ def mean(values: torch.Tensor, divisor: Any) -> tuple[torch.Tensor, torch.Tensor
     divisor : number, or tensor of one element
     """
     (out,) = numbers(1, values.device)
-    kept = torch.empty(1, dtype=torch.float32, device=values.device)
+    scalar = torch.empty(1, dtype=torch.float32, device=values.device)
     _launch.launch(
         _mean,
         (1,),
         values,
         out,
-        kept,
+        scalar,
         *places(divisor),
         values.shape[0],
         LANES=_LANES,
         num_warps=16,
     )
-    return out, kept
+    return out, scalar
 
 
 def combined(
@@ -281,11 +281,11 @@ def combined(
         Where rows were standardised.
     scalars : tensor
         As `terms` or `mean` made it.
-    cotangents : four tensors of no axes or None
+    cotangents : four 0-d tensors or None
         Of total, scale, shape and centre; without moments the first alone counts.
     together : int
     per_row : float
-        What the rows' gradients are to be multiplied by.
+        Factor of the rows' gradients.
     out : tensor of shape (B, N, D), optional
         Contiguous, where to write; may be the memory of `g`.
 

@@ -1,8 +1,8 @@
 """Sums of cos jθ and sin jθ over rows of angles θ, and trigonometric polynomials on them.
 
-The two passes of the Epps-Pulley statistic, apart, so that the sums may be added up over
-processes in between. A sample is read twice and its multiples are rotations in registers:
-nothing of shape (R, N, knots) exists. Twin: `visreg_core.losses.epps_pulley.Multiples`.
+The two passes of the Epps-Pulley statistic, apart, so that the sums may be added up over processes
+in between. A sample is read twice and its multiples are rotations in registers: nothing of shape
+(R, N, knots) exists. Reference implementation: `visreg_core.losses.epps_pulley.Multiples`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Squared distance of short rows to Gaussian quantiles: sorted in registers, one read, one write.
 
-Twin: `visreg_core.losses.gaussian_sliced_wasserstein.gaussian_term`.
+Reference implementation: `visreg_core.losses.gaussian_sliced_wasserstein.gaussian_term`.
 """
 
 from __future__ import annotations

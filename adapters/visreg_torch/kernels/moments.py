@@ -1,17 +1,17 @@
 """Moments of the embeddings' columns, and standardised rows as 16-bit parts.
 
-Moments are those of `visreg_core.losses._rows.centre`: the mean in two parts, `first` between the
-smallest and the largest of the column and `rest` what rounding left of it, so that constant columns
-centre to exactly 0; and the root of the biased variance about it.
+Moments are those of `visreg_core.losses.rows.centre`: the mean in two parts, `first` within the
+range of the column and `rest`, its rounding error, so that constant columns centre to exactly 0;
+and the biased standard deviation about it.
 
 Up to `SHORT` rows a program holds whole columns in registers: one read of z gives moments and
 standardised parts, in one launch. Longer columns are read in blocks, which are joined in float64.
 
-Bottleneck: bytes. Short: z read once, 6 bytes an element written; at V10 N512 D256 that is 14 MB,
-4 µs of an H200's bandwidth. Long: z read once more to standardise it. Exact: sums of a block are
+Bottleneck: bytes. Short: z read once, 6 bytes an element written; at V10 N512 D256 that is 14 MB, 4
+µs of an H200's bandwidth. Long: z read once more to standardise it. Exact: sums of a block are
 trees in float32, about a number inside the column. Worst case: few columns of many rows, which few
-programs walk. Left: E[z²] − E[z]², which cancels; one pass of Welford's, whose divisions cost more
-than registers.
+programs walk. Rejected: E[z²] − E[z]², which cancels; one pass of Welford's, whose divisions cost
+more than registers.
 """
 
 from __future__ import annotations

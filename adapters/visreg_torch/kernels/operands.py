@@ -1,4 +1,4 @@
-"""Operands of the sliced losses' products: 16-bit parts, side by side, for one vendor's product.
+"""Operands of the sliced losses' products: 16-bit parts side by side, for a single product.
 
 A float32 number is hi + lo, two float16 numbers with 22 bits together. Parts lie side by side
 along the product's inner axis, so that hi·hi + hi·lo + lo·hi is *one* product with float32 sums:
@@ -6,12 +6,12 @@ rows hold (hi, hi, lo), slices (hi, lo, hi). 16-bit embeddings are exact in one 
 Everything is scaled by powers of two into float16's range.
 
 Bottleneck: bytes; each kernel reads its input once (`_split_rows` twice, the second time from
-cache) and writes 2 bytes a part. Against the floor: 6 bytes an element beside 2 or 4 read, a few
-microseconds at the sizes of a training step, where they buy products on tensor cores. Exact
-because splitting is (x − float(half(x)) is a float32 number). Worst case: entries below 2⁻²⁴ of
-their row's largest vanish; they are below what the row's float32 sum keeps. Tried on paper and
-left: bfloat16 parts (16 bits instead of 22: ranks of close samples change), standardising inside
-the product's loop (a third of the tensor cores' rate).
+cache) and writes 2 bytes a part. The price: 6 bytes an element written for 2 or 4 read, a few
+microseconds at the sizes of a training step, for products on tensor cores. Exact because splitting
+is (x − float(half(x)) is a float32 number). Worst case: entries below 2⁻²⁴ of their row's largest
+vanish; they are below what the row's float32 sum resolves. Considered and rejected: bfloat16 parts
+(16 bits instead of 22: ranks of close samples change), standardising inside the product's loop (a
+third of the tensor cores' rate).
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def slice_operands(
     dtype: torch.dtype = torch.float16,
     scale: float = SLICE_SCALE,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Slices as operands of the product forward and of the way back.
+    """Slices as operands of the projection and of the backprojection.
 
     Parameters
     ----------
@@ -233,9 +233,9 @@ def slice_operands(
     back : int
         1 or 3: (hi) or (hi, hi, lo) in bfloat16; 0: none.
     dtype : dtype
-        float16 or bfloat16, of the operand forward.
+        float16 or bfloat16, of the projection's operand.
     scale : float
-        What that is multiplied by.
+        Factor of that operand.
 
     Returns
     -------
@@ -277,7 +277,7 @@ def split_rows(
     together: int,
     padded: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as operand of the product forward, each scaled by a power of two of its own.
+    """Rows as operand of the projection, each scaled by a power of two of its own.
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ def split_rows(
     parts : int
         1, 2 or 3: (hi), (hi, hi) or (hi, hi, lo).
     together : int
-        Views that share slices, and lie behind each other.
+        Views that share slices, stored one after another.
     padded : int
         Rows of such a group, together · N or more; those beyond are not written.
 

@@ -1,7 +1,7 @@
 """Squared distance of long float32 rows to Gaussian quantiles: the library's sort, then one pass.
 
 The order is used where it lies: the differences are scattered by it, and no array of targets is
-made. Twin: `visreg_core.losses.gaussian_sliced_wasserstein.gaussian_term`.
+made. Reference implementation: `visreg_core.losses.gaussian_sliced_wasserstein.gaussian_term`.
 """
 
 from __future__ import annotations

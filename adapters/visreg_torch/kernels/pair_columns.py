@@ -1,13 +1,13 @@
 """Statistics of two views' columns, and their rows as bfloat16 parts, for losses of pairs.
 
 `columns` walks a block of columns three times, the second and third time from cache: ranges and
-sums, what the rounded mean lacks, squares. `heaviest` finds each view's scale, a power of two, and
-the columns that carry most of its squares. `parts` centres and writes hi and lo of every number:
-float32 embeddings are then multiplied on tensor cores, hi·hi + hi·lo + lo·hi, to 2⁻¹⁷.
+sums, the rounding error of the mean, squares. `heaviest` finds each view's scale, a power of two,
+and the columns that carry most of its squares. `parts` centres and writes hi and lo of every
+number: float32 embeddings are then multiplied on tensor cores, hi·hi + hi·lo + lo·hi, to 2⁻¹⁷.
 
 Bottleneck: bytes. At N = D = 2048 both views are 34 MB in float32: read twice, and 10 bytes an
 element written, 30 µs of an H200. Exact: the mean lies within its column, so that constant columns
-centre to exactly 0. Worst case: few columns of many rows, which few programs walk. Left: one
+centre to exactly 0. Worst case: few columns of many rows, which few programs walk. Rejected: one
 launch for all three, which needs every program to wait for every other.
 """
 
@@ -29,7 +29,7 @@ _TILE_ROWS, _TILE_COLUMNS = 32, 128
 
 @triton.jit
 def view_of(a_ptr, b_ptr, view):
-    """Where a view is."""
+    """Pointer to a view."""
     if view == 0:
         base = a_ptr
     else:

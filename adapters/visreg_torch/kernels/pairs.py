@@ -1,20 +1,21 @@
 """Whole losses of pairs by kernels: forward and backward of VICReg, SAG-VICReg and Barlow Twins.
 
-What is launched in a step of VICReg (Barlow Twins likewise):
+Launches of a step of VICReg (Barlow Twins likewise):
 
 1. statistics of both views' columns (`pair_columns`)
 2. scales and heaviest columns
 3. rows as 16-bit parts
-4. the first product, by the vendor: N × N where N < D, else D × D
+4. the first product, by the vendor's library: N × N where N < D, else D × D
 5. its squares, and its parts (`pair_products`)
 6. where N < D: the heaviest columns with all others
-7. the second product, by the vendor
-8. terms and total (`pair_ends`)
+7. the second product, likewise
+8. terms and total (`vicreg_ends`, `barlow_ends`)
 9. backward
 
 float32 embeddings are split into hi and lo bfloat16 numbers: five products on tensor cores in place
 of two in float32, to 2⁻¹⁷. 16-bit embeddings take one of each. Two views without leading axes or a
-row mask; others are the core's. Nothing waits for the device or allocates by what is in it.
+row mask; other calls are left to the core. Nothing synchronises with the device, and no allocation
+depends on values.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ MAX_DIM = 1 << 16
 
 
 class VICRegSaved(NamedTuple):
-    """What `vicreg_forward` and `sag_vicreg_forward` keep, in float32 if not said otherwise.
+    """What `vicreg_forward` and `sag_vicreg_forward` save, in float32 unless stated.
 
     product : (parts · 2, N, D), both padded to multiples of 8: what the covariance's gradient is
     made of, in 3 or 1 parts of both views.
     stats : (8, D), as of `pair_columns.columns`. scale : (2,). scalars : (3,), the weights.
     heavy : (2, 8) int32, the heaviest columns; cross : (2, 8, D), their products, None if N >= D.
-    order : (N,) and starts : (N + 1,) int32, `pair_ends.inverse_pairs`, None without pairs.
+    order : (N,) and starts : (N + 1,) int32, `vicreg_ends.inverse_pairs`, None without pairs.
     """
 
     product: torch.Tensor
@@ -52,7 +53,7 @@ class VICRegSaved(NamedTuple):
 
 
 class BarlowTwinsSaved(NamedTuple):
-    """What `barlow_twins_forward` keeps, in float32.
+    """What `barlow_twins_forward` saves, in float32.
 
     product : (parts · 2, N, D), both padded to multiples of 8; parts first where N < D, else views
     first. stats : (8, D). along : (2, D), Σ_n product · x̂. scalars : (1,), the weight.
@@ -138,18 +139,18 @@ def vicreg_forward(
     ----------
     a, b : tensors of shape (N, D)
         float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
-    weights : three numbers, or tensors of no axes
+    weights : three numbers, or 0-d tensors
         Of invariance, variance and covariance.
     gamma, eps : float
         As in `visreg_core.variance_loss`.
     convention : {"vicreg", "solo-learn", "paper"}
     need_grad : bool
-        Whether to keep what the gradient needs.
+        Whether a backward pass may follow.
 
     Returns
     -------
     tuple
-        (total, invariance, variance, covariance), float32 of no axes; and `VICRegSaved`, or None.
+        (total, invariance, variance, covariance), 0-d float32; and `VICRegSaved`, or None.
     """
     return _vicreg(a, b, None, None, weights, gamma, eps, convention, need_grad)
 
@@ -180,7 +181,7 @@ def _vicreg(
     convention: str,
     need_grad: bool,
 ) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
-    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+    from visreg_torch.kernels import pair_columns, pair_products, vicreg_ends
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -195,12 +196,12 @@ def _vicreg(
     cross = more = None
     if gram:
         cross, more = pair_products.cross(x, y, stats, scale, heavy)
-    out, scalars = pair_ends.vicreg_terms(
+    out, scalars = vicreg_ends.vicreg_terms(
         stats, scale, sums, more, weights, n, gamma=gamma, eps=eps, **_per_term(convention, d)
     )
     if q is None:
         return out, None
-    order, starts = (None, None) if pairs is None else pair_ends.inverse_pairs(pairs)
+    order, starts = (None, None) if pairs is None else vicreg_ends.inverse_pairs(pairs)
     return out, VICRegSaved(q, stats, scale, scalars, heavy, cross, order, starts)
 
 
@@ -222,11 +223,11 @@ def vicreg_backward(
     a, b, gamma, eps, convention
         As passed to `vicreg_forward`.
     saved : VICRegSaved
-        What that kept.
-    cotangents : four tensors of no axes, or None
+        What `vicreg_forward` saved.
+    cotangents : four 0-d tensors, or None
         Of total, invariance, variance and covariance.
     donated : bool
-        Nothing changes: no memory that is kept fits the result.
+        Has no effect: no saved tensor has the shape of the result.
 
     Returns
     -------
@@ -271,7 +272,7 @@ def _vicreg_back(
             saved.order,
             saved.starts,
         )
-    found = dispatch.load("pair_ends", "vicreg_gradient")(
+    found = dispatch.load("vicreg_ends", "vicreg_gradient")(
         x,
         y,
         saved.product,
@@ -306,18 +307,18 @@ def barlow_twins_forward(
     ----------
     a, b : tensors of shape (N, D)
         float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
-    off_diagonal_weight : number, or tensor of no axes
+    off_diagonal_weight : number, or 0-d tensor
     eps : float
         Added to the biased variance under the root.
     need_grad : bool
-        Whether to keep what the gradient needs.
+        Whether a backward pass may follow.
 
     Returns
     -------
     tuple
-        (total, on_diagonal, off_diagonal), float32 of no axes; and `BarlowTwinsSaved`, or None.
+        (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsSaved`, or None.
     """
-    from visreg_torch.kernels import pair_columns, pair_ends, pair_products
+    from visreg_torch.kernels import barlow_ends, pair_columns, pair_products
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -340,12 +341,12 @@ def barlow_twins_forward(
             product(u[:, 0], m[-parts:], torch.float32, out=q[1])
             q = q.flatten(0, 1)
     del u
-    out, scalars = pair_ends.barlow_terms(
+    out, scalars = barlow_ends.barlow_terms(
         stats, sums, off_diagonal_weight, n, eps=eps, per_sum=per_sum, diagonal=gram
     )
     if q is None:
         return out, None
-    of_along = pair_ends.along(x, y, q, stats, eps, diagonal=gram)
+    of_along = barlow_ends.along(x, y, q, stats, eps, diagonal=gram)
     return out, BarlowTwinsSaved(q, stats, of_along, scalars)
 
 
@@ -360,7 +361,7 @@ def barlow_twins_backward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gradient of Barlow Twins' three fields; as `vicreg_backward`."""
     x, y = _views(a, b)
-    found = dispatch.load("pair_ends", "barlow_gradient")(
+    found = dispatch.load("barlow_ends", "barlow_gradient")(
         x,
         y,
         saved.product,

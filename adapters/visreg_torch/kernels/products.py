@@ -1,4 +1,4 @@
-"""The vendor's products of 16-bit matrices with float32 sums, on every device.
+"""Products of 16-bit matrices with float32 sums, by the vendor's library.
 
 cuBLAS has them with a float32 result (torch's ``out_dtype``), at the rate of the tensor cores.
 Elsewhere, where only tests run them, 16-bit matrices are multiplied as float32.

@@ -1,7 +1,7 @@
-"""Kernels in place of the core's functions of rows: `KERNELS` is what an `Execution` takes.
+"""Kernels that replace the core's functions of rows: `KERNELS` goes into an `Execution`.
 
-Each has the signature of the function that it stands in for, and hands over to it where no kernel
-can run (see `visreg_torch.kernels.dispatch`).
+Each has the signature of the core's function of its name, and calls it where no kernel can run (see
+`visreg_torch.kernels.dispatch`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def gaussian_term(
     need_grad: bool,
     slope: float = 2.0,
 ) -> tuple[torch.Tensor, ...]:
-    """In place of the core's function of this name."""
+    """The core's function of this name, by a kernel."""
     kernel = choose("gaussian", p.device, p.dtype, p.shape[-1]).kernel
     if kernel is None:
         return core_gaussian_term(xp, p, q, row_mask, need_grad, slope)
@@ -34,7 +34,7 @@ def gaussian_term(
 
 
 def multiples(xp: Any, angle: torch.Tensor, m: int, *, sharded: bool) -> Any:
-    """In place of the core's function of this name."""
+    """The core's function of this name, by a kernel."""
     kernel = choose("epps_pulley", angle.device, angle.dtype, angle.shape[-1]).kernel
     if kernel is None:
         return core_multiples(xp, angle, m, sharded=sharded)
@@ -58,7 +58,7 @@ class Multiples:
 
 
 def divide(x: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
-    """In place of the core's function of this name: the quotient in x's own memory."""
+    """The core's function of this name, in x's own memory."""
     return x.div_(divisor)
 
 
@@ -70,10 +70,7 @@ def combine(
     r: torch.Tensor,
     donated: bool,
 ) -> torch.Tensor:
-    """In place of the core's function: g a + (z − first) f + r, in blocks of rows.
-
-    In g's own memory where it is `donated`.
-    """
+    """g a + (z − first) f + r, in blocks of rows, and in g's own memory where it is `donated`."""
     if g is None or a is None:
         out: torch.Tensor = rows.shifted()
         out *= f

@@ -3,14 +3,14 @@
 A program owns a few columns. It draws the words of all their counters twice: first for the sum of
 squares, which takes no sine (the normals of a counter are r cos θ and r sin θ, whose squares add
 up to r² = −2 log u₀), then for the normals, which it scales and writes. Twenty rounds again are
-seventy integer operations, which take a large GPU about as long as to read back what was written
-(an estimate); but nothing is stored unrounded beside 16-bit slices. All columns are summed in the
+seventy integer operations, which take a large GPU about as long as reading the normals back (an
+estimate); but no unrounded copy of 16-bit slices is stored. All columns are summed in the
 same order, so that ranges of slices agree bit by bit.
 
 Words are those of `visreg_core.slices`, bit by bit. Logarithm and sines are libdevice's, right to a
 unit or two in the last place; root and quotient are rounded, which triton's usual ones are not.
 
-Twin: `visreg_core.slices.random_slices`.
+Reference implementation: `visreg_core.slices.random_slices`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TURN = tl.constexpr(2 * math.pi)
 
 @triton.jit
 def word_of(x):
-    """The low 32 bits of an integer, or of the one that a pointer leads to."""
+    """The low 32 bits of an integer, or of the one at a pointer."""
     if x.dtype.is_ptr():
         return tl.load(x).to(tl.uint32)
     else:
@@ -136,7 +136,7 @@ def gaussian_slices(
     ----------
     dim, n_slices : int
         Dimensions and slices, in the core's ranges.
-    seed, step : int or integer tensor without axes
+    seed, step : int or integer 0-d tensor
         0 … 2³² − 1. A tensor's low 32 bits are read on the device.
     start : int
         Index of the first slice.

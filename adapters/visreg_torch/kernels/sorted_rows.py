@@ -13,7 +13,7 @@ stores for float32: 0.39), where 4 bytes read and 2 written are 0.03 ms. By inst
 the machine code this one takes about 0.15. Exact: equal projections have equal keys and take ranks
 in index order; keys differ where projections differ by more than the row's range / 2²³ (N ≤ 512),
 / 2¹⁹ (N = 8192). Worst case: a row with one far outlier, whose range is wide: the others' order is
-that of coarser keys, and their targets off by a key's width at most. Left: 64-bit
+that of coarser keys, and their targets off by a key's width at most. Rejected: 64-bit
 keys (1.2 ms for 2048 rows of 4096 by triton's sort), histograms (a row of 512 fills no bins), and
 scattering by a second sort (as long again).
 """

@@ -1,7 +1,7 @@
-"""Losses that kernels compute whole, in the form of a declaration's two passes.
+"""Whole losses by kernels, in the form of a declaration's two passes.
 
-`visreg_torch.kernels.sliced` and `pairs` have the passes themselves, each with the arguments that
-it uses. Arguments are checked here, in the core's words, since kernels read memory unchecked.
+The passes are in `visreg_torch.kernels.sliced` and `pairs`, each with the arguments that it uses.
+Arguments are checked here, with the core's messages, because kernels read memory unchecked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from visreg_core import _checks, _xp
+from visreg_core import _xp, checks
 from visreg_core.losses.declaration import Declaration
 from visreg_core.losses.execution import Execution
 from visreg_torch.kernels.dispatch import passes
@@ -21,7 +21,7 @@ Inputs = Mapping[str, Any]
 
 
 class Whole:
-    """The two passes of a loss by kernels, and the class of what is saved between them."""
+    """The two passes of a loss by kernels, and the class of the tuple saved between them."""
 
     def __init__(self, declaration: Declaration, forward: Any, backward: Any, saved: type) -> None:
         self.declaration, self.saved = declaration, saved
@@ -33,7 +33,7 @@ class Whole:
         )
 
     def forward(self, execution: Execution, **inputs: Any) -> tuple[Any, Any]:
-        """Fields, and what is saved."""
+        """Fields and the saved tuple."""
         check(self.declaration, inputs)
         given = {name: inputs[name] for name in self._to_forward}
         return self._forward(**given, need_grad=execution.need_gradient)
@@ -49,7 +49,7 @@ _WHOLE: dict[str, Whole] = {}
 
 
 def whole(declaration: Declaration, inputs: Inputs) -> Whole | None:
-    """The loss by kernels, or None for a call that is left to the core."""
+    """The loss by kernels, or None where the core must compute it."""
     embeddings = [inputs[name] for name in declaration.differentiated]
     options = {name: x for name, x in inputs.items() if name not in declaration.differentiated}
     found = passes(declaration.name, *embeddings, **options)
@@ -62,35 +62,35 @@ def whole(declaration: Declaration, inputs: Inputs) -> Whole | None:
 
 
 def check(declaration: Declaration, inputs: Inputs) -> None:
-    """What the core's forward pass checks of a loss of this package, in its words."""
+    """The checks of the core's forward passes, with their messages."""
     first, *others = declaration.embeddings(inputs)
     z = inputs[first]
     arrays = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.ndim]
     namespace = _xp.namespace(*arrays)
-    _checks.embeddings(first, z)
+    checks.embeddings(first, z)
     for name in others:
-        _checks.embeddings(name, inputs[name])
-        _checks.same_shape(first, z, name, inputs[name])
+        checks.embeddings(name, inputs[name])
+        checks.same_shape(first, z, name, inputs[name])
     size = z.shape[-2]
     for name, value in inputs.items():
         if name == "slices":
-            _checks.slices(value, z)
+            checks.slices(value, z)
         elif name == "row_mask":
-            _checks.row_mask(value, z)
+            checks.row_mask(value, z)
         elif name == "weights":
             assert declaration.terms is not None
-            _checks.weights(name, value, declaration.terms._fields[1:])  # type: ignore[attr-defined]
+            checks.weights(name, value, declaration.terms._fields[1:])  # type: ignore[attr-defined]
         elif name == "eps":
             divides = declaration.name in ("visreg_loss", "shape_loss")
-            (_checks.positive if divides else _checks.not_negative)(name, value)
+            (checks.positive if divides else checks.not_negative)(name, value)
         elif name in ("gamma", "off_diagonal_weight"):
-            _checks.number(name, value)
+            checks.number(name, value)
         elif name in ("detach_scale", "scale_by_n"):
-            _checks.flag(name, value)
+            checks.flag(name, value)
         elif name == "chunk_size" and value is not None:
-            _checks.positive_int(name, value)
+            checks.positive_int(name, value)
         elif name == "projection_dtype" and value is not None:
-            _checks.dtype(name, value, namespace)
+            checks.dtype(name, value, namespace)
         elif name in ("pairs", "pair_weights") and tuple(value.shape) != (size,):
             raise ValueError(f"expected {name} of shape ({size},); found {tuple(value.shape)}")
     if "pairs" in inputs and "int" not in _xp.dtype_name(inputs["pairs"]):

@@ -157,7 +157,7 @@ def test_products_of_powers_are_all_multiples(m, masked, rng, monkeypatch):
     cos, sin = np.cos(j * angle[:, None]), np.sin(j * angle[:, None])
     kept = 1.0 if keep is None else keep
     polynomial = (of_cos[..., None] * cos + of_sin[..., None] * sin).sum(1)
-    monkeypatch.setattr("visreg_core._tiles._TILE_BYTES", 3 * 8 * 50 * scratch(m + 1))
+    monkeypatch.setattr("visreg_core._xp.tiles._TILE_BYTES", 3 * 8 * 50 * scratch(m + 1))
     for twin in (Multiples(angle, m), InTiles(angle, m)):
         cos_sums, sin_sums = twin.sums(keep)
         assert_allclose(cos_sums, (cos * kept).sum(-1), atol=1e-12 * m)

@@ -195,7 +195,7 @@ class Twice:
 
 def test_shards_on_numpy_reduce_once_a_chunk_and_in_order(rng, monkeypatch):
     """Large enough for several threads and tiles: those would reduce in any order."""
-    monkeypatch.setattr("visreg_core._tiles._TILE_BYTES", 1 << 16)
+    monkeypatch.setattr("visreg_core._xp.tiles._TILE_BYTES", 1 << 16)
     x, z, slices = rng.normal(size=(64, 4096)), rng.normal(size=(4096, 8)), np.eye(8)
     for loss, axis, arguments, reductions in (
         (epps_pulley, -1, {"x": x}, 1),

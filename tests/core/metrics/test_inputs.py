@@ -88,7 +88,7 @@ def test_on_every_backend(where, rng):
         metrics.linkage(where.asarray(x))
 
 
-# --- arrays that are not what they seem ----------------------------------------------------------
+# --- arrays that are not what they seem -----------------------------------------------------------
 
 X = np.random.default_rng(0).standard_normal((15, 4))
 ALL = {**OF_ONE, **{name: lambda x, f=f: f(x, x) for name, f in OF_TWO.items()}}
@@ -216,7 +216,7 @@ def test_defaults_fit_few_slices():
         metrics.gaussianity(X, random_slices(4, 2), n_worst=3)
 
 
-# --- numbers that are no embeddings --------------------------------------------------------------
+# --- numbers that are no embeddings ---------------------------------------------------------------
 
 S, Z, GRAM = np.arange(1, 30.0), metrics.linkage(X), X.T @ X
 OF_NUMBERS = {

@@ -18,7 +18,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from visreg_torch.kernels import _launch, pairs, sliced
+from visreg_torch.kernels import _launch, pairs, sliced, sliced_rows
 from visreg_torch.kernels.epps_pulley_rows import epps_pulley_polynomial, epps_pulley_sums
 from visreg_torch.kernels.gaussian_rows import gaussian_rows
 from visreg_torch.kernels.histogram_rows import histogram_rows
@@ -95,8 +95,8 @@ def rows():
 
 def whole_losses():
     """A training step in 16 and 32 bits, short and long rows, and views that are not copied."""
-    sliced._quantiles = lambda n, device: (empty(n), empty(2, n + 1, dtype=torch.float64))
-    sliced._knots = lambda *_: (empty(3, 16), 0.2)
+    sliced_rows._quantiles = lambda n, device: (empty(n), empty(2, n + 1, dtype=torch.float64))
+    sliced_rows._knots = lambda *_: (empty(3, 16), 0.2)
     one = empty()
     sizes = [
         (10, 512, 256, 4096, BFLOAT16),

@@ -7,7 +7,7 @@ import torch
 
 import visreg_core as vc
 from tests.torch_adapter.kernels.tensors import DTYPES, relative_error, strided
-from visreg_torch.kernels import characteristic_rows, dispatch, moments, sliced
+from visreg_torch.kernels import characteristic_rows, dispatch, moments, sliced_engine, sliced_rows
 
 pytestmark = pytest.mark.backends("torch", "torch-cuda")
 # Loss of the core -> options, and a cotangent for each field, none of them 1.
@@ -34,15 +34,15 @@ def cut(monkeypatch):
     """Small limits, so that small tensors take the ways of large ones."""
     owners = {"SHORT_COLUMNS": moments, "SHORT_ROWS": characteristic_rows}
     owners |= {"MAX_SORTED": dispatch}
-    sliced._quantiles.cache_clear()
+    sliced_rows._quantiles.cache_clear()
 
     def limit(**values):
         for name, value in values.items():
             own = "SHORT" if name.startswith("SHORT") else name
-            monkeypatch.setattr(owners.get(name, sliced), own, value)
+            monkeypatch.setattr(owners.get(name, sliced_engine), own, value)
 
     yield limit
-    sliced._quantiles.cache_clear()
+    sliced_rows._quantiles.cache_clear()
 
 
 def by_core(name, z, slices, cotangents, **options):

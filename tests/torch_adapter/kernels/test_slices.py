@@ -145,11 +145,13 @@ def test_the_adapter_draws_by_the_kernel(device):
 
 def test_the_core_draws_what_kernels_do_not(device):
     w = vt.random_slices(6, 20, dtype=torch.float64, device=device)
-    assert dispatch.explain("slices").startswith("slices: slow twin (kernels compute in float32")
+    assert dispatch.explain("slices").startswith(
+        "slices: reference implementation (kernels compute in float32"
+    )
     torch.testing.assert_close(w.cpu(), expected(6, 20), rtol=0, atol=1e-14)
     with dispatch.forced("slow"):
         w = vt.random_slices(6, 20, dtype=torch.float32, device=device)
-    assert dispatch.explain("slices") == "slices: slow twin (forced)"
+    assert dispatch.explain("slices") == "slices: reference implementation (forced)"
     torch.testing.assert_close(w.cpu().double(), expected(6, 20), rtol=0, atol=4 * EPS)
     w = vt.random_slices(6, 6, sampler="orthogonal", device=device)
     torch.testing.assert_close(w.T @ w, torch.eye(6, device=device), rtol=0, atol=40 * EPS)

@@ -1,0 +1,163 @@
+"""Findings: each is made by data that have what it is about, and by none that do not."""
+
+import numpy as np
+import pytest
+
+from visreg_core import report
+from visreg_core.report import _geometry
+from visreg_core.report._survey import Survey
+
+
+def gaussian(n=600, d=12, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, d))
+
+
+def judged(x, **options):
+    found = report.report(x, n_slices=8, **options).findings
+    assert [f.verdict for f in found] == sorted(
+        (f.verdict for f in found), key=["bad", "look", "good"].index
+    )
+    return {f.subject: f for f in found if f.verdict != "good"}
+
+
+def dead(x):
+    x[:, [2, 5]] = 0.3
+    return x
+
+
+def rogue(x):
+    x[:, 3] *= 90
+    return x
+
+
+def collapsed(x):
+    wide = gaussian(600, 200) * 1e-3
+    wide[:, :2] += x[:, :2]
+    return wide
+
+
+def cone(x):
+    return x + 5
+
+
+def zero(x):
+    x[[4, 9]] = 0
+    return x
+
+
+def repeated(x):
+    return np.tile(x[:10], (60, 1))
+
+
+def norms(x):
+    x[::2] *= 10
+    return x
+
+
+def lengths(x):
+    return x * np.exp(4 * gaussian(600, 1, seed=1))
+
+
+def hub(x):
+    wide = gaussian(600, 100) + 0.3
+    wide[17] = wide.mean(axis=0)
+    return wide
+
+
+def outliers(x):
+    centre = np.zeros((600, 12))
+    centre[:, 0] = 100
+    x = centre + 0.1 * x
+    x[:10] = 100 * gaussian(10, 12, seed=1)
+    return x
+
+
+def near(x):
+    x[300:330] = x[:30] * (1 + 1e-6) + 1e-6
+    return x
+
+
+CASES = [
+    (dead, "dead dimensions", "2 of 12 do not vary (2, 5)", ()),
+    (rogue, "rogue dimension", "dimension 3 has", ()),
+    (collapsed, "dimensional collapse", "variance in some", ()),
+    (lambda x: np.ones_like(x), "collapse", "all rows are equal", ()),
+    (cone, "anisotropy", "mean cosine of two rows 0.9", ()),
+    (zero, "zero rows", "2 of 600 rows", (4, 9)),
+    (repeated, "repeated rows", "590 rows equal an earlier one (98.3%); one occurs 60 times", None),
+    (norms, "mixed norms", "norms vary by", None),
+    (hub, "hubs", "the greatest hub is a neighbour of", (17,)),
+    (outliers, "outliers", "of 600 rows are far", None),
+    (near, "near duplicates", "60 of 600 rows all but equal another", None),
+    (lengths, "cosine against Euclidean distance", "of neighbours are the same", ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "subject", "value", "about"), CASES, ids=[case[1] for case in CASES]
+)
+def test_each_is_found(make, subject, value, about):
+    found = judged(make(gaussian()))
+    assert subject in found, found
+    finding = found[subject]
+    assert value in finding.value
+    assert finding.cause
+    assert finding.next_step
+    if about is not None:
+        assert finding.rows[: len(about)] == about
+
+
+def test_nothing_is_found_in_gaussian_rows():
+    for seed in range(5):
+        assert judged(gaussian(seed=seed)) == {}
+    assert judged(gaussian(2000, 64)) == {}
+
+
+def test_rows_are_numbers_of_the_file():
+    x = gaussian(800)
+    x[np.arange(0, 800, 5)] = 0
+    finding = judged(x, rows=200)["zero rows"]
+    drawn = report.report(x, rows=200, n_slices=2)
+    assert drawn.rows_read == 200
+    assert all(r % 5 == 0 for r in finding.rows)
+
+
+# --- the pass over the rows -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_survey_against_all_pairs(dtype):
+    x = gaussian(90, 7).astype(dtype)
+    x[[5, 50, 60]] = x[4]
+    x[[70, 71]] = 0
+    x[71] = -0.0
+    survey = Survey(7)
+    for block in np.array_split(x.astype(np.float64), 4):
+        survey(block)
+    distinct = len(np.unique(x + 0, axis=0))
+    repeats = survey.repeats()
+    assert repeats.extra == 90 - distinct == 4
+    assert (repeats.most, repeats.rows) == (4, (4, 5, 50, 60))
+    assert (survey.n_zero, survey.zero_rows) == (2, [70, 71])
+    z = np.delete(x, [70, 71], axis=0).astype(np.float64)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    cosines = (z @ z.T)[~np.eye(88, dtype=bool)]
+    assert survey.mean_cosine() == pytest.approx(cosines.mean(), abs=1e-12)
+    lengths = np.linalg.norm(x.astype(np.float64), axis=1)
+    assert survey.norm_variation() == pytest.approx(lengths.std() / lengths.mean())
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e140])
+def test_survey_at_the_ends_of_the_range(scale):
+    x = gaussian(40, 5)
+    plain, scaled = Survey(5), Survey(5)
+    plain(x), scaled(scale * x)
+    assert scaled.n_zero == 0
+    assert scaled.mean_cosine() == pytest.approx(plain.mean_cosine())
+    assert scaled.norm_variation() == pytest.approx(plain.norm_variation())
+
+
+def test_columns_that_vary():
+    sigma = np.array([1.0, 2.0, 1e-9, 0.0, 0.1])
+    assert _geometry.varies(sigma).tolist() == [True, True, False, False, True]
+    assert not _geometry.varies(np.zeros(3)).any()

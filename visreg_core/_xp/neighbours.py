@@ -1,0 +1,435 @@
+"""Nearest rows: products screen, differences decide.
+
+A product of float32 rows, taken from a common middle, bounds every distance: its rounding error is
+at most a known multiple of the squared norms. Whatever may be among the k nearest within that bound
+stays a candidate. Candidates too near to each other to be told apart by it are compared by their
+differences in float64, a sum of squares that loses nothing however tight a cluster and however far
+from the middle it lies. Where products tell a whole cluster's rows nothing (they are all
+candidates), the cluster is multiplied once more in float64, taken from one of its own rows.
+
+Equal rows are one point, so that they are at one distance from everything, whatever place a library
+gives them in a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from visreg_core import _xp, threads
+from visreg_core._xp.selection import bound_of_smallest
+from visreg_core.typing import Array, Device, Namespace
+
+# Distances made at a time by one thread; and rows at least, for products of few are slow.
+_BLOCK = 1 << 22
+_BLOCK_DEVICE = 1 << 24
+_MIN_ROWS = 64
+
+# Rows of so few numbers are multiplied in float64 from the first, in no more time than it takes to
+# look closer at clusters.
+_SMALL = 1 << 16
+
+# Candidates of a row, beyond a few times its neighbours, from which on their cluster is multiplied
+# once more.
+_CROWD = 16
+
+# Numbers held by the differences of candidate pairs at a time.
+_PAIR_BLOCK = 1 << 15
+
+# Where a bound of the error is more than this share of a distance, differences give it.
+_SHARE = 2.0**-12
+
+
+class Near(NamedTuple):
+    """For each of M queries its k nearest rows, and those that are exactly as near as the last.
+
+    Entries by query, then distance, then row: `query` (E,) ascending from 0, `row` (E,), an index,
+    and `distance` (E,), half the squared one. Query i's begin at `first[i]`.
+    """
+
+    query: np.ndarray
+    row: np.ndarray
+    distance: np.ndarray
+    first: np.ndarray
+
+    def lists(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices and distances (M, k), equal distances by index."""
+        entry = self.first[:, None] + np.arange(k)
+        return self.row[entry], self.distance[entry]
+
+
+class Search:
+    """The k nearest of some rows to each query.
+
+    Parameters
+    ----------
+    queries, rows : float64 arrays (M, D), (N, D)
+        Of magnitude about 1: finite, with squares that neither overflow nor vanish.
+    k : int
+        At most N, or N − 1 with `own`.
+    own : bool
+        The queries are the rows, and none is its own neighbour.
+    directions : bool
+        Rows and queries have length 1, or 0: such are at distance 1 from everything.
+    exact : bool
+        All distances by differences; else those that products give to 2⁻¹² or better are as exact
+        as float32.
+    place : namespace and device, optional
+        Where products are made, in float64; else on the host, by NumPy.
+    """
+
+    def __init__(
+        self,
+        queries: np.ndarray,
+        rows: np.ndarray,
+        k: int,
+        *,
+        own: bool = False,
+        directions: bool = False,
+        exact: bool = False,
+        place: tuple[Namespace, Device] | None = None,
+    ) -> None:
+        self.k, self.own, self.exact, self.directions = k, own, exact, directions
+        self.total = rows.shape[0]
+        self.queries = queries
+        first, self.members = distinct(rows)
+        self.rows = rows if self.members is None else rows[first]
+        self.without_direction, self.lone_rows = (
+            np.all(a == 0, axis=1) & directions for a in (queries, self.rows)
+        )
+        # The own row is found like any other, at distance 0, and left out at the end.
+        self.wanted = min(k + own, len(self.rows))
+        self.middle = _middle(self.rows, self.lone_rows)
+        wide = rows.size < _SMALL or place is not None
+        self.dtype = np.dtype(np.float64 if wide else np.float32)
+        self.operand = np.empty((len(self.rows), rows.shape[1] + 1), self.dtype)
+        centred = self.operand[:, :-1]
+        np.subtract(self.middle, self.rows, out=centred, casting="same_kind")
+        largest = max(float(centred.max()), -float(centred.min()))
+        self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
+        centred /= self.unit
+        offset = np.einsum("nd,nd->n", centred, centred) / 2
+        offset[self.lone_rows] += 0.5 / self.unit**2
+        self.operand[:, -1] = offset
+        self.on_device: tuple[Namespace, Device, Array] | None = None
+        if place is not None:
+            xp, device = place
+            with _xp.pinned_precision(xp, x64=True):
+                self.on_device = xp, device, _xp.from_numpy(xp, self.operand.T, device=device)
+
+    @property
+    def block_rows(self) -> int:
+        """Queries to ask for at a time."""
+        block = _BLOCK if self.on_device is None else _BLOCK_DEVICE
+        return max(_MIN_ROWS, block // len(self.rows))
+
+    def block(self, start: int, stop: int) -> Near:
+        """What the queries start … stop − 1 have near them."""
+        without = self.without_direction[start:stop]
+        chosen = start + np.flatnonzero(~without)
+        taken, squares = self._taken(chosen)
+        if self.on_device is None:
+            parts = self._screened(taken @ self.operand.T, squares, chosen, None, self.unit)
+        else:
+            parts = self._screened_on_device(taken, squares, chosen)
+        lost = start + np.flatnonzero(without)
+        if lost.size:
+            every = np.broadcast_to(np.arange(len(self.rows)), (lost.size, len(self.rows)))
+            parts.append(self._finished(lost, every, np.ones(every.shape)))
+        query, index, distance = (np.concatenate(a) for a in zip(*parts, strict=True))
+        if len(parts) > 1:
+            order = np.argsort(query, kind="stable")
+            query, index, distance = query[order], index[order], distance[order]
+        first = np.searchsorted(query, np.arange(start, stop))
+        return Near(query - start, index, distance, first)
+
+    def _taken(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Queries as they are multiplied, and their squared distances from the middle."""
+        whole = chosen.size and chosen[-1] - chosen[0] == chosen.size - 1  # no need for a copy
+        queries = self.queries[chosen[0] : chosen[-1] + 1] if whole else self.queries[chosen]
+        taken = np.empty((len(chosen), self.operand.shape[1]), self.dtype)
+        centred = taken[:, :-1]
+        np.subtract(queries, self.middle, out=centred, casting="same_kind")
+        centred /= self.unit
+        taken[:, -1] = 1
+        return taken, np.einsum("nd,nd->n", centred, centred).astype(np.float64)
+
+    def _screened_on_device(
+        self, taken: np.ndarray, squares: np.ndarray, queries: np.ndarray
+    ) -> list[_Entries]:
+        """By the device's products in float64, of which the host sees the least ones of each row.
+
+        Where these are not all that may be near, as on a lattice, by the host's own.
+        """
+        if not len(queries):
+            return []
+        assert self.on_device is not None
+        xp, device, operand = self.on_device
+        most = min(2 * self.wanted + _CROWD, len(self.rows))
+        with _xp.pinned_precision(xp, x64=True):
+            product = _xp.from_numpy(xp, taken, device=device) @ operand
+            place = _xp.smallest(xp, product, most)
+            least = _xp.to_numpy(xp.take_along_axis(product, place, axis=-1))
+        place = _xp.to_numpy(place)
+        error = _Error(squares, self.rows.shape[1], least.dtype)
+        beyond = least[:, -1] <= error.limit(least[:, self.wanted - 1])
+        beyond &= most < len(self.rows)
+        rest, done = np.flatnonzero(beyond), np.flatnonzero(~beyond)
+        parts = self._screened(least[done], squares[done], queries[done], place[done], self.unit)
+        again = taken[rest] @ self.operand.T
+        return parts + self._screened(again, squares[rest], queries[rest], None, self.unit)
+
+    def _screened(
+        self,
+        product: np.ndarray,
+        squares: np.ndarray,
+        queries: np.ndarray,
+        columns: np.ndarray | None,
+        unit: float,
+    ) -> list[_Entries]:
+        """What is near to `queries` by half the squared distances less half of `squares`.
+
+        `product` (B, C) are these, in units of unit², with all rows, or those of `columns` (C,)
+        or (B, C).
+        """
+        if not len(queries):
+            return []
+        parts: list[_Entries] = []
+        error = _Error(squares, self.rows.shape[1], product.dtype)
+        limit = error.limit(bound_of_smallest(product, self.wanted))
+        query, column = np.divmod(np.flatnonzero(product <= limit[:, None]), product.shape[1])
+        count = np.bincount(query, minlength=len(queries))
+        if columns is None:
+            crowd = count > 2 * self.wanted + _CROWD
+            if crowd.any():
+                parts += self._by_clusters(product, limit, np.flatnonzero(crowd), queries)
+                few = np.flatnonzero(~crowd)
+                if not few.size:
+                    return parts
+                return parts + self._screened(
+                    product[few], squares[few], queries[few], np.arange(len(self.rows)), unit
+                )
+        first = np.cumsum(count) - count
+        shape = len(queries), int(count.max())
+        at = query, np.arange(query.size) - first[query]
+        value, name = np.full(shape, np.inf), np.zeros(shape, dtype=np.intp)
+        value[at], name[at] = product[query, column], column
+        order = np.argsort(value, axis=1)
+        value, name = (np.take_along_axis(a, order, axis=1) for a in (value, name))
+        if columns is not None:
+            name = columns[name] if columns.ndim == 1 else np.take_along_axis(columns, name, axis=1)
+        # From the k-th smallest itself rather than a bound of it, and its own error.
+        limit = error.limit(value[:, self.wanted - 1]).astype(np.float64)
+        most = int(np.max(np.sum(value <= limit[:, None], axis=1)))
+        value, name = value[:, :most], name[:, :most]
+        value[value > limit[:, None]] = np.inf
+
+        # Neighbours in order whose errors may overlap, and all where errors are large.
+        wide = unit**2 * error.of(limit)[:, None]
+        distance = (value + squares[:, None] / 2) * unit**2
+        finite = distance < np.inf
+        least = distance[:, :-1] + 2 * wide + self._rounding(distance[:, :-1])
+        close = (distance[:, 1:] <= least) & finite[:, 1:]
+        unsure = finite & ((wide > _SHARE * distance) | self.exact)
+        unsure[:, 1:] |= close
+        unsure[:, :-1] |= close
+        query, place = np.nonzero(unsure)
+        distance[query, place] = self._distances(queries[query], name[query, place])
+        mixed = np.flatnonzero(np.any(close, axis=1))
+        if mixed.size:
+            distance[mixed], name[mixed] = self._in_order(distance[mixed], name[mixed])
+        parts.append(self._finished(queries, name, distance))
+        return parts
+
+    def _by_clusters(
+        self, product: np.ndarray, limit: np.ndarray, crowded: np.ndarray, queries: np.ndarray
+    ) -> list[_Entries]:
+        """Queries that have a candidate in common, once more from one of them, in float64."""
+        parts = []
+        while crowded.size:
+            one = crowded[0]
+            shared = product[crowded, np.argmin(product[one])] <= limit[crowded]
+            shared[0] = True
+            group, crowded = crowded[shared], crowded[~shared]
+            columns = np.flatnonzero(np.any(product[group] <= limit[group, None], axis=0))
+            middle = self.queries[queries[one]]
+            taken, rows = self.queries[queries[group]] - middle, self.rows[columns] - middle
+            offset = np.einsum("nd,nd->n", rows, rows) / 2
+            offset[self.lone_rows[columns]] += 0.5
+            again = offset - taken @ rows.T
+            squares = np.einsum("nd,nd->n", taken, taken)
+            parts += self._screened(again, squares, queries[group], columns, 1.0)
+        return parts
+
+    def _distances(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Half the squared distances of pairs by differences: equal rows, equal distances."""
+        out = np.empty(query.size)
+        step = max(1, _PAIR_BLOCK // self.rows.shape[1])
+        for start in range(0, query.size, step):
+            part = slice(start, start + step)
+            difference = self.queries[query[part]]
+            difference -= self.rows[column[part]]
+            np.einsum("pd,pd->p", difference, difference, out=out[part])
+        out /= 2
+        out[self.lone_rows[column]] = 1.0
+        return out
+
+    def _rounding(self, distance: np.ndarray) -> np.ndarray:
+        """Error of distances by differences: one for each term of a sum, a few of directions."""
+        terms = (self.rows.shape[1] + 4) * distance
+        if self.directions:
+            terms += 8 * np.sqrt(np.maximum(distance, 0))
+        return np.finfo(np.float64).eps * terms
+
+    def _in_order(self, distance: np.ndarray, name: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """By distance, then index; distances equal but for rounding become equal."""
+        order = np.argsort(distance, axis=1)
+        distance, name = (np.take_along_axis(a, order, axis=1) for a in (distance, name))
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ beyond the last
+            apart = np.diff(distance) > self._rounding(distance[:, 1:])
+        new = np.concatenate([np.ones((len(name), 1), dtype=bool), apart], axis=1)
+        run = np.maximum.accumulate(np.where(new, np.arange(new.shape[1]), 0), axis=1)
+        distance = np.where(distance < np.inf, np.take_along_axis(distance, run, axis=1), np.inf)
+        order = np.lexsort((name, distance), axis=1)
+        return np.take_along_axis(distance, order, axis=1), np.take_along_axis(name, order, axis=1)
+
+    def _finished(self, queries: np.ndarray, name: np.ndarray, distance: np.ndarray) -> _Entries:
+        """Entries, of all rows instead of distinct ones, without the queries' own."""
+        if self.members is not None:
+            return self._with_members(queries, name, distance)
+        some = distance < np.inf
+        if self.own:
+            some &= name != queries[:, None]
+        some = _up_to_the_last(some, distance, self.k)
+        query, place = np.nonzero(some)
+        return queries[query], name[query, place], distance[query, place]
+
+    def _with_members(
+        self, queries: np.ndarray, name: np.ndarray, distance: np.ndarray
+    ) -> _Entries:
+        assert self.members is not None
+        some = distance < np.inf
+        count = np.where(some, self.members.size[name], 0)
+        # Enough of the nearest points, and those as near as the last of them.
+        enough = np.cumsum(count, axis=1) - count < self.k + self.own
+        last = np.max(np.where(some & enough, distance, -np.inf), axis=1, keepdims=True)
+        query, place = np.nonzero(some & (distance <= last))
+        name, value, count = name[query, place], distance[query, place], count[query, place]
+        begin = self.members.first[name] - (np.cumsum(count) - count)
+        index = self.members.order[np.repeat(begin, count) + np.arange(count.sum())]
+        query, value = np.repeat(query, count), np.repeat(value, count)
+        if self.own:
+            others = index != queries[query]
+            query, index, value = query[others], index[others], value[others]
+        order = np.lexsort((index, value, query))
+        query, index, value = query[order], index[order], value[order]
+        first = np.searchsorted(query, np.arange(len(queries)))
+        keep = value <= value[first + self.k - 1][query]
+        return queries[query[keep]], index[keep], value[keep]
+
+
+# Query, index of the row, distance.
+_Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def nearest(search: Search) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and half the squared distances (M, k) of the rows nearest to every query."""
+    blocks = ranges(len(search.queries), search.block_rows)
+
+    def work(mine: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [search.block(*block).lists(search.k) for block in mine]
+
+    parts = threads.spread(work, blocks, search.operand.nbytes, search.on_device is not None)
+    index, distance = zip(*(pair for part in parts for pair in part), strict=True)
+    return np.concatenate(index), np.concatenate(distance)
+
+
+def ranges(size: int, step: int) -> list[tuple[int, int]]:
+    """Ranges of `step` and less, one after the other, that make `size`."""
+    return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+class Members(NamedTuple):
+    """Which rows each distinct row stands for: `order[first[i] : first[i] + size[i]]`."""
+
+    order: np.ndarray
+    first: np.ndarray
+    size: np.ndarray
+
+
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, Members | None]:
+    """Indices of the first of each set of equal rows, ascending, and the sets; None without any."""
+    n = len(rows)
+    if np.unique(rows[:, 0]).size == n:  # which is quick to tell, and usual
+        return np.arange(n), None
+    rows = np.ascontiguousarray(rows + 0.0)  # −0 becomes 0
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    if first.size == n:
+        return np.arange(n), None
+    by_index = np.argsort(first)
+    place = np.empty_like(by_index)
+    place[by_index] = np.arange(by_index.size)
+    group = place[group]
+    size = np.bincount(group)
+    members = Members(np.argsort(group, kind="stable"), np.cumsum(size) - size, size)
+    return first[by_index], members
+
+
+class _Error:
+    """Bounds of the rounding error of t = ‖v‖²/2 − ⟨u, v⟩, in terms of ‖u‖² and t.
+
+    With unit roundoff ε a product of D + 1 terms errs by at most c (‖u‖‖v‖ + ‖v‖²/2), where
+    c = (D + 16) ε covers the rounding of what is multiplied, too. At distance r from u,
+    ‖v‖ ≤ ‖u‖ + r, so that this is at most c (3‖u‖²/2 + 2‖u‖r + r²/2) ≤ 3c (‖u‖² + r²), with
+    r² = 2t + ‖u‖² but for the same error. A constant that is added to t counts in r². `tiny`
+    covers what underflows.
+    """
+
+    def __init__(self, squares: np.ndarray, dim: int, dtype: np.dtype) -> None:
+        info = np.finfo(dtype)
+        self.dtype = dtype
+        self.c = min((dim + 16) * float(info.eps) / 2, 0.04)
+        self.squares = squares
+        self.tiny = (dim + 16) * float(info.tiny)
+
+    def of(self, t: np.ndarray) -> np.ndarray:
+        """Of products up to t."""
+        slack = 6 * self.c
+        squares = (t + (0.5 + slack) * self.squares) / (0.5 - slack)
+        reach = np.sqrt(np.maximum(squares, 0))
+        own = np.sqrt(self.squares)
+        return self.c * (1.5 * own**2 + 2 * own * reach + reach**2 / 2) + self.tiny
+
+    def limit(self, t: np.ndarray) -> np.ndarray:
+        """Up to which products are candidates, when so many as are wanted are up to t."""
+        t = t.astype(np.float64)
+        limit = (t + 2 * self.of(t)).astype(self.dtype)
+        return np.nextafter(limit, self.dtype.type(np.inf))
+
+
+def _middle(rows: np.ndarray, lone: np.ndarray) -> np.ndarray:
+    """The row nearest to the mean: a row, so that whole numbers stay whole."""
+    some = rows[~lone] if lone.any() and not lone.all() else rows
+    mean = some.mean(axis=0)
+    return some[np.argmin(np.einsum("nd,nd->n", some, some) / 2 - some @ mean)]
+
+
+def directions(x: np.ndarray) -> np.ndarray:
+    """Rows of `x` in float64, of length 1; zero rows stay zero."""
+    unit = x.astype(np.float64)
+    if x.dtype == np.float64:  # of narrower floats no square overflows or vanishes
+        largest = np.abs(x).max(axis=1, keepdims=True)
+        unit /= np.where(largest > 0, largest, 1.0)
+    norm = np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
+    unit /= np.where(norm > 0, norm, 1.0)
+    return unit
+
+
+def _up_to_the_last(some: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:
+    """The first k of `some` in each row of ascending distances, and those as near as the last."""
+    wanted = some & (np.cumsum(some, axis=1) <= k)
+    last = np.max(np.where(wanted, distance, -np.inf), axis=1, keepdims=True)
+    return some & (distance <= last)

@@ -1,0 +1,1 @@
+"""Dendrograms: how they are built, cut and compared, and the hierarchies of classes."""

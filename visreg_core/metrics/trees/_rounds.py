@@ -1,0 +1,98 @@
+"""Reciprocal-nearest-neighbour rounds: average and Ward linkage in O(N·D) memory.
+
+A reducible linkage may merge every pair of clusters that are each other's nearest neighbour at
+once, in any order, and ends in the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
+For the linkages here the distance of two clusters follows from their means u, v, sizes and
+spreads s (mean squared distance of a cluster's points to its mean), without cancellation:
+
+    average, squared Euclidean    d = ‖u − v‖² + s_u + s_v
+    Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
+
+Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids
+first, so that points on a lattice, or N equidistant ones, take about log N rounds. Few clusters
+that float32 products tell too little apart are left to chains of nearest neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from visreg_core.metrics.trees._chain import merge_along_chains
+from visreg_core.metrics.trees._clusters import Clusters
+from visreg_core.metrics.trees._screen import Screen
+from visreg_core.typing import Device, Namespace
+
+# Rows whose neighbour is looked for in a round, at most, per merge of the round before. It hardly
+# binds, unless rounds merge few pairs while many rows lose their neighbour: then it keeps the total
+# at O(N²) distances.
+_ROWS_PER_MERGE = 16
+
+# Clusters of which all pairs of distances may be held at once, in any case; beyond, where they take
+# no more memory than the points.
+_FEW_CLUSTERS = 4096
+
+
+def merge_rounds(
+    xp: Namespace,
+    device: Device,
+    points: np.ndarray,
+    sizes: np.ndarray,
+    spreads: np.ndarray,
+    *,
+    ward: bool,
+    lone: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
+
+    Parameters
+    ----------
+    xp, device
+        Where the products run.
+    points : float64 array (M, D)
+        Means of the starting clusters, centred, of magnitude about 1.
+    sizes, spreads : float64 array (M,)
+        Their numbers of points and spreads.
+    ward : bool
+        Ward's distance instead of average squared Euclidean.
+    lone : boolean array (M,), optional
+        At most one point whose distance to every other is its spread times 2, exactly: a zero
+        vector under cosine, whose ties rounding must not decide.
+
+    Returns
+    -------
+    children, heights
+        Merge k makes cluster M + k of two clusters made before it, and is no lower than they are.
+        Merges are in order of creation, not of height.
+    """
+    if lone is None:
+        lone = np.zeros(sizes.size, dtype=bool)
+    clusters = Clusters(points, sizes, spreads, lone, ward=ward)
+    screen = Screen(xp, device, clusters)
+    children, heights = [], []
+    few = max(_FEW_CLUSTERS, points.shape[1] + 1)
+    limit = clusters.count
+    while clusters.count > 1:
+        if clusters.count <= few:
+            if screen.crowded():
+                clusters.squeeze()
+                pairs, above = merge_along_chains(
+                    clusters.distances(), clusters.size, clusters.height, ward=ward
+                )
+                number = np.concatenate([clusters.id, clusters.next_id + np.arange(above.size)])
+                children.append(number[pairs])
+                heights.append(above)
+                break
+            few = clusters.count // 2  # look again then
+        stale = clusters.stale()
+        rows = stale[:limit]
+        clusters.set_nearest(rows, *screen.nearest(rows))
+        i, j = clusters.nearest_pairs()
+        if i.size == 0:
+            if stale.size > rows.size:
+                limit *= 2
+                continue
+            i, j = clusters.least_pair()
+        limit = _ROWS_PER_MERGE * i.size
+        children.append(np.stack([clusters.id[i], clusters.id[j]], axis=1))
+        heights.append(clusters.merge(i, j))
+    return np.concatenate(children), np.concatenate(heights)

@@ -1,0 +1,223 @@
+"""Dendrograms of embeddings in SciPy's layout."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from visreg_core import _xp, checks
+from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
+from visreg_core.metrics._resampling import drawn_order, taken
+from visreg_core.metrics.trees._rounding import Rounding
+from visreg_core.metrics.trees._rounds import merge_rounds
+from visreg_core.typing import Array, Device, Namespace
+
+METHODS = ("average", "complete", "single", "ward", "weighted")
+METRICS = ("cosine", "euclidean", "sqeuclidean")
+
+
+def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.ndarray:
+    """Agglomerative clustering of the rows of `x`: a dendrogram in SciPy's ``Z`` layout.
+
+    Parameters
+    ----------
+    x : array (N, D)
+        Embeddings, any namespace, N ≥ 2, finite. Condensed distances are SciPy's business:
+        ``scipy.cluster.hierarchy.linkage`` takes them.
+    method : str
+        "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
+    metric : str
+        "cosine", "euclidean" or "sqeuclidean"; Ward's method wants "euclidean".
+
+    Returns
+    -------
+    numpy.ndarray (N − 1, 4), float64
+        Row k joins clusters ``Z[k, 0] < Z[k, 1]`` (leaves are 0 … N − 1, row i makes N + i) at
+        height ``Z[k, 2]``, which does not decrease, into a cluster of ``Z[k, 3]`` leaves.
+
+    Raises
+    ------
+    ValueError
+        Unknown method or metric, Ward with another metric than Euclidean, wrong shape, rows with
+        NaN or infinity.
+    TypeError
+        `x` is no array of a known library, or not floating.
+
+    Notes
+    -----
+    Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
+    products run in the namespace and on the device of `x`, and the decisions in float64 on the
+    host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
+    to equidistant for float32 take all their distances, on the host.) The others go through SciPy
+    on the host, with its N(N − 1)/2 distances.
+
+    Products only screen: neighbours, ties and heights are those of differences in float64, down to
+    clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
+    more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine distances, by
+    ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest distance from the
+    mean, 1 for cosine.
+
+    Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
+    every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
+    by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
+    depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
+    every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
+    of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
+    by class should shuffle them. Ward's heights are SciPy's,
+    √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
+
+    Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
+    datasets" (rounds of reciprocal nearest neighbours); SAG-VICReg §4.4 (use).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from visreg_core.metrics import linkage
+    >>> linkage(np.asarray([[0.0], [1.0], [5.0]]), metric="sqeuclidean")
+    array([[ 0. ,  1. ,  1. ,  2. ],
+           [ 2. ,  3. , 20.5,  3. ]])
+    """
+    checks.choice("method", method, METHODS)
+    checks.choice("metric", metric, METRICS)
+    if method == "ward" and metric != "euclidean":
+        raise ValueError(f"expected metric='euclidean' for Ward's method; found {metric!r}")
+    x = plain("x", x)
+    if x.ndim == 1 and _xp.dtype_name(x) in _xp.FLOATING:
+        raise ValueError(
+            f"expected x of shape (N, D); found shape {tuple(x.shape)}: condensed distances are "
+            "for scipy.cluster.hierarchy.linkage"
+        )
+    xp, x = matrix("x", x)
+    points = _xp.to_numpy(x).astype(np.float64)
+    if metric == "cosine":
+        points, unit = unit_rows(np, points), 1.0
+    else:
+        unit = power_of_two(points)
+        points = points / unit
+    n = points.shape[0]
+    rounding = Rounding(points, metric)
+    if method == "average" and metric == "euclidean":
+        # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
+        children, heights = _by_scipy(points, method, metric)
+    else:
+        distinct, group = _distinct_rows(points)
+        children, cluster = _join_identical(group)
+        heights = np.zeros(children.shape[0])
+        if distinct.size > 1:
+            points = points[distinct]
+            if method in ("average", "ward"):
+                sizes = np.bincount(group).astype(np.float64)
+                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
+            else:
+                joins, above = _by_scipy(points, method, metric)
+            cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
+            children = np.concatenate([children, cluster[joins]])
+            heights = np.concatenate([heights, above])
+    order = np.argsort(heights, kind="stable")  # children come before parents at equal height
+    children, heights = children[order], rounding.levelled(heights[order])
+    with np.errstate(over="ignore"):  # squares beyond float64 are infinite
+        heights = heights * unit ** (2 if metric == "sqeuclidean" else 1)
+    return _renumbered(children, heights, order)
+
+
+def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: int) -> np.ndarray:
+    """`linkage` of the rows in a random order, which `draw` numbers; leaf i is row i all the same.
+
+    So what ties goes by chance, and says nothing of what the order of the rows goes by.
+    """
+    order = drawn_order(x.shape[0], seed=seed, draw=draw)
+    z = linkage(taken(x, order), method, metric)
+    leaf = z[:, :2] < len(order)
+    z[:, :2][leaf] = order[z[:, :2][leaf].astype(np.intp)]
+    z[:, :2].sort(axis=1)
+    return z
+
+
+def _by_rounds(
+    xp: Namespace,
+    device: Device,
+    points: np.ndarray,
+    sizes: np.ndarray,
+    method: str,
+    metric: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merges of distinct points by reciprocal nearest neighbours, in order of creation.
+
+    For unit vectors 1 − ⟨u, v⟩ = ‖u − v‖² / 2, which the rounds see from the mean of all points, so
+    that a collapsed embedding loses no digits. A zero vector is given the spread 1 of the random
+    unit vector that it is the mean of: distance (‖0 − v‖² + 1 + 0) / 2 = 1.
+    """
+    lone = np.zeros(sizes.size, dtype=bool)
+    if metric == "cosine":
+        lone[:] = ~points.any(axis=1)
+    points = points - (sizes / sizes.sum()) @ points
+    unit = power_of_two(points)
+    children, heights = merge_rounds(
+        xp, device, points / unit, sizes, lone / unit**2, ward=method == "ward", lone=lone
+    )
+    if method == "ward":
+        return children, np.sqrt(heights) * unit
+    return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
+
+
+def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Merges by SciPy, from N(N − 1)/2 distances on the host."""
+    from scipy.cluster.hierarchy import linkage as scipy_linkage
+    from scipy.spatial.distance import pdist
+
+    if metric == "cosine":
+        distances = pdist(points, "sqeuclidean") / 2
+        n = points.shape[0]
+        for i in np.flatnonzero(~points.any(axis=1)):  # one row at most: they are distinct
+            before = np.arange(i)
+            start = i * n - i * (i + 1) // 2  # of the distances to i + 1, i + 2, …
+            distances[before * n - before * (before + 1) // 2 + i - before - 1] = 1.0
+            distances[start : start + n - i - 1] = 1.0
+    else:
+        distances = pdist(points, metric)
+    z = scipy_linkage(distances, method)
+    return z[:, :2].astype(np.intp), z[:, 2]
+
+
+def _distinct_rows(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the first of each set of identical rows, ascending, and the set of every row."""
+    rows = np.ascontiguousarray(points + 0.0)  # −0 becomes 0
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(order.size)
+    return first[order], place[group]
+
+
+def _join_identical(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merges (M, 2) that join every group's rows, and the cluster each group ends in.
+
+    All distances are 0, so that the two lowest numbers go first: a queue, and a balanced tree.
+    """
+    n = group.size
+    order = np.argsort(group, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    children: list[tuple[int, int]] = []
+    cluster = np.empty(len(members), dtype=np.intp)
+    for g, rows in enumerate(members):
+        queue = deque(rows.tolist())
+        while len(queue) > 1:
+            queue.append(n + len(children))
+            children.append((queue.popleft(), queue.popleft()))
+        cluster[g] = queue[0]
+    return np.asarray(children, dtype=np.intp).reshape(-1, 2), cluster
+
+
+def _renumbered(children: np.ndarray, heights: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """SciPy's matrix from merges by height, of which `order` is where they were by creation."""
+    n = heights.size + 1
+    number = np.empty(2 * n - 1, dtype=np.intp)
+    number[:n] = np.arange(n)
+    number[n + order] = n + np.arange(n - 1)
+    joined = np.sort(number[children], axis=1)
+    size = [1] * n
+    for a, b in joined.tolist():
+        size.append(size[a] + size[b])
+    return np.column_stack([joined, heights, size[n:]]).astype(np.float64)
