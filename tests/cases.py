@@ -82,6 +82,7 @@ OTHER_FUNCTIONS = (
     "random_walk_affinity",
     "random_walk_pairs",
     "sample_random_walk",
+    "slices_for",
     "transition_matrix",
     "value_and_grad",
     "value_and_vjp",
