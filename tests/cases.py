@@ -40,6 +40,10 @@ class Loss:
         return "slices" in self.arrays
 
     @property
+    def chunked(self):
+        return "chunk_size" in self.function.declaration.signature.parameters
+
+    @property
     def rows(self):
         return tuple(a for a in self.arrays if a not in ("slices", "affinity"))
 
@@ -81,6 +85,7 @@ OTHER_FUNCTIONS = (
     "random_slices",
     "random_walk_affinity",
     "random_walk_pairs",
+    "rectified_generalized_gaussian",
     "sample_random_walk",
     "slices_for",
     "transition_matrix",

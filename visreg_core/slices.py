@@ -32,6 +32,7 @@ from visreg_core.typing import Array, Device, DType, Namespace, Scalar
 DOMAIN_SLICES = 0
 DOMAIN_WALKS = 1
 DOMAIN_ROWS = 2
+DOMAIN_TARGETS = 3
 
 SAMPLERS = ("gaussian", "orthogonal")
 

@@ -228,3 +228,11 @@ def visreg_loss(
     scope: str = "local",
     group: Any = None,
 ) -> VISRegTerms: ...
+def weak_sigreg_loss(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...

@@ -423,6 +423,21 @@ def sigreg_limit(z, scale_by_n=True):
     return {"value": Term((parts[0] - parts[1] + parts[2]) / unit, math.fsum(parts) / unit)}
 
 
+def weak_sigreg_loss(z, slices):
+    c = covariance_matrix(z, z, 0)
+    mean = column_means(z)
+    size = np.array([[_mean(abs((x[i] - mean[i]) * (x[j] - mean[j])) for x in z)
+                      for j in range(len(mean))] for i in range(len(mean))])  # fmt: skip
+    values, sizes = [], []
+    for v in slices.T:
+        for w in slices.T:
+            pairs = [(i, j) for i in range(len(v)) for j in range(len(w))]
+            values.append(math.fsum(v[i] * (c[i, j] - (i == j)) * w[j] for i, j in pairs) ** 2)
+            bound = math.fsum(abs(v[i]) * (size[i, j] + (i == j)) * abs(w[j]) for i, j in pairs)
+            sizes.append(bound**2)
+    return {"value": Term(_mean(values), _mean(sizes))}
+
+
 # VICReg ------------------------------------------------------------------------------------------
 
 

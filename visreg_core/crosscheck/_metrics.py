@@ -85,6 +85,7 @@ METRICS: tuple[Check, ...] = (
     _metric("mutual_knn", lambda a: metrics.mutual_knn(a["a"], a["b"])),
     _metric("lidar", lambda a: metrics.lidar(a["z"], _on_host(a["labels"])[:, 1].tolist())),
     _metric("gaussianity", _gaussianity),
+    _metric("sparsity", lambda a: metrics.sparsity(a["z"])),
     _metric("sliced_normality_test", _normality),
     _metric("henze_zirkler", lambda a: metrics.henze_zirkler(a["z"]).statistic),
     _metric(

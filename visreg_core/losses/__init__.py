@@ -23,6 +23,7 @@ from visreg_core.losses.spectralnet import orthonormalize, spectralnet_loss
 from visreg_core.losses.variance_covariance import covariance_loss, variance_loss
 from visreg_core.losses.vicreg import VICRegTerms, vicreg_loss
 from visreg_core.losses.visreg import VISRegTerms, center_loss, scale_loss, shape_loss, visreg_loss
+from visreg_core.losses.weak_sigreg import weak_sigreg_loss
 
 __all__ = [
     "BarlowTwinsTerms",
@@ -61,4 +62,5 @@ __all__ = [
     "variance_loss",
     "vicreg_loss",
     "visreg_loss",
+    "weak_sigreg_loss",
 ]

@@ -27,6 +27,7 @@ from visreg_core.metrics.partitions import (
     rand_index_sweep,
 )
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
+from visreg_core.metrics.sparsity import Sparsity, sparsity
 from visreg_core.metrics.spectrum import (
     PowerLaw,
     alpha_req,
@@ -87,6 +88,7 @@ __all__ = [
     "SampledCorrelations",
     "SlicedNormalityTest",
     "SlicedTest",
+    "Sparsity",
     "Tanglegram",
     "TwoSampleTest",
     "WorstDirection",
@@ -130,6 +132,7 @@ __all__ = [
     "singular_values",
     "singular_values_from_gram",
     "sliced_normality_test",
+    "sparsity",
     "stable_rank",
     "stable_rank_from_singular_values",
     "tanglegram",
