@@ -194,6 +194,14 @@ def spectralnet_loss(
     *,
     row_mask: Tensor | None = None,
 ) -> Tensor: ...
+def spherical_mmd(
+    z: Tensor,
+    t: float = 2.0,
+    *,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def variance_loss(
     z: Tensor,
     gamma: float = 1.0,

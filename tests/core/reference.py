@@ -402,6 +402,24 @@ def gaussian_ksd(z, kernel="gaussian", bandwidth=None):
 
 
 @functools.cache
+def mean_to_uniform(t, dim):
+    """E e^{−t‖x − U‖²} on the sphere: e^{−2t} E e^{2t cos}, a Bessel function."""
+    return float(mpmath.exp(-2 * t) * mpmath.hyp0f1(mpmath.mpf(dim) / 2, t * t))
+
+
+def spherical_mmd(z, t=2.0):
+    rows = []
+    for x in z:
+        size = max(abs(v) for v in x)
+        scaled = [v / size if size > 0 else 0.0 for v in x]
+        norm = math.sqrt(math.fsum(v * v for v in scaled))
+        rows.append([v / norm if norm > 0 else 0.0 for v in scaled])
+    pairs = _mean(math.exp(-t * _squared_distance(x, y)) for x in rows for y in rows)
+    uniform = mean_to_uniform(t, z.shape[1])
+    return {"value": _term(pairs - uniform, pairs + uniform)}
+
+
+@functools.cache
 def mean_over_sphere(dim, s):
     """E e^{−s w_1²} over the unit sphere, a hypergeometric function."""
     return float(mpmath.hyp1f1(0.5, dim / 2, -s))

@@ -18,7 +18,7 @@ from visreg_core._xp.detection import (
     on_device,
 )
 from visreg_core._xp.dtypes import FLOATING, cast, compute_dtype, dtype_name
-from visreg_core._xp.host import fixed_size, from_numpy, host_constants, to_numpy
+from visreg_core._xp.host import fixed_number, fixed_size, from_numpy, host_constants, to_numpy
 from visreg_core._xp.of_torch import bits, load_torch_file
 from visreg_core._xp.shims import (
     accumulate,
@@ -75,6 +75,7 @@ __all__ = [
     "dtype_name",
     "erf",
     "find_device",
+    "fixed_number",
     "fixed_size",
     "float64_inside",
     "from_numpy",

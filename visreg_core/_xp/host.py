@@ -46,3 +46,8 @@ def host_constants(function: Function) -> Function:
 def fixed_size(size: int) -> int:
     """A size on which constants depend, as a number where torch traces it as a symbol."""
     return len(range(size))  # what Dynamo has to know the length of; `int` leaves the symbol
+
+
+def fixed_number(x: float) -> float:
+    """The same of a number, before anything else is done with it."""
+    return float.fromhex(x.hex()) if isinstance(x, float) else x

@@ -20,6 +20,7 @@ from visreg_core.losses.sigreg_limit import sigreg_limit
 from visreg_core.losses.sliced_statistic import sliced_statistic
 from visreg_core.losses.sliced_wasserstein import max_sliced_wasserstein, sliced_wasserstein
 from visreg_core.losses.spectralnet import orthonormalize, spectralnet_loss
+from visreg_core.losses.spherical_mmd import spherical_mmd
 from visreg_core.losses.variance_covariance import covariance_loss, variance_loss
 from visreg_core.losses.vicreg import VICRegTerms, vicreg_loss
 from visreg_core.losses.visreg import VISRegTerms, center_loss, scale_loss, shape_loss, visreg_loss
@@ -56,6 +57,7 @@ __all__ = [
     "sliced_statistic",
     "sliced_wasserstein",
     "spectralnet_loss",
+    "spherical_mmd",
     "transition_matrix",
     "value_and_grad",
     "value_and_vjp",

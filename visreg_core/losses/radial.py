@@ -134,5 +134,6 @@ def check_bandwidth(bandwidth: float | None, dim: int) -> float:
     """The bandwidth, √D if not given: independent draws of N(0, I) are √(2D) apart."""
     if bandwidth is None:
         return math.sqrt(dim)
+    bandwidth = _xp.fixed_number(bandwidth)
     checks.positive("bandwidth", bandwidth)
-    return float(bandwidth)
+    return bandwidth

@@ -28,10 +28,9 @@ class WeakSIGRegSaved(NamedTuple):
 
 
 def _magnitude(z: np.ndarray, slices: np.ndarray) -> tuple[float, ...]:
-    """mean_kl (|Ĉ|_kl + |S|ᵀ|S|_kl)², with the covariance of absolute values."""
-    centred = np.abs((z - z.mean(axis=0)) @ slices)
-    size = centred.T @ centred / z.shape[0] + np.abs(slices).T @ np.abs(slices)
-    return (float(np.mean(size**2)),)
+    """mean_kl (|w_k|ᵀ (|C| + I) |w_l|)², with C of the absolute values of centred rows."""
+    centred, w = np.abs(z - z.mean(axis=0)) @ np.abs(slices), np.abs(slices)
+    return (float(np.mean((centred.T @ centred / z.shape[0] + w.T @ w) ** 2)),)
 
 
 @declare_loss(

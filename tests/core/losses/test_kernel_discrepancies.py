@@ -15,6 +15,7 @@ from visreg_core import (
     random_slices,
     sigreg_limit,
     sigreg_loss,
+    spherical_mmd,
     value_and_grad,
 )
 from visreg_core.losses.radial import mean_over_directions, prior_mean, prior_means
@@ -90,6 +91,19 @@ def test_mmd_of_gaussian_samples_on_average(kernel):
     assert abs(error) < 4 * (1 - both) / n / math.sqrt(repeats)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3, 9, 300])
+def test_spherical_mmd_of_uniform_samples_on_average(dim):
+    """E MMD² of N draws is (1 − E k(U, U'))/N, and two opposite poles have it in closed form."""
+    n, repeats, t = 8, 3000, 1.5
+    z = np.random.default_rng(dim).standard_normal((repeats, n, dim))
+    uniform = reference.mean_to_uniform(t, dim)
+    error = float(spherical_mmd(z, t)) - (1 - uniform) / n
+    assert abs(error) < 4 * (1 - uniform) / n / math.sqrt(repeats)
+    poles = np.stack([np.eye(dim)[0], -3 * np.eye(dim)[0]])
+    expected = (1 + math.exp(-4 * t)) / 2 - uniform
+    assert float(spherical_mmd(poles, t)) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
 @pytest.mark.parametrize("kernel", ["gaussian", "imq"])
 def test_steins_kernel_has_mean_zero_under_the_prior(kernel):
     """Between a point and X ~ N(0, 1): from the discrepancy of two, less those of each alone."""
@@ -151,6 +165,20 @@ def test_no_array_of_all_pairs_is_made(loss):
     finally:
         tracemalloc.stop()
     assert peak < 2500**2 * 8 / 4
+
+
+@pytest.mark.parametrize("call", [
+    lambda z, h: gaussian_mmd(z, kernel="imq", bandwidth=h),
+    lambda z, h: gaussian_ksd(z, bandwidth=h),
+    spherical_mmd,
+])  # fmt: skip
+def test_numbers_that_torch_traces(call):
+    import torch
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager", dynamic=True)
+    z = torch.arange(12.0).reshape(4, 3).sin()
+    for h in (0.7, 1.9):
+        torch.testing.assert_close(compiled(z, h), call(z, h))
 
 
 @pytest.mark.parametrize("loss", [gaussian_mmd, gaussian_ksd])
