@@ -1,8 +1,8 @@
 """The papers' baselines, small and plain: SimCLR and DINO.
 
 Sources: Chen et al. 2020 (NT-Xent over all pairs of views); Caron et al. 2021 (multi-crop,
-centring, EMA teacher, a last layer that is fixed at first; the teacher sees the global crops
-alone, and its temperature is constant).
+centring, EMA teacher, a last layer that is frozen at first; the teacher sees only global crops,
+and its temperature is constant).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Objective(nn.Module):
     """A method: ``forward(outputs, crops, step)`` gives named terms, the first of them the loss."""
 
     def before_step(self, learner: Learner, epoch: float) -> None:
-        """Called once the gradients are there, `epoch` passes after the start."""
+        """Called after the backward pass, `epoch` epochs after the start."""
 
     def after_step(self, learner: Learner, progress: float) -> None:
-        """Called once the weights have moved; `progress` runs from 0 to 1 over the training."""
+        """Called after the optimiser's step; `progress` runs from 0 to 1 over the training."""
 
 
 class SimCLR(Objective):
@@ -119,7 +119,7 @@ class DINO(Objective):
 
     @torch.no_grad()
     def after_step(self, learner: Learner, progress: float) -> None:
-        """Move the teacher towards the student; the momentum goes to 1 by a cosine."""
+        """Move the teacher towards the student; the momentum rises to 1 by a cosine."""
         keep = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
         moved = dict(learner.named_parameters())
         for name, parameter in self.teacher.named_parameters():

@@ -70,7 +70,7 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
 def latest(
     folder: Path, config: dict[str, Any], world: int, say: Callable[[str], None]
 ) -> Path | None:
-    """The newest usable checkpoint, or none; `say` gets a line for each that is passed over.
+    """The newest usable checkpoint, or none; `say` is called with a line for each that is skipped.
 
     Raises
     ------
@@ -84,13 +84,13 @@ def latest(
         try:
             state = read(path)
         except TrainError as error:
-            say(f"{error}: passed over")
+            say(f"{error}: skipped")
             continue
         found = different(state, config, world)
         if found is None:
             return path
         difference = difference or found
-        say(f"{path} is of another run ({found}): passed over")
+        say(f"{path} is of another run ({found}): skipped")
     if difference is not None:
         raise TrainError(f"{folder} holds another run ({difference}): give run.folder another name")
     return None
@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except TrainError:
         raise
-    except Exception as error:  # whatever a foreign file makes the readers say
+    except Exception as error:  # readers may raise anything on a foreign file
         reason = " ".join(str(error).split())[:100]
         raise TrainError(f"{path} is no checkpoint of this trainer ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def different(state: dict[str, Any], config: dict[str, Any], world: int) -> str | None:
-    """The first setting in which a checkpoint's run is another than this one."""
+    """The first setting in which a checkpoint's run differs from this one."""
     for group, settings in config.items():
         for key, value in settings.items():
             stored = state["config"].get(group, {}).get(key)

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from reference_train.errors import TrainError, choice, nearest
+from reference_train.errors import TrainError, choice, did_you_mean
 
 RECIPES = Path(__file__).parent / "recipes"
 INF = float("inf")
@@ -48,8 +48,9 @@ class Run:
         None, "stop the whole schedule after this many steps instead", least=1
     )
     precision: str = setting("float32", "float32, bfloat16 (mixed) or float64")
-    accumulate: int = setting(
-        1, "micro-batches a step; a loss's statistics are a micro-batch's", least=1
+    accumulate: int = setting(1, "micro-batches a step", least=1)
+    statistics: str = setting(
+        "micro", "of the loss: of a micro-batch, or batch: of a step's, by two forward passes"
     )
     clip_norm: float | None = setting(
         None, "largest norm of the gradient, the probe's apart", above=0
@@ -142,6 +143,12 @@ class Model:
     width: int | None = setting(None, "ViT: instead of the name's", least=1)
     depth: int | None = setting(None, "ViT: instead of the name's", least=1)
     heads: int | None = setting(None, "ViT: instead of the name's", least=1)
+    drop_path: float = setting(
+        0.0,
+        "ViT: probability of leaving out a branch of the last block; linear in depth",
+        least=0,
+        most=0.99,
+    )
     small_stem: bool = setting(False, "ResNet: 3x3 stem without pooling, for images of 32 pixels")
     layers: int = setting(
         2, "ViT: the CLS tokens of this many last layers are the features", least=1
@@ -162,7 +169,9 @@ class Method:
     lam: float = setting(
         0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer", least=0, most=1
     )
-    n_slices: int = setting(4096, "K of a process (local) or in all (global)", least=1)
+    n_slices: int = setting(
+        4096, "K of a process; global scope: all processes together have that many each", least=1
+    )
     scale: float = setting(1.0, "visreg: weight of the scale term", least=0)
     shape: float = setting(1.0, "visreg: weight of the shape term", least=0)
     center: float = setting(1.0, "visreg: weight of the centre term", least=0)
@@ -247,12 +256,12 @@ def load(
     ------
     TrainError
         One line: an unknown recipe or key with the nearest known one, a value of the wrong type,
-        or a setting that has to be given and was not.
+        or a required setting that is missing.
     """
     folder = Path(folder).resolve()
     recipes = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in recipes:
-        raise TrainError(f"no recipe {name!r} in {folder}{nearest(name, recipes)}")
+        raise TrainError(f"no recipe {name!r} in {folder}{did_you_mean(name, recipes)}")
     known = known_keys()
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -274,6 +283,7 @@ def check(config: Config) -> None:
     """Raise on what the types cannot say: names, and settings that do not go together."""
     choices = {
         "run.precision": ["float32", "bfloat16", "float64"],
+        "run.statistics": ["micro", "batch"],
         "data.source": ["digits", "folder", "hf", "webdataset", "synthetic"],
         "data.unreadable": ["stop", "skip"],
         "model.norm": ["batch", "layer", "none"],
@@ -307,10 +317,20 @@ def check(config: Config) -> None:
     if config.method.name == "sag_vicreg" and (config.augment.n_global, views) != (2, 2):
         raise TrainError("sag_vicreg pairs two views: augment.n_global=2 augment.n_local=0")
     least = config.method.n_neighbors if config.method.name == "sag_vicreg" else 2
-    if config.method.scope == "local" and config.data.batch_size < least:
+    rows = rows_of_a_process(config)
+    if config.method.scope == "local" and rows < least:
         raise TrainError(
             f"data.batch_size: expected at least {least}"
-            f"{', method.n_neighbors' if least > 2 else ''}; found {config.data.batch_size}"
+            f"{', method.n_neighbors' if least > 2 else ''}; found {rows}"
+        )
+    if config.run.statistics == "batch" and config.method.name == "dino":
+        raise TrainError(
+            "dino is a mean over samples: run.statistics=micro is the same, and cheaper"
+        )
+    if config.model.drop_path and not config.model.backbone.startswith(("vit_", "dinov2_")):
+        raise TrainError(
+            f"model.drop_path: expected 0 with model.backbone={config.model.backbone}, which has "
+            f"no branches to leave out; found {config.model.drop_path}"
         )
     if not config.run.folder:
         raise TrainError("run.folder: expected a name; found an empty one")
@@ -318,6 +338,12 @@ def check(config: Config) -> None:
         raise TrainError(f"data.channels: expected 1 or 3; found {config.data.channels}")
     if config.data.source not in ("digits", "synthetic") and config.data.path is None:
         raise TrainError(f"data.path has to be given for data.source={config.data.source}")
+
+
+def rows_of_a_process(config: Config) -> int:
+    """Images whose statistics a process takes at once."""
+    together = config.run.accumulate if config.run.statistics == "batch" else 1
+    return config.data.batch_size * together
 
 
 def _check_range(key: str, value: Any, metadata: Any) -> None:
@@ -354,7 +380,7 @@ def _nearest_key(key: str, known: list[str]) -> str:
     described = [k for k, _, _, text in documented() if k in same_group and words in text.lower()]
     if same_name or described:
         return f"; nearest: {', '.join(same_name or described)}"
-    return nearest(key, same_group or known)
+    return did_you_mean(key, same_group or known)
 
 
 def _one_line(error: BaseException, recipe: str, known: list[str]) -> str:

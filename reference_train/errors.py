@@ -1,4 +1,4 @@
-"""What stops a run, as one line for whoever started it."""
+"""Errors that stop a run, reported in one line."""
 
 from difflib import get_close_matches
 
@@ -8,7 +8,7 @@ class TrainError(Exception):
 
 
 class LocalError(TrainError):
-    """One that a single process meets, and so has to report itself."""
+    """An error of a single process, which has to report it itself."""
 
 
 def one_line(error: BaseException) -> str:
@@ -16,7 +16,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def nearest(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
     """``"; nearest: ..."`` with the known name that looks most like this one, or all of them."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; nearest: {close[0]}" if close else f"; known: {', '.join(known)}"
@@ -25,4 +25,4 @@ def nearest(name: str, known: list[str]) -> str:
 def choice(argument: str, value: str, known: list[str]) -> None:
     """Raise unless `value` is one of `known`."""
     if value not in known:
-        raise TrainError(f"{argument}: no such choice {value!r}{nearest(value, known)}")
+        raise TrainError(f"{argument}: no such choice {value!r}{did_you_mean(value, known)}")

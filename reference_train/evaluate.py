@@ -28,7 +28,7 @@ import torch
 
 from reference_train import checkpoint
 from reference_train.config import Config, check, from_dict, known_keys
-from reference_train.errors import TrainError, nearest, one_line
+from reference_train.errors import TrainError, did_you_mean, one_line
 from reference_train.finetune import finetune
 from reference_train.logs import write_atomically
 from reference_train.measure import Measured, embed, rows_of
@@ -66,7 +66,7 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
             state = checkpoint.read(path)
             break
         except TrainError as error:
-            print(f"{error}: passed over", file=sys.stderr)  # noqa: T201
+            print(f"{error}: skipped", file=sys.stderr)  # noqa: T201
     else:
         raise TrainError(f"{folder}: no checkpoint can be read")
     for setting in settings:
@@ -74,7 +74,7 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
         if not equals:
             raise TrainError(f"expected key=value; found {setting!r}")
         if key not in known_keys():
-            raise TrainError(f"unknown key {key!r}{nearest(key, known_keys())}")
+            raise TrainError(f"unknown key {key!r}{did_you_mean(key, known_keys())}")
         if key.split(".")[0] in ("model", "method", "optim"):
             raise TrainError(f"{key} is fixed by the run: data, augment, probe and run may change")
     trained = from_dict(state["config"])
@@ -82,7 +82,7 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     config = OmegaConf.to_object(changed)
     check(config)
     torch.manual_seed(trained.run.seed)
-    # as many classes as the probe's last bias has; the images of the training need not be here
+    # the number of classes is that of the probe's last bias: the training images need not exist
     learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
     if not untrained:
         learner.load_state_dict(state["learner"])
@@ -119,11 +119,14 @@ def probe(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
         f.bank, f.bank_labels, f.test, f.test_labels, epochs=given.epochs, device=run.device
     )
     best = max(accuracies, key=accuracies.get)
-    return {
+    found = {
         "accuracy": accuracies[best],
         "learning rate": best,
         "by learning rate": {f"{rate:g}": value for rate, value in accuracies.items()},
     }
+    if best in (min(accuracies), max(accuracies)):
+        found["warning"] = f"the best rate, {best:g}, is an end of the grid: another may be better"
+    return found
 
 
 def knn(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:

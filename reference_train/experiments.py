@@ -4,8 +4,8 @@ r"""The papers' tables at the size of scikit-learn's digits: three seeds, mean a
     python -m reference_train.experiments all --jobs 2
 
 Names: knockout weights slices dimensions processes generalisation correlation share. Each writes
-docs/results/NAME.json, which the manual shows. Runs are kept under runs/experiments and are not
-done again.
+docs/results/NAME.json, which the manual shows. Runs are stored under runs/experiments and
+not repeated.
 """
 
 from __future__ import annotations
@@ -133,15 +133,15 @@ EXPERIMENTS = {
         "Slices of each process",
         "VISReg, Figure of GPUs: few slices on each of several processes, all different, do as "
         "many on one. The global batch is 64; `local` has each process's statistics of its own "
-        "half of it, `global` those of the whole batch and K slices in all.",
+        "half of it, `global` those of the whole batch and all processes' slices.",
         {
             "1 process, K = 8": {"method.n_slices": 8},
             "1 process, K = 16": {"method.n_slices": 16},
             "2 processes, K = 8 each, local": {
                 "processes": 2, "data.batch_size": 32, "method.n_slices": 8,
             },
-            "2 processes, K = 16, global": {
-                "processes": 2, "data.batch_size": 32, "method.n_slices": 16,
+            "2 processes, K = 8 each, global": {
+                "processes": 2, "data.batch_size": 32, "method.n_slices": 8,
                 "method.scope": "global",
             },
         },

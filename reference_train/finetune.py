@@ -52,7 +52,7 @@ def finetune(
 
 
 def accuracy(network: nn.Module, config: Config, splits: Splits, device: torch.device) -> float:
-    """Share of the test images that the network classifies rightly."""
+    """Share of the test images that the network classifies correctly."""
     logits, rows = embed(
         network,
         splits.test,

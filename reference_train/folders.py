@@ -1,8 +1,8 @@
 """Folders of images, as torchvision's ImageFolder reads them; what is left out is counted.
 
 Class folders are sorted by name, and links to them followed; in each class, folders by path and
-files by name. Unlike ImageFolder this leaves out what computers put into folders of their own
-accord: hidden and system folders, and hidden files such as AppleDouble's ``._0.png``.
+files by name. Unlike ImageFolder this leaves out hidden and system folders, and hidden files such
+as AppleDouble's ``._0.png``.
 """
 
 from __future__ import annotations

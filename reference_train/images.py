@@ -20,8 +20,8 @@ def decoded(file: Path | io.BytesIO, size: int, channels: int) -> torch.Tensor:
 def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
     """Resized to `size` on the shorter side, the middle square cut: uint8, (C, size, size).
 
-    Turned upright as EXIF says. Of 16 bits the upper eight are kept; 32 bits and floating numbers
-    are a ValueError, because no file says which of their values is white.
+    Rotated upright by the EXIF orientation. Of 16 bits the upper eight are used; 32 bits and
+    floating numbers are a ValueError, because no file says which value is white.
     """
     image = upright(image)
     if image.mode in ("I", "F"):
@@ -43,11 +43,11 @@ def square(image: Image.Image, size: int, channels: int) -> torch.Tensor:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; as it is where there is no EXIF, or damaged one."""
+    """Rotated by the EXIF orientation; unchanged where that is missing or damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is damaged in EXIF
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             return ImageOps.exif_transpose(image) if turned else image
-        except Exception:  # the parser says anything of damaged EXIF; a damaged image fails later
+        except Exception:  # as the parser does on damaged EXIF; a damaged image fails later
             return image

@@ -1,4 +1,4 @@
-"""Terms of the training steps, kept on the device and read seldom; statistics of batches."""
+"""Terms of the training steps, collected on the device; statistics of batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reference_train.logs import write_atomically
 
 
 class Ledger:
-    """Terms of the steps since the last reading, on the device.
+    """Terms of the steps since the last `read`, on the device.
 
     Adding a step costs no synchronisation. `read` is where the host waits: it returns the means
     over these steps and all processes, and stops the run at the first term that is not finite.
@@ -39,7 +39,7 @@ class Ledger:
         statistics: dict[str, torch.Tensor],
         ids: torch.Tensor,
     ) -> None:
-        """Keep a step's terms, statistics of its batch, and which images it had."""
+        """Add a step's terms, statistics of its batch, and the ids of its images."""
         self.names, self.statistics = list(terms), list(statistics)
         values = [*terms.values(), *statistics.values()]
         self.rows.append(torch.stack([v.detach().to(torch.float32) for v in values]))
@@ -60,10 +60,11 @@ class Ledger:
         return dict(zip(self.names, terms.mean(dim=(0, 1)).tolist(), strict=True))
 
     def _stop(self, row: int, values: torch.Tensor) -> None:
-        """Write what is known of the step at fault, and raise."""
+        """Write what is known of the failed step, and raise."""
         step = self.steps[row]
         ids = gather_object([self.ids[row].tolist()])
-        # the process and the term where it began: the most is amiss there, and totals follow terms
+        # where it began: the process with the most terms that are not finite, and the first of
+        # these
         amiss = ~torch.isfinite(values)
         process = int(amiss.sum(dim=1).argmax())
         wrong = [n for n, bad in zip(self.names, amiss[process], strict=False) if bad]
@@ -97,7 +98,7 @@ class Ledger:
 def batch_statistics(
     crops: list[torch.Tensor], embeddings: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Of what a step saw and made; small, and on the device."""
+    """Statistics of a step's crops and embeddings, on the device."""
     named = {f"crops {i}": c for i, c in enumerate(crops)} | {"embeddings": embeddings}
     return {
         f"{name} {what}": value
@@ -112,9 +113,9 @@ def batch_statistics(
 
 
 def of_step(parts: tuple[dict[str, torch.Tensor], ...]) -> dict[str, torch.Tensor]:
-    """From those of its micro-batches: least minima, largest maxima, means of all the rest.
+    """Statistics of a step from its micro-batches: minima, maxima, and means of all others.
 
-    What is not finite in one micro-batch is not finite here.
+    What is not finite in one micro-batch is not finite in the result.
     """
     extremes = {"min": torch.amin, "max": torch.amax}
     return {

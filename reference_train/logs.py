@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Log:
-    """Rows with a step, as JSON lines and as CSV; what follows `step` is cut off on a resume."""
+    """Rows with a step, as JSON lines and as CSV; rows after `step` are removed on a resume."""
 
     def __init__(self, folder: Path, name: str, step: int) -> None:
         self.jsonl, self.csv = folder / f"{name}.jsonl", folder / f"{name}.csv"
@@ -40,7 +40,7 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line that a kill cut short is left out."""
+    """Rows of a JSON-lines file; a last line that was cut short is left out."""
     if not path.exists():
         return []
     rows = []

@@ -2,7 +2,7 @@
 
 The measures are those of `visreg_core.metrics`. LCA similarity compares the dendrograms of two
 augmented views of the same images: how far a tree depends on what the augmentation changed. It is
-taken apart for images of the classes that were trained on and of classes never seen.
+computed separately for images of the training classes and of unseen classes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Encoder = Callable[[torch.Tensor], torch.Tensor]  # normalised images -> (N, F)
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
-    """The encoder that every other has to beat."""
+    """The baseline encoder: raw pixels."""
     return images.flatten(1)
 
 
@@ -191,7 +191,7 @@ def _cell(column: str, value: float) -> str:
 
 
 def save_embeddings(folder: Path, features: dict[str, np.ndarray], measured: Measured) -> None:
-    """``embeddings/NAME.npy`` for ``visreg report`` and ``compare``, labels and ids beside them."""
+    """``embeddings/NAME.npy`` for ``visreg report`` and ``compare``, and labels and ids."""
     folder.mkdir(exist_ok=True)
     arrays: dict[str, Any] = {**features, "labels": measured.test_labels, "ids": measured.test_rows}
     for name, array in arrays.items():

@@ -2,19 +2,48 @@
 
 The mathematics is visreg_core's, through the modules of visreg_torch. An objective's forward is
 ``(outputs, crops, step) -> terms``; the first term, "loss", is what is minimised, and the others
-say what it is made of. The step addresses the random slices, so that a resumed run draws what the
+say what it is made of. Slices are drawn by the step, so that a resumed run draws what the
 uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 import visreg_torch as vt
 from reference_train.baselines import DINO, Objective, SimCLR, Terms
-from reference_train.config import Config, Method
+from reference_train.collectives import world_size
+from reference_train.config import Config, Method, rows_of_a_process
 from reference_train.model import Learner, Outputs
+
+SLICED = ("visreg", "sigreg", "swd")
+
+
+class Sample(NamedTuple):
+    """What a statistic of the loss is estimated from."""
+
+    rows: int  # images
+    slices: int | None  # of the sliced losses
+
+    def __str__(self) -> str:
+        """As a run says it when it starts."""
+        drawn = "" if self.slices is None else f" on {self.slices} slices"
+        return f"a statistic of the loss sees {self.rows} images{drawn}"
+
+
+def sample_of(config: Config, world: int) -> Sample:
+    """Rows and slices that a statistic sees on so many processes.
+
+    In local scope each process has slices of its own, all different, but its statistics see only
+    those that it has drawn.
+    """
+    m = config.method
+    processes = world if m.scope == "global" else 1
+    slices = processes * m.n_slices if m.name in SLICED else None
+    return Sample(processes * rows_of_a_process(config), slices)
 
 
 def build(config: Config, learner: Learner) -> Objective:
@@ -24,14 +53,15 @@ def build(config: Config, learner: Learner) -> Objective:
         return DINO(config, learner)
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
-    if m.name in ("visreg", "sigreg", "swd"):
-        return Sketched(sketch(m, config.run.seed), m.lam)
+    if m.name in SLICED:
+        n_slices = sample_of(config, world_size()).slices
+        return Sketched(sketch(m, n_slices, config.run.seed), m.lam)
     return OfViews(loss_of_views(m, config.run.seed))
 
 
-def sketch(m: Method, seed: int) -> nn.Module:
+def sketch(m: Method, n_slices: int, seed: int) -> nn.Module:
     """A regulariser on random slices: ``(embeddings, step)`` to a loss or its terms."""
-    drawn = {"n_slices": m.n_slices, "seed": seed, "scope": m.scope}
+    drawn = {"n_slices": n_slices, "seed": seed, "scope": m.scope}
     if m.name == "visreg":
         weights = (m.scale, m.shape, m.center)
         return vt.VISRegLoss(**drawn, weights=weights, detach_scale=m.detach_scale)
@@ -49,7 +79,7 @@ def loss_of_views(m: Method, seed: int) -> nn.Module:
 
 
 class Sketched(Objective):
-    """(1 - lam) invariance + lam regularizer, each crop regularised by itself (LeJEPA, VISReg)."""
+    """(1 - lam) invariance + lam regularizer, each crop regularised separately (LeJEPA, VISReg)."""
 
     def __init__(self, regularizer: nn.Module, lam: float) -> None:
         super().__init__()
@@ -57,7 +87,7 @@ class Sketched(Objective):
 
     def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
         """Terms of a step."""
-        self.joint.n_global = len(crops[0])
+        self.joint.n_global = len(outputs.features)
         joint = self.joint(outputs.embeddings, step)
         terms = named(joint.terms, "regularizer")
         return {"loss": joint.total, "invariance": joint.invariance, **terms}

@@ -19,7 +19,7 @@ from torch import nn
 
 from reference_train.collectives import all_sum
 from reference_train.config import Config, Model
-from reference_train.errors import TrainError, nearest, one_line
+from reference_train.errors import TrainError, did_you_mean, one_line
 
 VIT_SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 RESNETS = {
@@ -35,7 +35,7 @@ class ViT(nn.Module):
     """CLS and patch tokens of a transformer from Transformers.
 
     A feature is the CLS token of a layer after the model's own last LayerNorm, as in DINOv2's
-    evaluation; the last `layers` of them are put side by side.
+    evaluation; those of the last `layers` layers are concatenated.
     """
 
     def __init__(self, model: nn.Module, layers: int, image_size: int) -> None:
@@ -51,7 +51,7 @@ class ViT(nn.Module):
         """Tokens (N, 1 + patches, width) of the last layers, the last one last."""
         options = {}
         if images.shape[-1] != self.image_size and self.asks_to_interpolate:
-            options["interpolate_pos_encoding"] = True  # which others do unasked
+            options["interpolate_pos_encoding"] = True  # which others do by default
         states = self.model(images, output_hidden_states=True, **options).hidden_states
         return tuple(self.model.layernorm(state) for state in states[-layers:])
 
@@ -59,6 +59,21 @@ class ViT(nn.Module):
         """Features (N, layers * width)."""
         tokens = self.tokens(images, layers or self.layers)
         return torch.cat([t[:, 0] for t in tokens], dim=-1)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: a residual branch of a sample is left out, the others enlarged for it."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of branches (N, ...)."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * kept / (1 - self.rate)
 
 
 class Pooled(nn.Module):
@@ -92,7 +107,7 @@ def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     if name in RESNETS:
         return _resnet(name, settings, channels)
     if name not in NAMES:
-        raise TrainError(f"model.backbone: no {name!r}{nearest(name, NAMES)}")
+        raise TrainError(f"model.backbone: no {name!r}{did_you_mean(name, NAMES)}")
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
     family, size, patch = name.split("_")
@@ -116,8 +131,13 @@ def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     if family == "dinov2":
         model = Dinov2Model(Dinov2Config(**shape, mlp_ratio=4))
         model.embeddings.mask_token.requires_grad_(False)  # nothing is masked here
+        layers, branches = model.encoder.layer, "drop_path"
     else:
         model = ViTModel(ViTConfig(**shape, intermediate_size=4 * width), add_pooling_layer=False)
+        layers, branches = model.layers, "dropout"  # one module, on both branches of a layer
+    for i, layer in enumerate(layers):
+        rate = settings.drop_path * i / max(1, len(layers) - 1)
+        setattr(layer, branches, DropPath(rate))
     if settings.layers > model.config.num_hidden_layers:
         raise TrainError(f"model.layers={settings.layers} of {model.config.num_hidden_layers}")
     return ViT(model, settings.layers, image_size)
@@ -161,7 +181,7 @@ def _auto(name: str, settings: Model, image_size: int, channels: int) -> ViT | P
     if takes != channels:
         raise TrainError(f"{name} takes {takes} channels; found data.channels={channels}")
     if hasattr(model, "layernorm") and hasattr(getattr(model, "embeddings", None), "cls_token"):
-        # what takes no part: tokens of masked patches, and a pooler behind the CLS token
+        # unused: tokens of masked patches, and a pooler after the CLS token
         model.pooler = None
         if getattr(model.embeddings, "mask_token", None) is not None:
             model.embeddings.mask_token.requires_grad_(False)
@@ -192,7 +212,7 @@ def _timm(name: str, settings: Model, image_size: int, channels: int) -> Pooled:
                 raise
             return create(*others)
 
-    # Transformers have a size, and most take others if told to; convolutions know of none.
+    # Transformers have a fixed size, and most interpolate on request; convolutions take any.
     size = {"img_size": image_size}
     try:
         model = create({**size, "dynamic_img_size": True}, size, {})

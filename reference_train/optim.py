@@ -19,7 +19,7 @@ def parameter_groups(learner: Learner, optim: Optim, probe: Probe) -> list[dict]
         for name, p in learner.named_parameters()
         if p.requires_grad and not name.startswith("probe.")
     ]
-    # CLS tokens and position embeddings have leading axes of one, and are no matrices either
+    # CLS tokens and position embeddings have leading axes of length 1, and are not matrices
     vector = {n: p.squeeze().ndim <= 1 or n.endswith("position_embeddings") for n, p in named}
     groups = [
         {"name": "decayed", "params": [p for n, p in named if not vector[n]]},

@@ -2,8 +2,8 @@
 
 The grid trains all its heads at once on the same batches, behind one BatchNorm without parameters
 (VISReg, "Testing details": SGD with momentum 0.9, no weight decay, cosine annealing, batch 32,
-learning rates scaled by batch / 256; the best one is reported). The paper does not print its 13
-rates: DINOv2's are taken.
+learning rates scaled by batch / 256; the best one is reported). The paper does not state its 13
+rates: DINOv2's are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from reference_train.errors import TrainError
 from visreg_core.metrics import hierarchical_linear_accuracy
 
-GRID = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+GRID = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1)
 
 
 def linear_probe(

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """What stands in a sample's place where it cannot be read."""
+    """Takes the place of a sample that cannot be read."""
 
     name: str
     reason: str
@@ -43,7 +43,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample | Unreadable: ...
 
 
-class Arrays:
+class ImageArrays:
     """Images that are in memory."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -58,7 +58,7 @@ class Arrays:
 
 
 class Files:
-    """Image files; opened when they are asked for."""
+    """Image files, opened on access."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Files:
         path = self.paths[index]
         try:
             pixels = decoded(path, self.size, self.channels)
-        except Exception as error:  # a damaged file makes the decoders say anything
+        except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(str(path), str(error))
         return Sample(pixels, int(self.labels[index]), index)
 
 
-class Table:
+class ImageTable:
     """A Hugging Face dataset with an index."""
 
     def __init__(self, table: Any, data: Data) -> None:
@@ -104,7 +104,7 @@ class Table:
         try:
             content = encoded(self.table[int(index)][self.image_key])
             pixels = decoded(io.BytesIO(content), self.size, self.channels)
-        except Exception as error:  # a damaged file makes the decoders say anything
+        except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(f"row {index}", str(error))
         return Sample(pixels, int(self.labels[index]), index)
 
@@ -128,7 +128,7 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
 
     Class c of C (a random order, by the seed) keeps, with u = c / (C - 1),
     "pareto": the quantile of a Pareto law with exponent 6, as ImageNet-LT's, brought to the range;
-    "exponential": max (min / max)^u, as CIFAR-LT's. A class that has fewer images keeps them all.
+    "exponential": max (min / max)^u, as CIFAR-LT's. A class with fewer images keeps all of them.
     """
     classes = np.unique(labels)
     u = np.linspace(0, 1, len(classes))
@@ -151,7 +151,7 @@ def long_tail(labels: np.ndarray, data: Data, seed: int) -> np.ndarray:
 # --- the sources ----------------------------------------------------------------------------------
 
 
-def digits(data: Data) -> tuple[Arrays, Arrays]:
+def digits(data: Data) -> tuple[ImageArrays, ImageArrays]:
     """scikit-learn's 1797 handwritten digits, 8 x 8; every fifth image is for the test."""
     from sklearn.datasets import load_digits
 
@@ -160,16 +160,18 @@ def digits(data: Data) -> tuple[Arrays, Arrays]:
         raise TrainError("digits are grey, 8 x 8: data.channels=1 data.size=8")
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     test = np.arange(len(images)) % 5 == 0
-    return Arrays(images[~test], digits.target[~test]), Arrays(images[test], digits.target[test])
+    return ImageArrays(images[~test], digits.target[~test]), ImageArrays(
+        images[test], digits.target[test]
+    )
 
 
-def synthetic(data: Data) -> tuple[Arrays, Arrays]:
+def synthetic(data: Data) -> tuple[ImageArrays, ImageArrays]:
     """Noise with ten labels: shapes and throughput without a data set."""
     rng = np.random.default_rng(0)
     shape = (data.channels, data.size, data.size)
 
-    def noise(n: int) -> Arrays:
-        return Arrays(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10)
+    def noise(n: int) -> ImageArrays:
+        return ImageArrays(rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % 10)
 
     return noise(data.samples or 256), noise(64)
 
@@ -213,10 +215,10 @@ def _listed(root: Path, file: Path, data: Data) -> Files:
         raise TrainError(f"{file}: expected 'PATH LABEL' on each line") from None
 
 
-def tables(data: Data) -> tuple[Table, Table | None]:
+def tables(data: Data) -> tuple[ImageTable, ImageTable | None]:
     """A data set of Hugging Face: a folder of `save_to_disk`, or a name that its hub knows."""
-    test = None if data.test_split is None else Table(load_table(data, data.test_split), data)
-    return Table(load_table(data, data.train_split), data), test
+    test = None if data.test_split is None else ImageTable(load_table(data, data.test_split), data)
+    return ImageTable(load_table(data, data.train_split), data), test
 
 
 def load_table(data: Data, split: str, streaming: bool = False) -> Any:
@@ -239,7 +241,7 @@ def load_table(data: Data, split: str, streaming: bool = False) -> Any:
 
 
 def with_encoded(table: Any, data: Data) -> Any:
-    """The table with its images as they are stored, so that they are decoded as all others are."""
+    """The table with its images as they are stored, so that they are decoded like all others."""
     from datasets import Image as Column
     from datasets import Value
 

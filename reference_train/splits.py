@@ -45,9 +45,13 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
         bank = sources.Subset(bank, sources.long_tail(bank.labels, data, seed))
     train = bank
     if data.classes is not None:
+        missing = sorted(set(data.classes) - set(bank.labels.tolist()))
+        if missing:
+            raise TrainError(
+                f"data.classes: expected classes with images; found {missing[:8]} without, of "
+                f"{len(np.unique(bank.labels))} classes"
+            )
         train = sources.Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
-        if len(train) == 0:
-            raise TrainError(f"data.classes: no image of the classes {data.classes}")
     if test is not None and not (test.labels >= 0).all():
         notes += _no_labels(data.test_split, test.labels, "nothing is tested")
         test = None

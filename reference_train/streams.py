@@ -25,7 +25,7 @@ from reference_train.sources import Sample, Unreadable, encoded, load_table, wit
 Raw = tuple[bytes, int, str]  # an encoded image, its label, its name
 
 
-class Shards:
+class ShardStream:
     """Tar shards of WebDataset; reads raw bytes."""
 
     def __init__(self, data: Data, seed: int) -> None:
@@ -65,7 +65,7 @@ def _no_double(member: str) -> bool:
     return not member.rsplit("/", 1)[-1].startswith("._")
 
 
-class Rows:
+class RowStream:
     """A streaming data set of Hugging Face."""
 
     def __init__(self, data: Data, seed: int) -> None:
@@ -92,13 +92,15 @@ class Rows:
 
 def open_stream(data: Data, seed: int) -> Stream:
     """The stream that ``data.source`` names."""
-    return Stream(Shards(data, seed) if data.source == "webdataset" else Rows(data, seed), data)
+    return Stream(
+        ShardStream(data, seed) if data.source == "webdataset" else RowStream(data, seed), data
+    )
 
 
 class Stream:
     """A stream's settings; `batches` opens it at a position."""
 
-    def __init__(self, reader: Shards | Rows, data: Data) -> None:
+    def __init__(self, reader: ShardStream | RowStream, data: Data) -> None:
         self.reader, self.data = reader, data
 
     def batches(self, size: int, *, rank: int, world: int, start: int, skip: bool) -> Batches:
@@ -137,7 +139,7 @@ class Batches(IterableDataset):
             while True:
                 yield collate(list(itertools.islice(decoded, self.size)))
         except (TrainError, OSError, tarfile.TarError, ValueError) as error:
-            # handed over, and not raised: a loading process would add its traceback
+            # returned, not raised: a loading process would add its traceback
             yield Unreadable(self.stream.data.path, one_line(error))
 
     def _taken(self, batch: int, workers: int) -> int:
@@ -160,7 +162,7 @@ class Batches(IterableDataset):
         data = self.stream.data
         try:
             return Sample(decoded(io.BytesIO(raw), data.size, data.channels), label, -1)
-        except Exception as error:  # a damaged file makes the decoders say anything
+        except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(name, str(error))
 
 

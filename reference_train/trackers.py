@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, where a run asks for them."""
+"""TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from reference_train.errors import TrainError
 
 
 class Trackers:
-    """TensorBoard and Weights & Biases, where they are asked for."""
+    """TensorBoard and Weights & Biases, if the configuration enables them."""
 
     def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
         self.writer = self.run = None
@@ -25,7 +25,7 @@ class Trackers:
             self.run = wandb.init(project="visreg", id=folder.name, resume="allow", config=config)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        """Send what is a number."""
+        """Send metrics."""
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, step)
@@ -33,7 +33,7 @@ class Trackers:
             self.run.log(metrics, step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
         if self.writer is not None:
             self.writer.close()
         if self.run is not None:

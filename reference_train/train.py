@@ -6,14 +6,13 @@ r"""Train a backbone with any of the losses.
     accelerate launch --num_processes 8 -m reference_train \
         --config-name visreg_vit_b16_imagenet1k data.path=/data/imagenet run.folder=runs/b16
 
-The same command again resumes from the last checkpoint. Every setting: ``--help``. What a run
-leaves in its folder: README.md.
+The same command again resumes from the last checkpoint. Every setting: ``--help``. The files of
+a run: README.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import os
@@ -24,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from reference_train import checkpoint, data, methods, optim
@@ -34,7 +32,8 @@ from reference_train.config import RECIPES, Config, documented, load, to_dict
 from reference_train.curves import draw_curves
 from reference_train.environment import environment
 from reference_train.errors import LocalError, TrainError, one_line
-from reference_train.ledger import Ledger, batch_statistics, of_step
+from reference_train.gradients import Gradients
+from reference_train.ledger import Ledger
 from reference_train.logs import Log, write_atomically
 from reference_train.measure import Measured, pixels, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
@@ -49,7 +48,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     folder = Path(config.run.folder)
     settings = to_dict(config)
 
-    # What is trained on
+    # Data
     splits = open_splits(config.data, config.run.seed)
     say(accelerator, *splits.notes)
     micro_batches = data.batches_per_epoch(splits.train, config.data, world)
@@ -58,7 +57,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     warmup = round(config.optim.warmup_epochs * steps_per_epoch)
     crops_of = MultiCrop(config.augment, config.data).to(device)
 
-    # What is trained. Weights are the seed's on every process; augmentation is each one's own.
+    # Model: the weights of a seed are the same on every process, augmentation is not.
     torch.manual_seed(config.run.seed)
     learner = new_learner(config, splits.n_classes).to(device)
     if world > 1:
@@ -69,9 +68,9 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     optimizer = optim.optimizer(learner, config.optim, config.probe)
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
-    # Where it stands
+    # State
     first = resume(accelerator, folder, settings, learner, method, optimizer)
-    if accelerator.is_main_process:  # not before: the folder may be another run's
+    if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
         facts = environment(world, device)
         write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
@@ -81,7 +80,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     measured = Measured(config, splits, device) if splits.test is not None else None
     ledger = Ledger(accelerator, folder)
     model = accelerator.prepare(learner)  # data parallel; under autocast with bfloat16
+    gradients = Gradients(accelerator, model, method, crops_of, dtype)
+    together = config.run.statistics == "batch"
+    backpropagate = gradients.of_batch if together else gradients.of_means
     say(accelerator, f"{describe(learner)}; steps {first} ... {steps} on {world} x {device}")
+    say(accelerator, str(methods.sample_of(config, world)))
     if warmup >= steps:
         say(accelerator, f"the warm-up of {warmup} steps outlasts the run's {steps}")
 
@@ -99,24 +102,12 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         try:
             batches = [next(stream) for _ in range(config.run.accumulate)]
         except LocalError:
-            if world == 1 and step > first:  # alone, so that no other process has to agree
-                ledger.read()  # no checkpoint of a step that was not finite
+            if world == 1 and step > first:  # a single process, so that no other has to agree
+                ledger.read()  # a step that is not finite leaves no checkpoint
                 save(accelerator, folder, config, step, learner, method, optimizer)
             raise
 
-        parts = []  # terms and statistics of the micro-batches
-        for micro, batch in enumerate(batches):
-            crops = [c.to(dtype) for c in crops_of(batch.images.to(device, non_blocking=True))]
-            labels = batch.labels.to(device, non_blocking=True)
-            last = micro + 1 == len(batches)
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                outputs = model(crops)
-                terms = method(outputs, crops, step * config.run.accumulate + micro)
-                terms = terms | probe_terms(outputs.logits, labels)
-                loss = terms["loss"] + terms.get("probe_loss", 0.0)
-                (loss / len(batches)).backward()
-            parts.append((terms, batch_statistics(crops, outputs.embeddings)))
-
+        terms, statistics = backpropagate(batches, step)
         if config.run.clip_norm is None:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
@@ -125,12 +116,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)
-        terms, statistics = (of_step(values) for values in zip(*parts, strict=True))
         ids = torch.cat([batch.ids for batch in batches])
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
         bar.update()
 
-        # Everything below happens every n-th step; reading the ledger is what waits for the device.
+        # Everything below happens every n-th step: reading the ledger waits for the device.
         done = step + 1
         saving = done % config.run.checkpoint_every == 0 or done == steps
         if done % config.run.log_every == 0 or saving:
@@ -157,7 +147,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     accelerator.wait_for_everyone()
     # DDP ends before its group: while it holds the last reference, its destructor waits, with the
     # interpreter's lock, for Gloo's threads, which may wait for that lock.
-    del model
+    del model, gradients, backpropagate
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()
@@ -183,16 +173,6 @@ def new_learner(config: Config, n_classes: int) -> Learner:
     if config.method.name == "dino":
         head = Prototypes(config.model.dim, config.method.prototypes)
     return Learner(config, n_classes, head)
-
-
-def probe_terms(logits: torch.Tensor | None, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Loss and accuracy of the online probe; its gradient stops at the features."""
-    if logits is None:
-        return {}
-    labels = labels.expand(logits.shape[:2])
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    accuracy = (logits.argmax(-1) == labels).to(loss.dtype).mean()
-    return {"probe_loss": loss, "probe_accuracy": accuracy}
 
 
 def evaluates(config: Config, done: int, steps: int, steps_per_epoch: float) -> bool:

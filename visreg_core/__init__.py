@@ -1,5 +1,8 @@
 """Losses and metrics of self-supervised representations, on any array library."""
 
+import importlib
+from typing import Any
+
 from visreg_core import losses
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import *  # noqa: F403  (its __all__ lists the losses, once)
@@ -17,3 +20,10 @@ __all__ = [
 ]
 __all__ += losses.__all__
 __all__.sort()
+
+
+def __getattr__(name: str) -> Any:
+    """``visreg_core.report``, which is imported when somebody asks for it."""
+    if name == "report":
+        return importlib.import_module("visreg_core.report")
+    raise AttributeError(f"module 'visreg_core' has no attribute {name!r}")

@@ -70,12 +70,12 @@ def _host_quantiles(n: int) -> np.ndarray:
 def masked_normal_quantiles(xp: Namespace, size: int, n: Array, *, dtype: DType) -> Array:
     """The first n entries are Φ⁻¹(i / (n + 1)) for an n known only as an array; the rest are 0.
 
-    `n` has no axes and the floating dtype `dtype`; the result has shape (size,).
+    `n` is 0-d and of the floating dtype `dtype`; the result has shape (size,).
     """
     i = xp.arange(1, size + 1, dtype=dtype, **_xp.on_device(n))
     # Φ⁻¹ of the smaller tail: in float32 the larger one has lost its digits.
     tail = xp.minimum(i, n + 1 - i) / (n + 1)
-    outside = i > n  # not i <= n: an n of NaN, which says too few rows, must be heard of
+    outside = i > n  # not i <= n: an n of NaN, which says too few rows, must propagate
     q = _xp.ndtri(xp, xp.where(outside, 0.5 * xp.ones_like(tail), tail))
     q = xp.where(2 * i > n + 1, -q, q)
     return xp.where(outside, xp.zeros_like(q), q)

@@ -2,8 +2,8 @@
 
 NumPy's loops release the interpreter lock, so that threads share the work. They share whole
 chunks, matrix products included, with BLAS held to one thread for each: after a product of its own
-threads BLAS keeps a core busy waiting for the next one, and handing the lock over at every small
-operation costs more than the operation.
+threads BLAS busy-waits for the next one, and passing the lock at every small operation costs more
+than the operation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
 _MAX_THREADS = 8
 _SMALL_BYTES = 1 << 17
@@ -27,11 +27,11 @@ _LIMIT: contextvars.ContextVar[int | None] = contextvars.ContextVar("_LIMIT", de
 
 
 def spread(
-    work: Callable[[Sequence[Item]], Result],
+    work: Callable[[Sequence[Item]], Output],
     items: Sequence[Item],
     nbytes: int,
     in_order: bool = False,
-) -> list[Result]:
+) -> list[Output]:
     """`work` on successive parts of `items`, one for each thread.
 
     One thread takes them all where their order matters (`in_order`) or there is little to do
@@ -40,7 +40,7 @@ def spread(
     threads = min(available_threads(), _MAX_THREADS, len(items))
     if in_order or threads == 1 or nbytes < _SMALL_BYTES:
         return [work(items)]
-    from concurrent.futures import ThreadPoolExecutor  # loads logging, which takes a while
+    from concurrent.futures import ThreadPoolExecutor  # slow to import
 
     ends = [len(items) * t // threads for t in range(threads + 1)]
     parts = [items[a:b] for a, b in itertools.pairwise(ends)]
@@ -64,9 +64,9 @@ def _cores() -> int:
 class at_most_threads:
     """Context that holds NumPy's path, BLAS included, to this many threads.
 
-    For callers whose users set the number elsewhere, as several processes on one machine do. BLAS
-    multiplies small matrices on one thread anyway, and telling it so takes longer: arrays of up to
-    `nbytes` bytes may say that it need not be told.
+    For callers that set the number elsewhere, as several processes on one machine do. BLAS
+    multiplies small matrices on one thread anyway, and setting its limit takes longer than that: it
+    is left alone where `nbytes`, the size of the arrays, is small.
     """
 
     def __init__(self, limit: int, nbytes: int | None = None) -> None:
@@ -89,7 +89,7 @@ class _BlasThreads:
     """Holds BLAS to a number of threads while any caller asks for it.
 
     The number belongs to the process, so the first caller sets it and the last one restores it. A
-    child that is forked meanwhile has the caller that forked it and no other.
+    child forked meanwhile has the calling thread and no other.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class _BlasThreads:
             self._limit = None
 
     def _forked(self) -> None:
-        """In a child: what threads held that it does not have is let go."""
+        """In a child: release what threads that it does not have held."""
         me = threading.get_ident()
         self._callers = {me: self._callers[me]} if me in self._callers else {}
         self._restore()

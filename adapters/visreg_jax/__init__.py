@@ -13,6 +13,7 @@ from visreg_core import (
     transition_matrix,
 )
 from visreg_jax import functional, sharded
+from visreg_jax._large_batch import large_batch
 from visreg_jax.functional import *  # noqa: F403  (its __all__ lists the losses, once)
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "VISRegTerms",
     "functional",
     "joint_objective",
+    "large_batch",
     "orthonormalize",
     "random_walk_affinity",
     "random_walk_pairs",

@@ -18,11 +18,11 @@ def names(axis: AxisName) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class AxisShards:
-    """`visreg_core`'s shards of a batch: the devices along `axis`, each with as many rows."""
+    """The shards of a batch: the devices along `axis`, each with the same number of rows."""
 
     axis: AxisName
     size: int
-    checked: bool  # whether shard_map follows what varies over which axis
+    checked: bool  # whether shard_map tracks which values vary over which axis
 
     def sum(self, x: jax.Array) -> jax.Array:
         """Sum over the devices."""
@@ -47,7 +47,7 @@ class AxisShards:
         return lax.psum_scatter(x, self.axis, scatter_dimension=axis % x.ndim, tiled=True)
 
     def exchange(self, x: jax.Array, split: int, join: int) -> jax.Array:
-        """Parts to the devices in order, theirs joined."""
+        """Part s along `split` goes to device s, which joins its parts along `join`."""
         return lax.all_to_all(x, self.axis, split % x.ndim, join % x.ndim, tiled=True)
 
 
@@ -80,25 +80,25 @@ class Axes:
         return AxisShards(self.rows, lax.axis_size(self.rows), self.checked)
 
     def varied(self, x: jax.Array) -> jax.Array:
-        """`x` as one that may differ on all devices: shard_map then sums its gradient over them."""
+        """`x` marked as varying over all devices: shard_map then sums its gradient over them."""
         missing = tuple(a for a in self.all if a not in varying(x)) if self.checked else ()
         return lax.pcast(x, missing, to="varying") if missing else x
 
     def averaged(self, result: Any) -> Any:
-        """Results of equally many directions each, averaged over the devices that had them."""
+        """Results averaged over the devices along `slices`, each with as many directions."""
         if names(self.slices):
             result = lax.pmean(result, self.slices)
         if self.checked and lax.axis_size(self.rows) == 1:
-            # A single device reduced nothing, and its results still count as its own.
+            # A single device reduced nothing, so that its results are still marked as varying.
             result = lax.psum(result, self.rows)
         return result
 
     def cotangents(self, fields: list[Any]) -> list[Any]:
         """What a device's own vjp takes, given the cotangents of the results on all devices.
 
-        Every device returns the same results, so that the cotangents of all devices are those of
-        one value and add up. This is how JAX transposes `lax.psum` itself; where shard_map follows
-        what varies, results that do not vary have one cotangent already.
+        All devices return the same results, so that their cotangents belong to one value and add
+        up, as in JAX's transpose of `lax.psum`. Where shard_map tracks what varies, invariant
+        results have a single cotangent already.
         """
         parts = lax.axis_size(self.slices) if names(self.slices) else 1
         if not self.checked:
@@ -107,7 +107,7 @@ class Axes:
 
 
 def varying(x: Any) -> frozenset[Any]:
-    """The manual axes over which `x` varies, as far as shard_map follows them."""
+    """The manual axes over which `x` varies, as far as shard_map tracks them."""
     kind = jax.typeof(x)
     kind = getattr(kind, "manual_axis_type", kind)  # `vma` was the aval's own before
     return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))

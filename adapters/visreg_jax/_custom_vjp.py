@@ -1,6 +1,6 @@
 """A declared loss as a JAX function: `jax.custom_vjp` over its forward and backward pass.
 
-What the forward pass saves becomes the residuals. Nothing of the losses' mathematics is here.
+The forward pass's `saved` becomes the residuals. There is no mathematics here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 
-from visreg_core import _xp
+from visreg_core.arrays import cast_finite, namespace
 from visreg_core.losses.declaration import Declaration
 from visreg_core.losses.execution import PLAIN, Execution
 from visreg_jax._collectives import Axes
@@ -25,13 +25,12 @@ from visreg_jax._kernels import KERNELS
 
 @dataclass(frozen=True)
 class StaticCall:
-    """One call of a loss: everything but its arrays. Calls that differ in nothing are equal.
+    """A call of a loss without its arrays: hashable, and equal for equal calls.
 
-    loss : the public function, which has the declaration; structure : of all arguments by name;
-    leaves : of that structure, with `_ARRAY` in the places of arrays; kinds : their types, since
-    17 and 17.0 are equal, but not as a number of knots; names : the argument that each array
-    belongs to; sorting : see `Execution`; axes : of the mesh, where each device has a part of the
-    batch.
+    loss : the public function, which has the declaration; structure : the pytree of all arguments
+    by name; leaves : its leaves, with `_ARRAY` in place of arrays; kinds : their types, because 17
+    and 17.0 are equal, but not as a number of knots; names : the argument that each array belongs
+    to; sorting : see `Execution`; axes : of the mesh, if each device has a part of the batch.
     """
 
     loss: Callable[..., Any]
@@ -59,14 +58,14 @@ class StaticCall:
         return Execution(shards, self.sorting, KERNELS, need_gradient)
 
     def run(self, arrays: Sequence[jax.Array], *, need_gradient: bool) -> tuple[Any, Any]:
-        """The result, and what the forward pass saved."""
+        """The result and the saved tuple."""
         execution = self.execution(need_gradient=need_gradient)
         result, saved = self.declaration.forward(execution, **self.inputs(arrays))
         return (result if self.axes is None else self.axes.averaged(result)), saved
 
 
 class _Array:
-    """Stands in the place of an array among a call's leaves."""
+    """Placeholder of an array among a call's leaves."""
 
 
 _ARRAY = _Array()
@@ -75,7 +74,7 @@ _ARRAY = _Array()
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class ShapeOnly:
-    """Stands for an array of which a backward pass looks at the shape only."""
+    """Placeholder of an array of which the backward pass needs only the shape."""
 
     shape: tuple[int, ...]
 
@@ -88,7 +87,7 @@ def prepare(
 ) -> tuple[StaticCall, list[jax.Array]]:
     """Split the arguments of a call into arrays and everything else.
 
-    TypeError where the embeddings are no arrays of JAX, or another argument is one of NumPy.
+    TypeError where embeddings are not JAX arrays, or another argument is a NumPy array.
     """
     for name in declaration.embeddings(inputs):
         if not isinstance(inputs[name], jax.Array):
@@ -97,7 +96,7 @@ def prepare(
     paths, structure = jax.tree.flatten_with_path(dict(inputs))
     arrays = [leaf for _, leaf in paths if isinstance(leaf, jax.Array)]
     of_numpy = (leaf for _, leaf in paths if isinstance(leaf, np.ndarray))
-    _xp.namespace(inputs[declaration.differentiated[0]], *of_numpy)
+    namespace(inputs[declaration.differentiated[0]], *of_numpy)
     leaves = tuple(_ARRAY if isinstance(leaf, jax.Array) else leaf for _, leaf in paths)
     call = StaticCall(
         declaration.public,
@@ -114,7 +113,7 @@ def prepare(
 def evaluate(call: StaticCall, arrays: list[jax.Array]) -> Any:
     """The loss's result, differentiable with respect to the embeddings.
 
-    Where the arrays lie along explicit axes of a mesh, the compiler decides inside of the loss.
+    On a mesh with explicit axes, the axes are automatic inside of the loss.
     """
     mesh = next((m for m in (jax.typeof(x).sharding.mesh for x in arrays) if m.explicit_axes), None)
     if mesh is None:
@@ -127,8 +126,8 @@ def evaluate(call: StaticCall, arrays: list[jax.Array]) -> Any:
     return inside(*arrays)
 
 
-# Calls from outside of any program are one program, too, instead of hundreds of operations and
-# loops that would be compiled again each time; others take it apart (`inline`).
+# A call outside of `jit` is compiled as a whole, instead of hundreds of operations and of loops
+# that would be compiled each time; inside of `jit` it is inlined.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _compiled(call: StaticCall, arrays: list[jax.Array]) -> Any:
     return _evaluate(call, arrays)
@@ -165,7 +164,7 @@ def _backward(call: StaticCall, residuals: Any, cotangent: Any) -> tuple[list[An
     fields = fields if call.axes is None else call.axes.cotangents(fields)
     found = declaration.gradients(call.execution(need_gradient=False), inputs, saved, fields)
     gradients = {
-        name: _xp.cast_finite(jnp, g, inputs[name].dtype)
+        name: cast_finite(jnp, g, inputs[name].dtype)
         for name, g in zip(declaration.embeddings(inputs), found, strict=True)
     }
     return ([gradients.get(name) for name in call.names],)  # None: a cotangent of 0

@@ -7,15 +7,15 @@ device::
     terms = sharded.visreg_loss(z, slices, axis_name="data")
 
 Statistics that are moments (variance, covariance, Barlow Twins, Epps-Pulley) are reduced; terms
-that sort share the directions out to the devices and gather embeddings or exchange projections,
+that sort divide the directions among the devices and gather embeddings or exchange projections,
 whichever moves fewer bytes. With ``slice_axis`` a second axis of the mesh holds other directions:
 `slices` are then the device's own, and the loss is that of all.
 
-`on_mesh` does this for arrays that are not cut up yet.
+`on_mesh` does this for whole arrays.
 
 Gradients
 ---------
-One rule: **average the gradients of the parameters over all axes named**, as any data-parallel
+One rule: **average the gradients of the parameters over all named axes**, as any data-parallel
 program does::
 
     gradients = lax.pmean(gradients, ("data",))
@@ -49,8 +49,8 @@ from visreg_jax._custom_vjp import StaticCall, evaluate, prepare
 
 _DESCRIBED = {
     "axis_name": """axis_name : name or tuple of names
-    Of the axes along which the rows are spread, equally many on each device; `row_mask` leaves
-    out what fills them up.
+    Of the axes along which the rows are sharded, equally many on each device; `row_mask` leaves
+    out padding.
 """,
     "slice_axis": """slice_axis : name or tuple of names, optional
     Of an axis whose devices have equally many directions each, their own `slices`.
@@ -63,7 +63,7 @@ _DESCRIBED = {
 
 
 def along_axis(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """A loss for use where its axes are manual: each device passes its own rows.
+    """A loss for use inside of `shard_map`: each device passes its own rows.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ __all__ += list(_LOSSES)
 __all__.sort()
 
 
-# --- arrays that are not cut up yet ---------------------------------------------------------------
+# --- whole arrays ---------------------------------------------------------------------------------
 
 
 def on_mesh(
@@ -172,9 +172,9 @@ def on_mesh(
     Returns
     -------
     callable
-        With the arguments of `loss`. Embeddings may have any number of rows: those that are
-        missing for equal parts are added and masked. Outside of a program they may lie on any
-        device. Its gradient is exact.
+        With the arguments of `loss`. Embeddings may have any number of rows: they are padded to
+        equal parts, and the padding is masked. Outside of `jit` they may be on any device. Its
+        gradient is exact.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def on_mesh(
 
 
 def _check(declaration: Declaration, given: dict[str, Any]) -> None:
-    """The loss's own checks, of the arguments as they came; nothing is computed."""
+    """The loss's own checks of the arguments as passed; nothing is computed."""
     call, arrays = prepare(declaration, given)
     _whole.eval_shape(call, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays])
 
@@ -251,7 +251,7 @@ def _whole(call: StaticCall, arrays: list[jax.Array]) -> Any:
 
 
 def _placed(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
-    """`x` on the devices of the mesh; of a program's arrays the compiler moves automatic ones."""
+    """`x` on the devices of the mesh; under `jit` the compiler moves those of automatic axes."""
     sharding = NamedSharding(mesh, spec)
     if not isinstance(x, jax.core.Tracer):
         return jax.device_put(x, sharding)
@@ -261,7 +261,7 @@ def _placed(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
 def _places(
     declaration: Declaration, given: dict[str, Any], axes: Axes
 ) -> dict[str, tuple[int, AxisName]]:
-    """The axis of each argument that is spread, from its end, and along which axis of the mesh."""
+    """For each sharded argument the axis, from its end, and the axis of the mesh."""
     places: dict[str, tuple[int, AxisName]] = {"slices": (-1, axes.slices)}
     for name in declaration.row_axes:
         places[name] = declaration.row_axis(name, given), axes.rows
@@ -269,7 +269,7 @@ def _places(
 
 
 def _fill_up(given: dict[str, Any], places: dict[str, tuple[int, AxisName]], devices: int) -> None:
-    """Add masked rows, until all devices have as many, and the two that a loss asks for."""
+    """Add masked rows, until all devices have equally many, and at least two."""
     first = next(iter(given))  # embeddings are a loss's first argument
     size = given[first].shape[places[first][0]]
     missing = max(2, -(-size // devices)) * devices - size
@@ -286,7 +286,7 @@ def _fill_up(given: dict[str, Any], places: dict[str, tuple[int, AxisName]], dev
 
 
 def _spec(ndim: int, axis: int, along: AxisName) -> PartitionSpec:
-    """That of an array with one axis spread."""
+    """PartitionSpec of an array with one sharded axis."""
     spec: list[Any] = [None] * ndim
     if ndim and names(along):
         spec[axis] = along

@@ -12,6 +12,7 @@ from visreg_core import (
 from visreg_torch import functional
 from visreg_torch._batch import gather_rows
 from visreg_torch._differentiable import differentiable
+from visreg_torch._large_batch import large_batch
 from visreg_torch.distributed import Sharding
 from visreg_torch.explanation import Explanation, explain
 from visreg_torch.functional import *  # noqa: F403  (its __all__ lists the losses, once)
@@ -46,6 +47,7 @@ __all__ = [
     "differentiable",
     "explain",
     "gather_rows",
+    "large_batch",
     "orthonormalize",
     "sample_random_walk",
     "transition_matrix",

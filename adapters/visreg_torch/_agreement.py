@@ -116,14 +116,9 @@ def read_headers(every: bytes) -> list[dict[str, Any]]:
 def check(headers: Sequence[Mapping[str, Any]], ranks: Sequence[int], least: int = 2) -> None:
     """ValueError where the headers do not agree: the same error on every process.
 
-    Parameters
-    ----------
-    headers : sequence of mappings
-        One for each process.
-    ranks : sequence of int
-        The processes' ranks, as messages name them.
-    least : int
-        Rows that all processes together must have.
+    headers : sequence of mappings; one for each process
+    ranks : sequence of int; the processes' ranks, as messages name them
+    least : rows that all processes together must have
     """
     loss = headers[0]["loss"]
     for rank, header in zip(ranks, headers, strict=True):

@@ -36,27 +36,13 @@ def global_batch(
     whole batch, are renumbered. The padding is part of autograd's graph, which removes it from the
     gradient again.
 
-    Parameters
-    ----------
-    declaration : Declaration
-        Of the loss.
-    arguments : mapping
-        Its arguments by name.
-    sharding : Sharding
-        The processes that hold the batch.
-    wanted : bool
-        Whether this process requires a gradient. All processes must, or none, because its
-        collectives need all of them.
-
-    Returns
-    -------
-    dict
-        The arguments to compute with.
-
-    Raises
-    ------
-    ValueError
-        On every process, where arguments differ or all processes together have too few rows.
+    declaration : Declaration; of the loss
+    arguments : mapping; its arguments by name
+    sharding : Sharding; the processes that hold the batch
+    wanted : whether this process requires a gradient. All processes must, or none, because its
+        collectives need all of them
+    Returns the arguments to compute with. ValueError on every process, where arguments differ or
+    all processes together have too few rows.
     """
     axes = {
         name: declaration.row_axis(name, arguments)

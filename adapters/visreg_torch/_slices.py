@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 import visreg_core
-from visreg_core import _xp, checks, threads
-from visreg_core._xp import slices_numpy
+from visreg_core import arrays, checks, threads
 from visreg_core.slices import DOMAIN_SLICES, check_range, key_word, orthogonal_columns
 from visreg_torch import _operators
 from visreg_torch.kernels.dispatch import choose, load
@@ -41,48 +40,18 @@ def random_slices(
     >>> random_slices(8, 5, seed=1, step=3).shape
     torch.Size([8, 5])
     """
-    return draw(
-        dim,
-        n_slices,
-        seed=seed,
-        step=step,
-        start=start,
-        sampler=sampler,
-        dtype=dtype,
-        device=device,
-    )
-
-
-def draw(
-    dim: int,
-    n_slices: int,
-    *,
-    seed: Word,
-    step: Word,
-    start: int,
-    sampler: str,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> Tensor:
-    """`visreg_core.random_slices` of the namespace torch."""
+    options: dict[str, Any]
     if are_traced(seed, step):
+        options = {"seed": seed, "step": step, "start": start, "sampler": sampler}
         return visreg_core.random_slices(
-            dim,
-            n_slices,
-            seed=seed,
-            step=step,
-            start=start,
-            sampler=sampler,
-            xp=torch,
-            dtype=dtype,
-            device=device,
+            dim, n_slices, **options, xp=torch, dtype=dtype, device=device
         )
     check_range(dim, n_slices, start, sampler)
     dim, n_slices = int(dim), int(n_slices)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    checks.dtype("dtype", dtype, _xp.as_namespace(torch))
+    checks.dtype("dtype", dtype, arrays.as_namespace(torch))
     device = torch.get_default_device() if device is None else torch.device(device)
-    options: dict[str, Any] = {
+    options = {
         "seed": word_for("seed", seed, device),
         "step": word_for("step", step, device),
         "start": int(start),
@@ -109,7 +78,7 @@ def are_traced(*words: Word) -> bool:
 
 def word_for(argument: str, value: Word, device: torch.device) -> Word:
     """A word as an integer where reading it does not synchronise with a device."""
-    word = key_word(_xp.as_namespace(torch), argument, value)
+    word = key_word(arrays.as_namespace(torch), argument, value)
     if isinstance(word, Tensor) and "cpu" in (word.device.type, device.type):
         return int(word) & 0xFFFFFFFF  # of a tensor, its low 32 bits
     return word
@@ -130,10 +99,8 @@ def _drawn_by_numpy(
 
     def normals(first: int, count: int) -> Tensor:
         return torch.from_numpy(
-            slices_numpy.normals(
-                dim, count, first=first, domain=DOMAIN_SLICES << 28, dtype=wide, **key
-            )
+            arrays.normals(dim, count, first=first, domain=DOMAIN_SLICES << 28, dtype=wide, **key)
         )
 
-    xp = _xp.as_namespace(torch)
+    xp = arrays.as_namespace(torch)
     return orthogonal_columns(xp, dim, start, n_slices, normals).to(dtype)

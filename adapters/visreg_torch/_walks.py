@@ -26,10 +26,8 @@ from visreg_core.losses.random_walk import (
 from visreg_torch import _batch
 from visreg_torch._call import check_tensor
 from visreg_torch._passes import without_autocast
-from visreg_torch._slices import are_traced, word_for
+from visreg_torch._slices import Word, are_traced, word_for
 from visreg_torch.distributed import Sharding, rank_of, sharding_of
-
-Word = int | Tensor
 
 _PAIRS = "random_walk_pairs"  # in messages
 
@@ -53,14 +51,16 @@ def random_walk_affinity(
     >>> random_walk_affinity(a, b, n_neighbors=3).shape
     torch.Size([16, 16])
     """
-    return affinity(
-        a,
-        b,
-        n_neighbors=n_neighbors,
-        percentile=percentile,
-        scale=scale,
-        symmetrize=symmetrize,
-    )
+    _check(a, b)
+
+    def compute(a: Any, b: Any) -> tuple[Any, ...]:
+        return (
+            visreg_core.random_walk_affinity(
+                a, b, n_neighbors, percentile, scale=scale, symmetrize=symmetrize
+            ),
+        )
+
+    return _computed(compute, a, b)[0]
 
 
 def random_walk_pairs(
@@ -91,42 +91,23 @@ def random_walk_pairs(
     >>> sag_vicreg_loss(a, b, at, pair_weights)._fields
     ('total', 'invariance', 'variance', 'covariance')
     """
-    return pairs(
-        a,
-        b,
-        sharding=sharding_of(scope, group),
-        n_neighbors=n_neighbors,
-        percentile=percentile,
-        scale=scale,
-        symmetrize=symmetrize,
-        n_steps=n_steps,
-        seed=seed,
-        step=step,
-    )
-
-
-def affinity(a: Tensor, b: Tensor, **options: Any) -> Tensor:
-    """`visreg_core.random_walk_affinity`."""
-    _check(a, b)
-
-    def compute(a: Any, b: Any) -> tuple[Any, ...]:
-        return (visreg_core.random_walk_affinity(a, b, **options),)
-
-    return _computed(compute, a, b)[0]
-
-
-def pairs(
-    a: Tensor, b: Tensor, *, sharding: Sharding | None, seed: Word, step: Word, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """`visreg_core.random_walk_pairs` of this process's rows, as part of those of `sharding`."""
+    options: dict[str, Any] = {
+        "n_neighbors": n_neighbors,
+        "percentile": percentile,
+        "scale": scale,
+        "symmetrize": symmetrize,
+        "n_steps": n_steps,
+    }
+    words = {"seed": seed, "step": step}
+    sharding = sharding_of(scope, group)
     if sharding is not None:
-        return _sharded_pairs(a, b, sharding, {"seed": seed, "step": step}, **options)
+        return _sharded_pairs(a, b, sharding, words, **options)
     _check(a, b)
 
     def compute(a: Any, b: Any, **words: Any) -> tuple[Any, ...]:
         return visreg_core.random_walk_pairs(a, b, **options, **words)
 
-    at, weights = _computed(compute, a, b, seed=seed, step=step)
+    at, weights = _computed(compute, a, b, **words)
     return at, weights
 
 

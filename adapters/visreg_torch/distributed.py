@@ -138,12 +138,8 @@ class ProcessShards:
     Arrays that are only moved are sent as bytes, so that every dtype works. A failure of the
     backend, such as a lost process, is raised again in one line that says where it happened.
 
-    Parameters
-    ----------
-    group : ProcessGroup, optional
-        The default group if not given.
-    loss : str
-        Whose collectives these are, for messages.
+    group : ProcessGroup; the default group if not given
+    loss : whose collectives these are, for messages
     """
 
     def __init__(self, group: Any = None, loss: str = "loss") -> None:

@@ -57,7 +57,7 @@ def test_what_is_told_is_what_is_sent():
         for found in results:
             assert found[name, dim, sorting] == [told.traffic.n_calls, told.traffic.n_bytes]
         if len(ways(CASES[name])) > 1:
-            assert told.way == sorting and "as asked for" in told.reason
+            assert told.way == sorting and "as requested" in told.reason
         elif told.way == "rows":
             assert dim == 40 or "sag" in name
         else:

@@ -11,7 +11,7 @@ import torch
 from tests.torch_adapter.kernels.tensors import DTYPES
 from visreg_torch.kernels import dispatch
 from visreg_torch.kernels.dispatch import OPERATIONS, choose, explain, forced
-from visreg_torch.kernels.rows import KERNELS, Multiples
+from visreg_torch.kernels.rows import KERNELS, KernelMultiples
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_the_core_runs_where_kernels_do_not(dtype):
     p, q = torch.randn(2, 2, 9)
     values, gradient = KERNELS["gaussian_term"](xp, p, q[0], None, True)
     assert values.shape == (2,) and gradient.shape == p.shape
-    assert not isinstance(KERNELS["multiples"](xp, p, 4, sharded=False), Multiples)
+    assert not isinstance(KERNELS["multiples"](xp, p, 4, sharded=False), KernelMultiples)
 
 
 def test_importing_needs_no_triton():

@@ -6,7 +6,15 @@ import time
 import pytest
 import torch
 
-from visreg_torch.kernels import _launch, pairs, products, sliced, slices
+from visreg_torch.kernels import (
+    _launch,
+    pairs,
+    products,
+    sliced,
+    sliced_engine,
+    sliced_rows,
+    slices,
+)
 
 pytestmark = pytest.mark.backends("torch")
 META = torch.device("meta")
@@ -27,10 +35,10 @@ def launches(monkeypatch):
 
     constants = torch.empty(512, device=META), None
     monkeypatch.setattr(_launch, "launch", launch)
-    monkeypatch.setattr(sliced, "product", product)
+    monkeypatch.setattr(sliced_engine, "product", product)
     monkeypatch.setattr(pairs, "product", product)
-    monkeypatch.setattr(sliced, "_quantiles", lambda *_: constants)
-    monkeypatch.setattr(sliced, "_knots", lambda *_: (torch.empty(3, 16, device=META), 0.2))
+    monkeypatch.setattr(sliced_rows, "_quantiles", lambda *_: constants)
+    monkeypatch.setattr(sliced_rows, "_knots", lambda *_: (torch.empty(3, 16, device=META), 0.2))
     assert products  # which the two took `product` from
     return names
 

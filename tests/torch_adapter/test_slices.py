@@ -6,7 +6,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import visreg_core
-from visreg_core import threads
+from visreg_core import arrays, threads
 from visreg_core._xp import slices_numpy
 from visreg_core.slices import SAMPLERS
 from visreg_torch import random_slices
@@ -50,7 +50,8 @@ def test_numpy_draws_their_normals(sampler, monkeypatch):
         return normals(dim, count, **options)
 
     counts, normals = [], slices_numpy.normals
-    monkeypatch.setattr(slices_numpy, "normals", counted)
+    for module in (slices_numpy, arrays):
+        monkeypatch.setattr(module, "normals", counted)
     random_slices(6, 20, seed=torch.tensor(3), start=4, sampler=sampler, dtype=torch.bfloat16)
     # By whole groups of 32, of the slices or of each block.
     assert counts == ([32] if sampler == "gaussian" else [32, 32, 32, 32])
@@ -106,7 +107,8 @@ def test_as_many_threads_as_torch(sampler, monkeypatch):
         return normals(*args, **options)
 
     seen, before, normals = [], torch.get_num_threads(), slices_numpy.normals
-    monkeypatch.setattr(slices_numpy, "normals", counted)
+    for module in (slices_numpy, arrays):
+        monkeypatch.setattr(module, "normals", counted)
     try:
         torch.set_num_threads(1)
         random_slices(3, 3, sampler=sampler)

@@ -48,6 +48,7 @@ def test_unknown_key_in_a_recipe_names_the_nearest(tmp_path):
         ("optim.lr", "expected key=value; found 'optim.lr'"),
         ("method.name=visregg", "method.name: no such choice 'visregg'; nearest: visreg"),
         ("run.precision=float16", "run.precision: no such choice 'float16'"),
+        ("run.statistics=epoch", "run.statistics: no such choice 'epoch'"),
         ("run.keep=0", "run.keep: expected at least 1"),
         ("augment.n_global=1", "expected at least one global crop and two crops in all"),
         ("data.source=folder", "data.path has to be given for data.source=folder"),
@@ -79,6 +80,11 @@ def test_setting_that_must_be_given():
     assert refused("visreg_vit_b16_imagenet1k") == (
         "visreg_vit_b16_imagenet1k: run.folder has to be given, as run.folder=VALUE"
     )
+
+
+def test_dino_has_no_statistics_of_a_batch():
+    overrides = ["method.name=dino", "run.statistics=batch"]
+    assert "dino is a mean over samples" in refused("digits", overrides)
 
 
 def test_sag_vicreg_wants_two_views():

@@ -149,7 +149,10 @@ def test_what_is_missing_is_one_line(folder, tmp_path):
         ({"path": str(tmp_path / "nowhere")}, f"data.path: no folder {tmp_path / 'nowhere'}"),
         ({"path": str(folder), "train_split": "training"}, "data.path: no folder"),
         ({"path": str(folder), "file_list": "no.txt"}, "data.file_list: "),
-        ({"path": str(folder), "classes": [9]}, "data.classes: no image of the classes [9]"),
+        (
+            {"path": str(folder), "classes": [9]},
+            "data.classes: expected classes with images; found [9]",
+        ),
     ):
         with pytest.raises(TrainError) as caught:
             open_splits(Data(source="folder", size=8, **settings))

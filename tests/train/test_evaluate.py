@@ -73,7 +73,7 @@ def test_the_grid_is_so_many_separate_probes(rng):
 
 
 def test_the_papers_grid_has_thirteen_rates():
-    assert len(probe.GRID) == 13
+    assert len(probe.GRID) == 13 and max(probe.GRID) == 0.5
 
 
 def test_few_shots_draw_that_many_of_each_class(rng, monkeypatch):

@@ -35,8 +35,8 @@ def main_with_fixed_views(arguments):
 
 
 def weights_after(folder, processes, *overrides):
-    batch = f"data.batch_size={24 // processes}"
-    arguments = runs.command(folder / "run", *SAME, batch, *overrides)
+    shares = [f"data.batch_size={24 // processes}", f"method.n_slices={8 // processes}"]
+    arguments = runs.command(folder / "run", *SAME, *shares, *overrides)
     codes, printed = runs.run(
         main_with_fixed_views, arguments, output=folder / "output", processes=processes
     )
@@ -81,6 +81,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     a, b = (json.loads(line) for line in lines)
     for term in ("loss", "invariance", "probe_loss", "probe_accuracy", "gradient"):
         assert b[term] == pytest.approx(a[term], rel=1e-6)
+
+
+def test_statistics_of_the_batch_do_not_depend_on_its_micro_batches(tmp_path):
+    found, terms = [], []
+    for processes, micro_batches in ((1, 1), (1, 4), (2, 2)):
+        folder = tmp_path / f"{processes}-{micro_batches}"
+        folder.mkdir()
+        given = [f"data.batch_size={24 // processes // micro_batches}"]
+        given += [f"run.accumulate={micro_batches}", "run.statistics=batch", "method.scope=global"]
+        found.append(weights_after(folder, processes, *given))
+        terms.append(json.loads((folder / "run" / "metrics.jsonl").read_text()))
+        del terms[-1]["epoch"]  # what is left over is a micro-batch or a batch
+    for weights, logged in zip(found[1:], terms[1:], strict=True):
+        assert distance(found[0], weights) < 1e-8
+        assert logged == pytest.approx(terms[0], rel=1e-6)
 
 
 def test_local_scope_is_another_loss(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from reference_train import config, methods, model, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
+from reference_train.errors import TrainError
 from tests.train.test_config import RECIPES
 
 # backbone's parameters in millions, (global, local) crops, D, images on all processes of the paper
@@ -32,6 +33,23 @@ PAPER = {
     "sag_vicreg_resnet50_imagenet100": (23.5, (2, 0), 8192, 256),
     "sag_vicreg_resnet50_caltech256": (23.5, (2, 0), 8192, 256),
     "sag_vicreg_vit_b16_cifar100": (86, (2, 0), 3072, 256),
+}
+SLICES = {  # a process
+    "digits": 256,
+    "visreg_vit_b16_imagenet1k": 2048,
+    **dict.fromkeys(
+        (
+            "visreg_vit_l14_imagenet1k",
+            "visreg_vit_l14_imagenet22k",
+            "visreg_vit_b16_ablation",
+            "visreg_vit_s8_imagenette",
+            "sigreg_vit_s8_imagenette",
+            "swd_vit_s8_imagenette",
+            "visreg_vit_s8_imagenet_lt",
+            "visreg_vit_s8_galaxy10",
+        ),
+        4096,
+    ),
 }
 PROCESSES = {"imagenet1k": 32, "ablation": 32, "imagenet22k": 16}
 GIVEN = ["run.folder=unused", "data.path=unused", "data.file_list=unused"]
@@ -65,7 +83,9 @@ def test_shapes_and_parameters(name):
     assert outputs.embeddings.shape == (n_global + n_local, n, width)
     assert outputs.features.shape[:2] == outputs.logits.shape[:2] == (n_global, n)
     processes = PROCESSES.get(name.split("_")[-1], 1)
-    assert processes * settings.data.batch_size == images
+    sample = methods.sample_of(settings, processes)
+    assert sample.rows == images
+    assert sample.slices == (processes * SLICES[name] if name in SLICES else None)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -116,3 +136,43 @@ def test_schedule(name):
     if settings.decay == "cosine":  # half of the way down at half of the way
         middle = rates[warmup + (steps - warmup) // 2]
         assert middle == pytest.approx(settings.lr * (1 + 1e-3) / 2, rel=2e-3)
+
+
+def test_a_statistic_sees_what_the_scope_says():
+    settings = config.load("digits", ["method.scope=local", "run.accumulate=2"])
+    assert methods.sample_of(settings, 4) == (64, 256)
+    settings.method.scope = "global"
+    assert methods.sample_of(settings, 4) == (256, 1024)
+    settings.run.statistics = "batch"
+    assert methods.sample_of(settings, 4) == (512, 1024)
+    settings.method.name = "vicreg"
+    assert methods.sample_of(settings, 4) == (512, None)
+
+
+@pytest.mark.parametrize("backbone", ["vit_ti_16", "dinov2_s_14"])
+def test_stochastic_depth(backbone):
+    """Branches drop in training alone, and their mean over draws is that of evaluation."""
+    overrides = [f"model.backbone={backbone}", "model.drop_path=0.5", "model.layers=1"]
+    settings = config.load("digits", overrides)
+    torch.manual_seed(0)
+    encoder = model.backbone(settings.model, 8, 1)
+    images = torch.randn(1, 1, 8, 8).expand(2000, -1, -1, -1)
+    with torch.no_grad():
+        evaluated, trained = encoder.eval()(images), encoder.train()(images)
+        assert torch.allclose(evaluated, evaluated[:1].expand_as(evaluated), atol=1e-5)
+    distinct = torch.unique(trained.round(decimals=4), dim=0)
+    assert 2 < len(distinct) <= 2**4  # two branches of two blocks that drop; the first never does
+
+
+def test_branches_are_enlarged_by_how_rarely_they_are_kept():
+    torch.manual_seed(0)
+    branch = model.DropPath(0.25)
+    out = branch(torch.ones(40_000, 3, 2))
+    assert torch.unique(out).tolist() == pytest.approx([0, 4 / 3])
+    assert (out == out[:, :1, :1]).all()
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_backbones_without_branches_refuse_stochastic_depth():
+    with pytest.raises(TrainError, match=r"expected 0 with model\.backbone"):
+        config.load("digits", ["model.backbone=resnet18", "model.drop_path=0.1"])

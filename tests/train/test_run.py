@@ -184,12 +184,12 @@ def main_without_labels(arguments):
     """The synthetic source with its labels taken away."""
     from reference_train import sources
 
-    original = sources.Arrays.__init__
+    original = sources.ImageArrays.__init__
 
     def unlabelled(self, images, labels):
         original(self, images, np.full(len(labels), -1))
 
-    sources.Arrays.__init__ = unlabelled
+    sources.ImageArrays.__init__ = unlabelled
     main(arguments)
 
 

@@ -1,8 +1,11 @@
-"""The one door to array libraries: which namespace, device and dtype, and the few shims.
+"""The one door to array libraries: namespaces, devices, dtypes, and functions beyond the standard.
 
-Only this package tells libraries apart, and only in `rooms`: what a library does differently is in
-a module of its own. Nothing here imports a library that the caller has not imported already (its
-arrays can only exist once it is loaded), but for programs that choose one by its name.
+Only this package distinguishes libraries, and only in `rooms`; what a library does differently is
+in a module of its own (`of_torch`, …). No library is imported here that the caller has not imported
+already, since its arrays could not exist otherwise; programs choose one by name (`startup`).
+
+Algorithms on arrays, which other rooms share, are modules of this package, too: `tiles`,
+`neighbours`, `threefry`, and NumPy's own sorts, selections and draws.
 """
 
 from visreg_core._xp.detection import (
@@ -25,8 +28,11 @@ from visreg_core._xp.shims import (
     add_last,
     add_rows,
     beside,
+    branches,
     cast_finite,
+    compiled,
     cumulative_sum,
+    either,
     erf,
     float64_inside,
     is_compiling,
@@ -49,8 +55,10 @@ from visreg_core._xp.shims import (
     works_in_tiles,
 )
 from visreg_core._xp.startup import (
+    compiles,
     device_names,
     find_device,
+    forget_programs,
     import_namespace,
     installed,
     open_backend,
@@ -65,19 +73,24 @@ __all__ = [
     "as_namespace",
     "beside",
     "bits",
+    "branches",
     "cast",
     "cast_finite",
+    "compiled",
+    "compiles",
     "compute_dtype",
     "cumulative_sum",
     "default_float",
     "device",
     "device_names",
     "dtype_name",
+    "either",
     "erf",
     "find_device",
     "fixed_number",
     "fixed_size",
     "float64_inside",
+    "forget_programs",
     "from_numpy",
     "host_constants",
     "import_namespace",

@@ -13,13 +13,13 @@ from visreg_core.typing import Array, Device, DType, Namespace
 
 
 def library(x: object) -> str:
-    """Name of the library that `x` is an array of; TypeError if it is not an array we know."""
+    """Name of the library that `x` is an array of; TypeError for anything else."""
     return room_of(x).name
 
 
 def is_array(x: object) -> bool:
     """Whether `x` is an array or tracer, not a Python number."""
-    # Numbers first: one that torch traces cannot be asked for an attribute.
+    # Numbers first: torch cannot trace an attribute of a number.
     return not isinstance(x, (int, float)) and hasattr(x, "shape")
 
 
@@ -80,12 +80,12 @@ def device(x: Array) -> Device:
 
 
 def is_on_host(xp: Namespace) -> bool:
-    """Whether arrays of NumPy, or of a JAX without accelerators."""
+    """Whether arrays are in the host's memory: NumPy's, and JAX's without accelerators."""
     return room(xp).is_on_host()
 
 
 def on_device(x: Array) -> dict[str, Any]:
-    """Keyword argument that creates an array beside `x`; empty where the library decides."""
+    """Keyword argument that creates an array on the device of `x`; empty where JAX decides."""
     where = device(x)
     return {} if where is None else {"device": where}
 

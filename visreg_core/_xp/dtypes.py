@@ -19,7 +19,7 @@ def dtype_name(x_or_dtype: Any) -> str:
     if isinstance(dtype, type):
         dtype = np.dtype(dtype)
     dtype = getattr(dtype, "dtype", dtype)
-    if isinstance(dtype, np.dtype):  # which would put its name together each time
+    if isinstance(dtype, np.dtype):  # whose str() is slow
         return _NUMPY_NAMES.get(dtype) or str(dtype)
     # str(torch.float32) is 'torch.float32', str(np.dtype("float32")) is 'float32'
     return str(dtype).rsplit(".", 1)[-1]

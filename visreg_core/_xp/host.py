@@ -1,4 +1,4 @@
-"""Crossing to the host and back."""
+"""Between the host and other devices."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core._xp.dtypes import dtype_name
-from visreg_core._xp.standard import Pieces, Standard
+from visreg_core._xp.standard import ChunkResults, Standard
 from visreg_core.typing import Array, Device, DType, Namespace
 
 
@@ -22,6 +22,7 @@ class JAXRoom(Standard):
     module = "jax.numpy"
     array = ("jax", "Array")
     numpy_dtypes = True
+    compiles = True
 
     def device(self, x: Array) -> Device:
         if isinstance(x, sys.modules["jax"].core.Tracer):
@@ -54,6 +55,12 @@ class JAXRoom(Standard):
         jax = sys.modules["jax"]
         with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
             yield
+
+    def forget_programs(self) -> None:
+        sys.modules["jax"].clear_caches()
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return sys.modules["jax"].jit(function, static_argnames=static)
 
     def float64_inside(self) -> contextlib.AbstractContextManager[None]:
         return sys.modules["jax"].enable_x64(True)  # traced or not
@@ -95,6 +102,11 @@ class JAXRoom(Standard):
         # To `top_k` −0 is less than 0.
         return sys.modules["jax"].lax.top_k(xp.where(x == 0, xp.zeros_like(x), -x), k)[1]
 
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return sys.modules["jax"].lax.cond(condition, then, otherwise)
+
     def beside(self, x: Array, other: Array) -> Array:
         return x
 
@@ -102,12 +114,12 @@ class JAXRoom(Standard):
         return xp.matmul(a, b, preferred_element_type=dtype)
 
     def first_chunks(
-        self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int
-    ) -> tuple[int, Pieces]:
+        self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int
+    ) -> tuple[int, ChunkResults]:
         """All whole chunks, in a scan: the compiled program holds one chunk's arrays at a time."""
         lax = sys.modules["jax"].lax
         whole = columns.shape[-1] // chunk
-        # The first chunk by itself: its sums are the carry, of the right shapes and shardings.
+        # The first chunk outside of the scan: its sums have the carry's shapes and shardings.
         first, carry = body(columns[..., :chunk])
         if whole == 1:
             return chunk, (first, carry)

@@ -21,10 +21,11 @@ class TorchRoom(Standard):
     name = "torch"
     module = "array_api_compat.torch"
     array = ("torch", "Tensor")
+    branches = False  # it would wait for a device, and no tracer follows it
 
     def namespace(self) -> Namespace:
-        # The first call may be a traced one. `compile` traces the statement, but no function that
-        # imports; and it would not look a module up which is loaded only after that.
+        # The first call may be traced: `compile` traces an import statement, but no function that
+        # imports, and no lookup of a module that is not loaded yet.
         import array_api_compat.torch
 
         return array_api_compat.torch
@@ -48,8 +49,8 @@ class TorchRoom(Standard):
     @contextlib.contextmanager
     def pinned_precision(self, xp: Namespace, x64: bool) -> Iterator[None]:
         if hasattr(xp.backends.cuda.matmul, "fp32_precision"):
-            # One setting a backend. Torch < 2.9 has a single one, which a mix of both makes
-            # unreadable.
+            # One setting for each backend. Older versions have a single setting, which raises when
+            # it is read after a mix of both.
             products = (xp.backends.cuda.matmul, xp.backends.mkldnn.matmul)
             before = [p.fp32_precision for p in products]
             try:
@@ -83,7 +84,7 @@ class TorchRoom(Standard):
         return xp.empty_like(values).scatter(-1, index, values)
 
     def take_last(self, xp: Namespace, x: Array, index: Array) -> Array:
-        return x.gather(-1, index)  # `take_along_dim` makes constants of sizes that are symbols
+        return x.gather(-1, index)  # `take_along_dim` makes constants of symbolic sizes
 
     def add_last(self, xp: Namespace, size: int, index: Array, values: Array) -> Array:
         zeros = xp.zeros((*values.shape[:-1], size), dtype=values.dtype, device=values.device)
@@ -94,10 +95,10 @@ class TorchRoom(Standard):
         return zeros.index_add(-2, index, x)
 
     def smallest(self, xp: Namespace, x: Array, k: int) -> Array:
-        """By `topk`, which takes any of those that tie.
+        """By `topk`, whose choice among ties is arbitrary.
 
-        With the k-th smallest, whose least indices are then found by the same function; and with
-        each other, which sorting few numbers mends.
+        Ties with the k-th smallest are resolved by a second `topk`, of their indices; ties among
+        the k by sorting them.
         """
         torch = sys.modules["torch"]
         x = torch.where(torch.isnan(x), torch.inf, x)

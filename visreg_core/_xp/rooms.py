@@ -1,4 +1,4 @@
-"""The one place that finds a library's room: by its name, of its namespaces, of its arrays."""
+"""The one place that finds a library's room: by its name, its namespaces or its arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visreg_core.typing import Namespace
 
 BY_NAME: dict[str, Standard] = {room.name: room for room in (NUMPY, TORCH, CUPY, JAX, STANDARD)}
 _BY_NAMESPACE = BY_NAME | {room.module: room for room in BY_NAME.values()}
-# NumPy, whose arrays are the easiest to tell, by itself; JAX is the slowest to answer.
+# In the order of speed; NumPy's arrays are recognised by their type.
 _BY_ARRAY = tuple((*room.array, room) for room in (TORCH, JAX, CUPY, STANDARD))
 
 
@@ -25,7 +25,7 @@ def room(xp: Namespace) -> Standard:
 
 
 def room_of(x: object) -> Standard:
-    """Room of the library that `x` is an array of; TypeError if it is not an array we know.
+    """Room of the library that `x` is an array of; TypeError for anything else.
 
     Not by array-api-compat's `is_torch_array` and the like: they cache by type, which torch's
     compiler cannot trace, and have none for array-api-strict.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_GROUP = 32  # numbers of which only the least bounds the k-th smallest of all
+_GROUP = 32  # numbers in a group, of which only the minimum counts
 
 
 def smallest_of_rows(x: np.ndarray, k: int) -> np.ndarray:
@@ -28,10 +28,10 @@ def smallest_of_rows(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def bound_of_smallest(x: np.ndarray, k: int) -> np.ndarray:
-    """No less than the k-th smallest of each row of x (R, N), and hardly more: (R,).
+    """An upper bound (R,) of the k-th smallest of each row of x (R, N), and a close one.
 
-    Of disjoint groups of numbers, k have a least one up to the k-th smallest of the groups' least:
-    so at least k numbers are up to that, and few more as long as there are many more groups.
+    It is the k-th smallest of the minima of disjoint groups: at least k numbers do not exceed it,
+    and few more do not as long as there are many more groups than k.
     """
     rows, n = x.shape
     width = min(_GROUP, n // (4 * k))

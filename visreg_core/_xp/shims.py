@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from visreg_core._xp.dtypes import cast, dtype_name
 from visreg_core._xp.rooms import room, room_of
@@ -18,7 +19,7 @@ def stop_gradient(x: Array) -> Array:
 
 
 def requires_grad(x: Array) -> bool:
-    """Whether `x` is a torch tensor that autograd follows (other libraries cannot tell)."""
+    """Whether `x` is a torch tensor that autograd follows (False for other libraries)."""
     return room_of(x).requires_grad(x)
 
 
@@ -28,7 +29,7 @@ def is_compiling(xp: Namespace) -> bool:
 
 
 def works_in_tiles(xp: Namespace) -> bool:
-    """Whether operations pass over memory one by one, so that rows gain from tiles in the cache."""
+    """Whether each operation passes over memory by itself, so that tiles in the cache pay."""
     return room(xp).works_in_tiles
 
 
@@ -119,7 +120,7 @@ def put_last(xp: Namespace, index: Array, values: Array) -> Array:
 
 
 def take_last(xp: Namespace, x: Array, index: Array) -> Array:
-    """out[..., i] = x[..., index[..., i]], the leading axes of both alike."""
+    """out[..., i] = x[..., index[..., i]], with equal leading axes."""
     return room(xp).take_last(xp, x, index)
 
 
@@ -145,13 +146,13 @@ def sum_rows(xp: Namespace, x: Array) -> Array:
     """Sum over axis -2, kept as a length-1 axis, accurate to √N rounding errors or better.
 
     NumPy and XLA's CPU backend add the rows of a non-contiguous axis one after the other, so that
-    float32 loses half its digits by N = 1e6: sum blocks first. Torch and CuPy do it by themselves.
+    float32 loses half its digits by N = 1e6: blocks are summed first, as Torch and CuPy do anyway.
     """
     return room(xp).sum_rows(xp, x)
 
 
 def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
-    """a @ b returned in `dtype`, products of the operands' dtype accumulated as wide as can be."""
+    """a @ b returned in `dtype`, accumulated in the widest dtype that the library offers."""
     return room(xp).matmul_accumulate(xp, a, b, dtype)
 
 
@@ -166,12 +167,24 @@ def beside(xp: Namespace, x: Array, other: Array) -> Array:
 def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     """`x` with leading axes of length 1 up to `ndim`.
 
-    Broadcasting would add them, but users of JAX may have told it not to.
+    Broadcasting would add them, but JAX can be configured to refuse.
     """
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 
 
-# --- control flow over chunks ---------------------------------------------------------------------
+# --- control flow ---------------------------------------------------------------------------------
+
+
+def branches(xp: Namespace) -> bool:
+    """Whether a program may branch on a value: no device is waited for, no tracer stopped."""
+    return room(xp).branches
+
+
+def either(
+    xp: Namespace, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+) -> Any:
+    """`then()` if `condition`, of no axes, holds, else `otherwise()`; where xp `branches`."""
+    return room(xp).either(condition, then, otherwise)
 
 
 def accumulate(
@@ -187,3 +200,11 @@ def accumulate(
     that the compiled program holds one chunk's arrays at a time.
     """
     return room(xp).accumulate(xp, body, columns, chunk)
+
+
+def compiled(xp: Namespace, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """`function` as one program where the library compiles; its `static` arguments are no arrays.
+
+    Programs are kept for the function, so that it should be one of a module.
+    """
+    return room(xp).compiled(function, static)

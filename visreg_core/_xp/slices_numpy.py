@@ -1,6 +1,6 @@
-"""NumPy's twin of the stream of normals: the same words and the same floats, in place.
+"""The stream of normals on NumPy, in place: the same words and the same floats.
 
-Threefry is some 130 elementwise operations, so that what it costs is memory traffic. Here a tile
+Threefry is some 130 elementwise operations, so that its cost is memory traffic. Here a tile
 of counters stays in the cache until its normals are written, and threads share the tiles.
 """
 

@@ -17,14 +17,14 @@ import numpy as np
 from visreg_core._xp.dtypes import cast
 from visreg_core.typing import Array, Device, DType, Namespace
 
-Pieces: TypeAlias = tuple[list[Array], list[Array]]
+ChunkResults: TypeAlias = tuple[list[Array], list[Array]]
 
 
 class Standard:
     """A library's room: one method for each thing in which libraries differ.
 
-    What a shim does, and how it is called, `visreg_core._xp.shims` says. A room of a library
-    derives from this one, and has only what the library does differently.
+    `visreg_core._xp.shims` documents them. The room of a library derives from this one, and
+    overrides what the library does differently.
     """
 
     name = "array_api_strict"  # of the library, by which it is imported
@@ -32,7 +32,9 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
-    works_in_tiles = False  # whether each operation passes over memory by itself
+    compiles = False  # whether `compiled` makes one program of a function
+    branches = True  # whether a program may branch on a value
+    works_in_tiles = False  # whether each operation passes over memory separately
 
     # --- detection ---
 
@@ -77,6 +79,12 @@ class Standard:
         self, xp: Namespace, x64: bool
     ) -> contextlib.AbstractContextManager[None, bool | None]:
         return contextlib.nullcontext()
+
+    def forget_programs(self) -> None:
+        """Free the memory of what was compiled."""
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return function
 
     # --- float64 ---
 
@@ -161,11 +169,16 @@ class Standard:
     def matmul_accumulate(self, xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
         return cast(xp, a @ b, dtype)
 
-    # --- control flow over chunks ---
+    # --- control flow ---
+
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return then() if condition else otherwise()
 
     def accumulate(
-        self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int
-    ) -> Pieces:
+        self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int
+    ) -> ChunkResults:
         size = columns.shape[-1]
         if chunk >= size:  # also where sizes are symbols
             return body(columns)
@@ -178,13 +191,13 @@ class Standard:
                 piece.append(m)
             for i, a in enumerate(added):
                 summed[i] = self.add_to(summed[i], a)
-            del more, added  # not beside the next chunk's
+            del more, added  # before the next chunk's are made
         joined = [p[0] if len(p) == 1 else xp.concat(p, axis=-1) for p in pieces]
         return joined, summed
 
     def first_chunks(
-        self, xp: Namespace, body: Callable[[Array], Pieces], columns: Array, chunk: int
-    ) -> tuple[int, Pieces]:
+        self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int
+    ) -> tuple[int, ChunkResults]:
         """How many columns the first step of `accumulate` takes, and what comes of them."""
         return chunk, body(columns[..., :chunk])
 

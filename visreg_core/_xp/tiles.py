@@ -27,7 +27,7 @@ def default_chunk(xp: Namespace, row_bytes: int) -> int:
 def in_tiles(
     xp: Namespace, body: Callable[..., tuple[Array, ...]], *arrays: Array, scratch: int
 ) -> tuple[Array, ...]:
-    """`body(*arrays)` for a body that treats every index of the leading axis by itself.
+    """`body(*arrays)` for a body that treats the indices of the leading axis independently.
 
     On NumPy the rows are worked on in tiles for which `scratch` arrays fit the cache; elsewhere
     `body` sees everything at once.

@@ -139,7 +139,7 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--metric",
         choices=METRICS,
         default=DEFAULT_TREE.metric,
-        help="distance of the dendrogram; Ward's linkage wants euclidean (default: %(default)s)",
+        help="distance of the dendrogram; Ward's linkage needs euclidean (default: %(default)s)",
     )
     parser.add_argument(
         "--labels",
@@ -152,7 +152,7 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--label-rows",
         metavar="COUNT",
         type=_integer(2),
-        help="rows that are asked for their class, each told from all other rows (default: all, "
+        help="rows that are classified, each by all other rows (default: all, "
         "or as many as some ten seconds allow, with an interval)",
     )
     parser.add_argument(
@@ -178,8 +178,8 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--backend",
         choices=_BACKENDS,
         default="numpy",
-        help="library that computes the sliced losses; moments and spectrum are computed on the "
-        "host in float64 (default: %(default)s)",
+        help="library that computes the sliced losses on a GPU; on a CPU numpy does. Moments and "
+        "spectrum are computed on the host in float64 (default: %(default)s)",
     )
     parser.add_argument("--device", help="device of the backend, such as cuda:0 (default: its own)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE")
@@ -219,7 +219,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     )
     beside = [path for path in (arguments.labels, arguments.class_tree) if path is not None]
     if beside == [arguments.class_tree]:
-        raise UsageError("--class-tree: expected --labels beside it; found none")
+        raise UsageError("--class-tree: expected --labels, too; found none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmbeddingsWarning)  # the report has them as notes
         stored = [open_embeddings(file) for file in files]
@@ -290,5 +290,5 @@ def _place(backend: str, device: str | None) -> Place:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if backend != "numpy" and place.is_cpu:
-        say(f"--backend {backend} computes on the CPU here, where numpy is faster")
+        say(f"--backend {backend}: its device is the CPU, where numpy is faster and computes")
     return place

@@ -15,7 +15,7 @@ Fields = tuple[Any, ...]
 Tolerance = Mapping[str, float]
 
 
-class Place(NamedTuple):
+class Target(NamedTuple):
     """A library, one of its devices, and the name of the floating dtype under test."""
 
     xp: Namespace
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 class Call(NamedTuple):
     """What a check may use: the place, its arrays, and the factor on the loss (gradients)."""
 
-    place: Place
+    place: Target
     arrays: Arrays
     upstream: float
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core.crosscheck._check import Call, Check, Fields, Place
+from visreg_core.crosscheck._check import Call, Check, Fields, Target
 from visreg_core.crosscheck._inputs import Arrays
 from visreg_core.optional import MissingExtraError
 
@@ -35,7 +35,7 @@ class Reference:
 
 def reference_of(check: Check, arrays: Arrays, dtype: str) -> Reference:
     """The check in float64 on NumPy; ValueError where its result is not finite."""
-    numpy = Place(_xp.as_namespace(None), None, "float64")
+    numpy = Target(_xp.as_namespace(None), None, "float64")
     try:
         fields = check.call(Call(numpy, arrays, 1.0))
     except (ValueError, MissingExtraError) as error:  # orthonormalize of N < D rows, for one
@@ -87,7 +87,7 @@ def on_host(x: Any) -> np.ndarray:
     return a if a.dtype.kind in "biu" else a.astype(np.float64)
 
 
-def wrong_kind(check: Check, place: Place, fields: Fields, reference: Reference) -> str:
+def wrong_kind(check: Check, place: Target, fields: Fields, reference: Reference) -> str:
     """What is wrong with the library, device, dtype or shape of a result; "" if nothing."""
     if reference.refusal:
         return f"expected {reference.refusal!r}, as the reference says; found a result"

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core.crosscheck._check import Call, Place
+from visreg_core.crosscheck._check import Call, Target
 from visreg_core.crosscheck._inputs import Arrays
 from visreg_core.crosscheck._losses import LossExample
 from visreg_core.crosscheck._records import CheckRecord
@@ -21,7 +21,7 @@ _STEP = 1e-6
 def difference(loss: LossExample, arrays: Arrays) -> CheckRecord:
     """⟨gradient, v⟩ against a central difference of the value, along v = gradient + noise."""
     start = time.perf_counter()
-    numpy = Place(_xp.as_namespace(None), None, "float64")
+    numpy = Target(_xp.as_namespace(None), None, "float64")
     gradients = loss.gradient(Call(numpy, arrays, 1.0))
     names = loss.embeddings
     sizes = [float(np.linalg.norm(arrays[name])) for name in names]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core import _xp
-from visreg_core.crosscheck._check import TOLERANCES, Call, Check, Fields, Place, as_fields
+from visreg_core.crosscheck._check import TOLERANCES, Call, Check, Fields, Target, as_fields
 from visreg_core.crosscheck._inputs import Arrays
 from visreg_core.losses.declaration import Declaration, Example, declared, value_and_vjp
 
@@ -66,7 +66,7 @@ class LossExample:
     def magnitudes(self, arrays: Arrays) -> tuple[float, ...]:
         """Sums of absolute values before cancellation, one for each field."""
         if self.declaration.magnitude is None:
-            host = Place(_xp.as_namespace(None), None, "float64")
+            host = Target(_xp.as_namespace(None), None, "float64")
             return tuple(float(np.sum(np.abs(v))) for v in self.value(Call(host, arrays, 1.0)))
         return self.declaration.magnitude(**self.bound(arrays))
 
@@ -103,7 +103,7 @@ class LossExample:
         order = 1.0 if root is None else root(**self.example.options)
         if order == 1:
             return magnitude / size
-        host = Place(_xp.as_namespace(None), None, "float64")
+        host = Target(_xp.as_namespace(None), None, "float64")
         (value,) = self.value(Call(host, arrays, 1.0))
         if value == 0:
             return math.inf  # where the root has no derivative

@@ -2,7 +2,7 @@
 
 Formats: ``.npy`` and ``.npz``, ``.safetensors``, ``.pt`` and ``.pth`` (weights only), ``.parquet``,
 ``.arrow`` and ``.feather``, ``.h5`` and ``.hdf5``, ``.zarr``, ``.csv``. Nothing is ever unpickled,
-and no declared size is believed before it has been held against the size of the file.
+and no declared size is trusted before it has been checked against the size of the file.
 """
 
 from visreg_core.embeddings._load import FORMATS, load

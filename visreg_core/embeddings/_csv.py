@@ -1,4 +1,4 @@
-"""CSV through NumPy, read piece by piece; the cells of an index are never read as numbers."""
+"""CSV through NumPy, in pieces; the cells of an index are never read as numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_csv(path: Path, name: str | None, label: str) -> Embeddings:
             raise EmbeddingsError(label, "no rows", "(N, D) with N >= 2 rows and D >= 1")
         cells = _cells(row)
         index = _named_index(names, len(cells), label)
-        columns = _Columns(cells, index)
+        columns = _CsvColumns(cells, index)
         rows = 1 + sum(columns.see(line) for line in lines)
     index, notes = columns.index(names, label)
     width = len(cells)
@@ -90,11 +90,11 @@ def _named_index(names: list[str] | None, width: int, label: str) -> int:
     )
 
 
-class _Columns:
-    """What one pass over the lines tells about the columns that the header does not call an index.
+class _CsvColumns:
+    """Columns of integers besides those that the header calls an index, by one pass.
 
-    A column of integers beside columns of fractions is an index, an id or a label: no dimension.
-    It is looked at as text, because every number is a fraction once it is read.
+    A column of integers among columns of fractions is an index, an id or a label, not a dimension.
+    Cells are examined as text, because they are all floats once read.
     """
 
     def __init__(self, cells: list[str], index: int) -> None:
@@ -124,7 +124,7 @@ class _Columns:
         return 1
 
     def index(self, names: list[str] | None, label: str) -> tuple[int, tuple[str, ...]]:
-        """How many of the first columns to leave out, and the line that says so."""
+        """How many of the first columns to leave out, and the note on it."""
         index, width = self._index, len(self._first)
         integers = [i for i, varies in self._integers.items() if varies]
         if self._numbers.found and index in integers and width - index > 1:
@@ -170,9 +170,9 @@ def _sound(line: str, width: int) -> bool:
 
 
 def _parse(block: list[str], index: int, width: int, done: int, label: str) -> np.ndarray:
-    """One block of lines; where NumPy cannot read it, say which row is to blame."""
-    # Looked at first: NumPy does not count the fields of a row once it is told which ones to read,
-    # and goes on to the next line where a quote is not closed.
+    """One block of lines; where NumPy cannot read it, find the row at fault."""
+    # Checked first: NumPy does not count the fields of a row when it is given the columns to read,
+    # and continues on the next line if a quote is not closed.
     bad = next((i for i, line in enumerate(block) if not _sound(line, width)), None)
     if bad is None:
         try:

@@ -1,4 +1,4 @@
-"""From `file` or `file::name` to Embeddings: the format is told by the file's suffix."""
+"""From `file` or `file::name` to Embeddings, by the file's suffix."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     Parameters
     ----------
     spec : str or path
-        A file of one of `FORMATS` (told by its suffix) that holds one floating array ``(N, D)``,
+        A file of one of `FORMATS` (by its suffix) that holds one floating array ``(N, D)``,
         or ``file::name`` for one array of several: a member of an ``.npz``, a tensor of a
         ``.safetensors`` or ``.pt`` file, a dataset ``group/name`` of an ``.h5`` or ``.zarr``
         store, a column of lists of a ``.parquet`` or ``.arrow`` table. A table without a column
@@ -66,15 +66,15 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     ------
     EmbeddingsError
         A ValueError of one line: file, what was found, what was expected. The file is missing,
-        truncated, of another shape or dtype, or has fewer than two rows. What only the values can
-        tell (a truncated compressed stream) is raised while blocks are read.
+        truncated, of another shape or dtype, or has fewer than two rows. What only reading the
+        values reveals (a truncated compressed stream) is raised while blocks are read.
     MissingExtraError
         An ImportError that names the extra which brings the format's library.
 
     Warns
     -----
     EmbeddingsWarning
-        One line: the file and what was left out of it; `Embeddings.notes` keeps it.
+        One line: the file and what was left out of it; also in `Embeddings.notes`.
 
     Notes
     -----
@@ -82,7 +82,7 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     containers only. bfloat16 comes as ml_dtypes' NumPy dtype; ``numpy.save`` writes it as two-byte
     void, which is read back as bfloat16. A ``.zarr`` array must have all its chunks,
     and its shards all theirs: one that was never written would read as zeros. In a ``.csv`` file a
-    column of integers that vary, beside columns of fractions, is refused: it is an id or a label.
+    column of varying integers among columns of fractions is refused: it is an id or a label.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
         if not stat.S_ISDIR(mode):
             raise EmbeddingsError(label, "a file", "the directory of a Zarr store")
     elif not stat.S_ISREG(mode):
-        # A named pipe would be waited for without end, a device read without end.
+        # Opening a named pipe would block, and reading a device would not end.
         raise EmbeddingsError(label, "no regular file", f"a {suffix} file")
     with parsing(label, f"a whole and well-formed {suffix} file"):
         opened = _READERS[suffix](path, name, label)

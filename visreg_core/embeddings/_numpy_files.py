@@ -73,7 +73,7 @@ def read_npz(path: Path, name: str | None, label: str) -> Embeddings:
     if header.offset + header.value_bytes != member.file_size:
         raise _wrong_size(label, member.file_size, header)
     if header.fortran:
-        # Columns lie one after the other: no block of rows is whole before the last column is.
+        # Columns are stored one after another: no block of rows is complete before the last column.
         check_chunk(label, header.value_bytes, member.compress_size)
 
     def pieces(rows: int) -> Iterator[np.ndarray]:
@@ -120,7 +120,7 @@ def _member_offset(path: Path, member: zipfile.ZipInfo, label: str) -> int:
 
 
 def _read_header(stream: IO[bytes], label: str) -> _Header:
-    """The header of an .npy stream (NEP 1), with nothing in it believed."""
+    """The header of an .npy stream (NEP 1), of which nothing is trusted."""
     start = stream.read(len(_MAGIC) + 2)
     if start[: len(_MAGIC)] != _MAGIC or len(start) != len(_MAGIC) + 2:
         raise EmbeddingsError(label, f"first bytes {start[:6]!r}", f"{_MAGIC!r}")
@@ -150,7 +150,7 @@ def _read_header(stream: IO[bytes], label: str) -> _Header:
 
 
 def _literal(text: str, label: str) -> object:
-    """The value that a header writes down; Python 2 wrote some integers with an L behind."""
+    """The value that a header writes down; Python 2 wrote some integers with a suffix L."""
     for written in (text, re.sub(r"(?<=\d)L(?=\s*[,)])", "", text)):
         try:
             return ast.literal_eval(written)

@@ -7,7 +7,7 @@ import numpy as np
 from visreg_core._xp.threefry import threefry2x32
 from visreg_core.slices import DOMAIN_ROWS
 
-# Rows whose words are drawn at once; only the `count` smallest are kept from one step to the next.
+# Rows whose words are drawn at once; the `count` smallest so far remain.
 _STEP = 1 << 20
 
 

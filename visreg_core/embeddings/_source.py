@@ -1,4 +1,4 @@
-"""The lazy (N, D) array that every reader returns, and the one line that says what is wrong."""
+"""The lazy (N, D) array that every reader returns, and its errors of one line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from visreg_core import _xp, checks
 from visreg_core.embeddings._sampling import draw
 from visreg_core.optional import require
 
-# A row wider than this is a lying header, not an embedding; a chunk that has to be unpacked as a
-# whole may be this large, or as much larger than its file as deflate can make it (1032 : 1).
+# A wider row means a corrupt header. A chunk that has to be unpacked as a whole may be this large,
+# or as much larger than its file as deflate can make it (1032 : 1).
 ROW_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 28
 EXPANSION = 1100
@@ -35,7 +35,7 @@ class EmbeddingsError(ValueError):
 
 
 class EmbeddingsWarning(UserWarning):
-    """What was left out of a file, or assumed of it, in one line; nothing to mend."""
+    """What was left out of a file, or assumed of it, in one line."""
 
 
 def one_line(text: object, limit: int = 400) -> str:
@@ -53,7 +53,7 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
 
 
-# What a parser raises where it looks for something that is not there: no words for a reader.
+# Errors of a parser's own, whose messages mean nothing to a user.
 _STUMBLED = (ArithmeticError, AssertionError, AttributeError, LookupError, SyntaxError, TypeError)
 
 
@@ -62,7 +62,7 @@ def parsing(file: str, expected: str) -> Iterator[None]:
     """Turn whatever a parser raises on hostile bytes into one EmbeddingsError.
 
     A parser of a foreign format may raise any exception and warn about anything, so everything is
-    caught here, and the original stays chained for whoever debugs it.
+    caught here; the original stays chained for debugging.
     """
     try:
         with warnings.catch_warnings():
@@ -82,7 +82,7 @@ def parsing(file: str, expected: str) -> Iterator[None]:
 class Embeddings:
     """N saved embeddings of D dimensions, read by blocks of rows.
 
-    Made by `visreg_core.embeddings.load`. No values are held: `blocks` reads them anew each time,
+    Made by `visreg_core.embeddings.load`. No values are in memory: `blocks` reads them each time,
     as views of the mapped file where the format allows it.
 
     Attributes
@@ -94,7 +94,7 @@ class Embeddings:
     dtype : numpy.dtype
         float16, bfloat16, float32 or float64, in native byte order.
     notes : tuple of str
-        What was left out of the file, a line each; `load` warns of it, too.
+        What was left out of the file, one line each, as `load` warns.
     """
 
     name: str
@@ -128,8 +128,8 @@ class Embeddings:
     def sample(self, count: int, *, seed: int = 0) -> Embeddings:
         """`count` rows drawn without replacement, in the file's order; all where there are fewer.
 
-        Which rows depends on (seed, N, count) alone, so that two files of the same items keep the
-        same ones. The draw uses words of the stream of `random_slices` that no direction uses.
+        The draw depends on (seed, N, count) alone, so that it is the same for two files of the same
+        items. It uses words of the stream of `random_slices` that no direction uses.
         """
         checks.positive_int("count", count, minimum=2)
         return self if count >= self.shape[0] else self.select(draw(self.shape[0], count, seed))
@@ -144,7 +144,7 @@ class Embeddings:
         return out
 
     def _checked(self, rows: int) -> Iterator[np.ndarray]:
-        """The reader's pieces, held against the shape that was announced."""
+        """The reader's pieces, checked against the announced shape."""
         total, width = 0, self.shape[1]
         pieces = iter(self.pieces(rows))
         while True:
@@ -230,7 +230,7 @@ def check_chunk(file: str, chunk_bytes: int, stored_bytes: int) -> None:
 
 
 def pick(file: str, names: Sequence[str], name: str | None) -> str:
-    """The array to read: the one asked for, or the only one there is."""
+    """The array to read: the one requested, or the only one."""
     if name is not None and names.count(name) > 1:
         found = f"{names.count(name)} arrays named {one_line(name, 60)!r}"
         raise EmbeddingsError(file, found, "one array of that name")

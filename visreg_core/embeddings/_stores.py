@@ -21,7 +21,7 @@ from visreg_core.embeddings._source import (
 )
 from visreg_core.optional import require
 
-# A store is searched for its arrays no further than this.
+# At most so many members of a store are searched for arrays.
 ENTRIES = 1000
 
 
@@ -79,7 +79,7 @@ def _named(h5py: Any, file: Any, name: str, label: str) -> Any:
 
 
 def _check_stored(dataset: Any, file_bytes: int, label: str) -> None:
-    """What was never written reads as a fill value: refuse it, and chunks that cannot be."""
+    """Refuse chunks that were never written, which read as fill values, or cannot be valid."""
     declared = math.prod(dataset.shape) * dataset.dtype.itemsize
     if dataset.chunks is None:
         found = dataset.id.get_storage_size()
@@ -100,7 +100,7 @@ def chunk_count(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
 
 
 def along_chunks(array: Any, rows: int, chunk_rows: int) -> Iterator[np.ndarray]:
-    """Pieces of whole chunks, so that none is unpacked twice."""
+    """Pieces of whole chunks, so that each is unpacked once."""
     step = max(rows // chunk_rows, 1) * chunk_rows
     for start in range(0, array.shape[0], step):
         yield array[start : start + step]

@@ -1,4 +1,4 @@
-"""Which columns of a table are its index: row numbers or ids, no dimension and no label.
+"""Which columns of a table are its index: row numbers or ids, neither dimensions nor labels.
 
 One rule for CSV files of embeddings, of labels and of trees of classes, for Parquet and Arrow.
 """
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 # What pandas writes for an index: nothing, what it calls a column without a name when it has read
-# such a file, what `reset_index` makes of it, and what it calls one in Arrow.
-_NAME = re.compile(r"|Unnamed: \d+(\.\d+)?|index|__index_level_\d+__")
+# such a file, what `reset_index` makes of it, and what it calls one in Arrow; and what people call
+# the ids of items.
+_NAME = re.compile(r"|Unnamed: \d+(\.\d+)?|index|__index_level_\d+__|ids?|ID|uuid")
 
 # From this many rows on, integers that count the rows are row numbers.
 _COUNTED_ROWS = 3
@@ -45,13 +46,13 @@ def is_number(cell: str) -> bool:
 
 
 def left_out(names: Sequence[str]) -> tuple[str, ...]:
-    """The line that says so, of columns by name or else by place; none where there are none."""
+    """The note on columns left out, by name or else by position; empty without any."""
     shown = ", ".join(name or f"column {i + 1}" for i, name in enumerate(names))
     return (f"left out the table's index ({shown})",) if names else ()
 
 
 class RowNumbers:
-    """Told the first cell of every row, says whether they count the rows, from 0 or from 1."""
+    """Whether the first cells of all rows count the rows, from 0 or from 1."""
 
     def __init__(self) -> None:
         self._rows = 0

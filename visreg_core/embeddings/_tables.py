@@ -77,13 +77,13 @@ def _pyarrow(module: str, label: str) -> Any:
     return require(module, extra="io", purpose=f"{one_line(label)}: reading Arrow and Parquet")
 
 
-class _Columns(NamedTuple):
+class _TableColumns(NamedTuple):
     names: list[str]  # one column of lists, or a column for each dimension
     dtype: np.dtype
     notes: tuple[str, ...] = ()
 
 
-def _columns(schema: Any, name: str | None, label: str) -> _Columns:
+def _columns(schema: Any, name: str | None, label: str) -> _TableColumns:
     """The columns to read and the dtype of their numbers."""
     if len(set(schema.names)) != len(schema.names):
         raise EmbeddingsError(label, "two columns of one name", "different names")
@@ -101,7 +101,7 @@ def _columns(schema: Any, name: str | None, label: str) -> _Columns:
                 "one column of lists of floating numbers, or floating columns only",
             )
         dtype = np.result_type(*(_FLOATS[t] for t in found))
-        return _Columns(list(types), dtype, left_out(index))
+        return _TableColumns(list(types), dtype, left_out(index))
     column = pick(label, lists, name)
     value_type = str(_value_type(types[column]))
     if value_type not in _FLOATS:
@@ -111,7 +111,7 @@ def _columns(schema: Any, name: str | None, label: str) -> _Columns:
     tensor = getattr(types[column], "shape", None)  # of a tensor in every row
     if tensor is not None and len(tensor) != 1:
         raise EmbeddingsError(label, f"tensors of shape {tuple(tensor)}", "a vector in every row")
-    return _Columns([column], np.dtype(_FLOATS[value_type]))
+    return _TableColumns([column], np.dtype(_FLOATS[value_type]))
 
 
 _LISTS = {"list", "large_list", "fixed_size_list", "list_view", "large_list_view"}
@@ -123,12 +123,12 @@ def _value_type(column_type: Any) -> Any:
     return storage.value_type if str(storage).split("<")[0] in _LISTS else None
 
 
-def _table(batches: Any, columns: _Columns, rows: int, label: str) -> Embeddings:
-    """Embeddings of record batches; the first row tells how long the lists are."""
+def _table(batches: Any, columns: _TableColumns, rows: int, label: str) -> Embeddings:
+    """Embeddings of record batches; the first row gives the length of the lists."""
 
     def pieces(count: int) -> Iterator[np.ndarray]:
         for batch in batches(count):
-            # Offsets and lengths are the file's own: nothing may follow them unchecked.
+            # Offsets and lengths are the file's: check them before they are used.
             batch.validate(full=True)
             # A batch may be the whole file, mapped: only some of its rows are copied at once.
             for start in range(0, batch.num_rows, count):
@@ -149,8 +149,7 @@ def _matrix(arrays: list[Any], dtype: np.dtype, label: str) -> np.ndarray:
         return np.stack(numbers, axis=1, dtype=dtype)
     if array.null_count:
         raise EmbeddingsError(label, f"{array.null_count} missing lists", "a list in every row")
-    # Offsets may have gaps and any order, so that only Arrow tells how long the lists are, and
-    # lays them side by side.
+    # Offsets may have gaps and any order: only Arrow knows the lists' lengths, and joins them.
     lengths = _pyarrow("pyarrow.compute", label).list_value_length(array)
     lengths = np.unique(lengths.to_numpy(zero_copy_only=False))
     if len(lengths) != 1:

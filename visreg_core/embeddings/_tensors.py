@@ -149,8 +149,7 @@ def _tensors(prefix: str, tree: Any) -> list[tuple[str, Array]]:
 def _host_view(tensor: Array, label: str) -> np.ndarray:
     """The tensor's values as a NumPy array over the same memory, bfloat16 as bfloat16.
 
-    Signs that are still to be turned (a view of a conjugate's imaginary part) are turned: NumPy
-    does not know of them.
+    Lazy signs (of a view of a conjugate's imaginary part), which NumPy does not know, are resolved.
     """
     tensor = tensor.resolve_neg()
     if _xp.dtype_name(tensor) != "bfloat16":

@@ -1,8 +1,9 @@
 """One declaration a loss: its forward and backward pass, and what other modules need to know.
 
-A loss is written as two functions with a named tuple of arrays between them. `declare_loss` makes
-the public function of the first one, and everything else (`value_and_grad`, the adapters for Torch
-and JAX, sharded forms, `explain`, ``visreg check``, the tests' tables) reads the declaration::
+A loss is written as two functions, and a named tuple of arrays that the first saves for the second.
+`declare_loss` makes the public function from the first one; everything else (`value_and_grad`, the
+adapters for Torch and JAX, sharded forms, `explain`, ``visreg check``, the tests' tables) reads the
+declaration::
 
     class MeanNormSaved(NamedTuple):
         size: Array  # ...
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
-from visreg_core import _xp
+from visreg_core import _xp, checks
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.kernels import kernels_of
 from visreg_core.typing import Array, Namespace, Scalar
@@ -44,11 +45,11 @@ class Example(NamedTuple):
     Parameters
     ----------
     name : str
-        What tells it from the loss's other examples; empty for the first.
+        Distinguishes it from the loss's other examples; empty for the first.
     arrays : mapping
-        The sample array that an array argument takes, where it is not the one of the argument's
-        own name, or None where it is left out. Arguments without a default and embeddings take one
-        unasked. `visreg_core.crosscheck` lists the sample arrays.
+        For array arguments: the name of the sample array to pass, if not the argument's own name,
+        or None to leave it out. Embeddings and arguments without a default are always passed.
+        `visreg_core.crosscheck` lists the sample arrays.
     options : mapping
         Options by name.
     inputs : {"given", "wide", "ties"}
@@ -67,7 +68,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Declaration:
-    """What `declare_loss` was told about a loss. See there for the fields that it describes.
+    """The arguments of `declare_loss`, which describes most fields, and what follows from them.
 
     Attributes
     ----------
@@ -139,10 +140,12 @@ class Declaration:
         return inputs[axis] if isinstance(axis, str) else axis
 
     def execution(self, inputs: Inputs) -> Execution:
-        """How the public function runs: in one place, with the kernels of the arrays' library."""
+        """Execution of the public function: unsharded, with the kernels of the arrays' library."""
         first = inputs[self.differentiated[0]]
         if first is None:
             raise TypeError("expected an array; found None")
+        for name, value in inputs.items():
+            checks.plain(name, value)
         return Execution(kernels=kernels_of(_xp.library(first)))
 
     def value(self, inputs: Inputs) -> Any:
@@ -158,7 +161,7 @@ class Declaration:
 
 
 class Loss(Generic[Arguments, Result]):
-    """The type of a declared loss: a function that carries its `declaration`.
+    """The type of a declared loss: a function with a `declaration`.
 
     At run time it is a plain function, so that `help`, `inspect` and documentation see one.
     """
@@ -199,7 +202,7 @@ def declare_loss(
 
     The decorated function takes an `Execution` first, then the loss's own arguments, and returns
     ``(result, saved)``: an array or a named tuple of arrays, and a named tuple of what the backward
-    pass needs beside the inputs. The public function has its name, docstring and arguments but for
+    pass needs besides the inputs. The public function has its name, docstring and arguments except
     the first, and returns the result. The decorator ``.backward`` of the public function then takes
     the backward pass, ``backward(execution, inputs, saved, *cotangents)``: `inputs` holds all
     arguments by name, there is one cotangent for each field of the result, and it returns a
@@ -217,7 +220,7 @@ def declare_loss(
         Arrays whose gradient is 0 by definition. For any other array that is not differentiated a
         request for its gradient is an error.
     shape_only : tuple of str
-        Arrays of which the backward pass looks at the shape only, so that none is held for it.
+        Arrays of which the backward pass needs only the shape, so that they are not saved.
     terms : type, optional
         Class of the result, a NamedTuple whose first field is ``total``; an array if not given.
     saved : type, optional
@@ -353,8 +356,8 @@ def value_and_vjp(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Callable
     -----
     No automatic differentiation is involved: it works on NumPy and CuPy, too. `vjp` may be called
     several times, to weigh the terms anew. Where a torch tensor requires a gradient, torch records
-    this computation as it does any other, and keeps what a second derivative needs: call it under
-    ``torch.no_grad()`` where none is wanted.
+    this computation as any other, and saves what a second derivative needs: call it under
+    ``torch.no_grad()`` where none is needed.
 
     Examples
     --------
@@ -434,7 +437,7 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
 
 def _gradient_like(xp: Namespace, gradient: Array, z: Array) -> Array:
-    """The gradient in the dtype of `z`; in float16 what is beyond its range becomes its largest."""
+    """The gradient in the dtype of `z`; in float16 clipped to its range."""
     return _xp.cast_finite(xp, gradient, z.dtype)
 
 

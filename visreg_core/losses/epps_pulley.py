@@ -116,10 +116,7 @@ def term(
 
 
 def multiples(xp: Namespace, angle: Array, m: int, *, sharded: bool) -> Any:
-    """`Multiples`.
-
-    A kernel may want to know whether the sums are reduced over shards before the polynomial.
-    """
+    """The `Multiples` of angles; kernels need to know whether shards reduce the sums."""
     return Multiples(xp, angle, m)
 
 
@@ -131,7 +128,7 @@ def _scratch(execution: Execution, n_knots: int) -> int:
 def _epps_pulley_magnitude(
     x: np.ndarray, t_max: float = 3.0, n_knots: int = 17
 ) -> tuple[float, ...]:
-    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: an angle t·x counts with its own size."""
+    """N Σ_t w_t (mean_n (1 + |t x_n|) + e^{−t²/2})²: the rounding of an angle t x grows with it."""
     n = x.shape[0]
     size = float(np.mean(np.abs(x)))
     knots = zip(*epps_pulley_knots(t_max, n_knots), strict=True)
@@ -213,7 +210,7 @@ def epps_pulley(
     def of_rows(tile: Array) -> tuple[Array, ...]:
         return term(xp, tile, n, knots, row_mask, execution)
 
-    if execution.shards.size > 1:  # what they reduce they do once, and all in the same order
+    if execution.shards.size > 1:  # one reduction of all rows' sums
         values, *gradients = of_rows(rows)
     else:
         scratch = _scratch(execution, n_knots)
@@ -274,12 +271,8 @@ def sigreg_loss(
         As in `epps_pulley`.
     scale_by_n : bool
         True (LeJEPA's default) keeps the factor N of the statistic, False divides it out.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
-    chunk_size : int, optional
-        Slices projected at once; bounds memory and changes nothing else.
-    projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
+    row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
 
     Returns
     -------
@@ -288,10 +281,8 @@ def sigreg_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----

@@ -1,10 +1,9 @@
-"""NumPy's twin of the Epps-Pulley sums: a few powers, whose products with each other are the rest.
+"""NumPy's kernels of the Epps-Pulley sums: a few powers, whose products give all the others.
 
 With s = 2 B + 1 the powers U_b = e^{ibθ}, b = 1 … B, and V_a = e^{iasθ}, a = 1 … A, make every
 multiple of the angle θ up to A s + B: as U_b, V_a, V_a U_b and V_a conj(U_b), so that about √(2m)
-powers do for m multiples. What has to be summed over samples are then products of real and
-imaginary parts, which is one matrix product; so is what a trigonometric polynomial multiplies each
-V_a by.
+powers suffice for m multiples. The sums over samples are sums of products of real and imaginary
+parts, one matrix product; so are the factors of V_a in a trigonometric polynomial.
 """
 
 from __future__ import annotations
@@ -29,12 +28,14 @@ def scratch(n_knots: int) -> int:
     return 2 * (a + b) + 2 * a + 4
 
 
-def multiples(xp: object, angle: np.ndarray, m: int, *, sharded: bool) -> Multiples | InTiles:
-    """In place of the function of this name of `visreg_core.losses.epps_pulley`."""
-    return InTiles(angle, m) if sharded else Multiples(angle, m)
+def multiples(
+    xp: object, angle: np.ndarray, m: int, *, sharded: bool
+) -> PowerMultiples | TiledMultiples:
+    """The function of this name of `visreg_core.losses.epps_pulley`."""
+    return TiledMultiples(angle, m) if sharded else PowerMultiples(angle, m)
 
 
-class Multiples:
+class PowerMultiples:
     """Cosines and sines of j θ, j = 1 … m, for the angles θ (R, N)."""
 
     def __init__(self, angle: np.ndarray, m: int) -> None:
@@ -96,23 +97,23 @@ class Multiples:
         return around[..., b - 1 :: -1], own, around[..., b + 1 :]
 
 
-class InTiles:
-    """`Multiples` of many rows, which sums and polynomial make again, a tile of rows at a time.
+class TiledMultiples:
+    """`PowerMultiples`, computed anew for sums and polynomial, a tile of rows at a time.
 
-    For samples that lie on several shards: a reduction of all rows' sums lies between the two.
+    For samples on several shards, where the sums of all rows are reduced between the two.
     """
 
     def __init__(self, angle: np.ndarray, m: int) -> None:
         self.angle, self.m = angle, m
 
     def sums(self, keep: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        """As `Multiples.sums`."""
-        return self._tiled(lambda angle: Multiples(angle, self.m).sums(keep))
+        """As `PowerMultiples.sums`."""
+        return self._tiled(lambda angle: PowerMultiples(angle, self.m).sums(keep))
 
     def polynomial(self, of_cos: np.ndarray, of_sin: np.ndarray) -> np.ndarray:
-        """As `Multiples.polynomial`."""
+        """As `PowerMultiples.polynomial`."""
         return self._tiled(
-            lambda angle, *of: (Multiples(angle, self.m).polynomial(*of),), of_cos, of_sin
+            lambda angle, *of: (PowerMultiples(angle, self.m).polynomial(*of),), of_cos, of_sin
         )[0]
 
     def _tiled(

@@ -1,9 +1,9 @@
-"""How a loss runs: on one array or on the shards of a batch, and with which kernels.
+"""What a loss runs on: one array or the shards of a batch, and kernels.
 
-The forward and the backward pass of every loss take an `Execution` as their first argument. The
-public losses of this package build it from the library of their arrays. Adapters build their own,
-with an object that reduces and moves arrays between the shards of the batch (processes, devices)
-and with kernels for the functions of rows that dominate a loss.
+Both passes of every loss take an `Execution` as their first argument. Public losses make it from
+the library of their arrays. Adapters make their own, with an object that reduces and moves arrays
+between the shards of a batch (processes, devices), and with kernels for the functions of rows that
+dominate a loss.
 
 Shards hold equal numbers of rows. Adapters pad uneven ones and mask the padding, so that all
 shapes are static.
@@ -43,7 +43,7 @@ class Shards(Protocol):
         """Own part along `axis` of the sum of the shards' arrays."""
 
     def exchange(self, x: Array, split: int, join: int) -> Array:
-        """Part s of `x` along `split` goes to shard s, which joins what it gets along `join`."""
+        """Part s of `x` along `split` goes to shard s, which joins its parts along `join`."""
 
 
 class Alone:
@@ -68,8 +68,8 @@ class Execution(NamedTuple):
     shards : Shards
         Where the rows of the batch are.
     sorting : {"auto", "gather", "exchange"}
-        How a term that sorts meets all rows of a slice: "gather" the embeddings, "exchange" the
-        projections, or whichever moves fewer bytes ("auto").
+        How a term that sorts gets all rows of a slice: "gather" the embeddings, "exchange" the
+        projections, or "auto": whichever moves fewer bytes.
     kernels : mapping
         Faster equivalents, by the name of the function that each replaces.
     need_gradient : bool
@@ -85,7 +85,7 @@ class Execution(NamedTuple):
     donated: bool = False
 
     def namespace(self, *arrays: Array | None) -> Namespace:
-        """The array-API namespace of arrays, of which None are passed over.
+        """The array-API namespace of arrays; None is skipped.
 
         TypeError where two libraries meet, ValueError where two devices do.
         """

@@ -50,7 +50,7 @@ def energy_term(
 
 
 def _magnitude(z: np.ndarray, slices: np.ndarray) -> tuple[float, ...]:
-    """The same with the last two terms added: |p| stands for each |p_i − X| and |p_i − p_j|."""
+    """The three terms added, with |p_i − X| and |p_i − p_j| bounded by sums of |p| and |X|."""
     size = float(np.mean(np.abs(z @ slices)))
     return (4 * size + 2 * math.sqrt(2 / math.pi) + 2 / math.sqrt(math.pi),)
 
@@ -83,12 +83,8 @@ def gaussian_sliced_energy_distance(
         Embeddings; the loss is the mean over the leading axes.
     slices : array of shape (D, K) or (..., D, K)
         Unit directions, from `random_slices`.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
-    chunk_size : int, optional
-        Slices projected at once; bounds memory and changes nothing else.
-    projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
+    row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
 
     Returns
     -------
@@ -97,10 +93,8 @@ def gaussian_sliced_energy_distance(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----

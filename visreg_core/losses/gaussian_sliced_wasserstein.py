@@ -24,7 +24,7 @@ REDUCTIONS = ("mean", "sum")
 
 
 class SlicedGaussianSaved(NamedTuple):
-    """What the distance saves.
+    """What the forward pass saves.
 
     gradient : of the mean over slices of Σ_n (sort(z w)_n − q_n)², (..., N, D); n : kept rows, ()
     or None.
@@ -49,7 +49,7 @@ def gaussian_term(
     need_grad: bool,
     slope: float = 2.0,
 ) -> tuple[Array, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row of p (R, N) and, if wanted, slope / 2 times its gradient.
+    """Σ_n (sort(p)_n − q_n)² of each row of p (R, N) and, if needed, slope / 2 times its gradient.
 
     Masked samples sort behind the kept ones, whose quantiles come first in `q`.
     """
@@ -63,7 +63,7 @@ def gaussian_term(
             rank = xp.arange(p.shape[-1], **_xp.on_device(p))
             inside = rank < xp.sum(xp.astype(row_mask, rank.dtype))
             ordered = xp.where(inside[None, :], ordered, xp.zeros_like(ordered))
-            # A NaN among the kept samples sorts behind the masked ones, but must be heard of.
+            # A NaN among the kept samples sorts behind the masked ones, but must reach the value.
             ordered = ordered + 0 * xp.sum(kept, axis=-1, keepdims=True)
         difference = ordered - q[None, :]
         return (xp.sum(difference * difference, axis=-1),)
@@ -144,12 +144,8 @@ def gaussian_sliced_wasserstein(
         Unit directions, from `random_slices`.
     reduction : {"mean", "sum"}
         Over the samples of a slice.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
-    chunk_size : int, optional
-        Slices projected at once; bounds memory and changes nothing else.
-    projection_dtype : dtype, optional
-        Dtype of the product ``z @ slices``; float32, and float64 for float64 z, if not given.
+    row_mask, chunk_size, projection_dtype
+        As in `shape_loss`.
 
     Returns
     -------
@@ -158,10 +154,8 @@ def gaussian_sliced_wasserstein(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, unknown options, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----

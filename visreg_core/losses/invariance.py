@@ -32,7 +32,7 @@ def _difference(
 
 
 def _share(execution: Execution, z: Array, n: Array | None, reduction: str) -> Scalar:
-    """What each squared entry counts for: the inverse of the number of those averaged over."""
+    """Factor of the sum of squares: one over the number of entries averaged over."""
     rows = z.shape[-2] * execution.shards.size if n is None else n
     return 1 / (rows * math.prod(z.shape[:-2]) * (1 if reduction == "sum" else z.shape[-1]))
 

@@ -29,8 +29,7 @@ def over_threads(
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """In place of `in_turn`: chunks of slices of one batch index each, spread over threads.
 
-    One thread takes them all where shards talk to each other in the loop (`in_order`), which must
-    happen in the same order on all.
+    One thread where shards communicate in the loop (`in_order`), as all must in the same order.
     """
     batch, n_slices = len(samples[0]), slices.shape[-1]
     rows = sum(x.shape[1] for x in samples)
@@ -45,7 +44,7 @@ def over_threads(
             own = slices[b : b + 1] if len(slices) > 1 else slices
             (found,), parts = body(own[..., start : start + chunk], slice(b, b + 1))
             values[b, start : start + chunk] = found[0]
-            if start == 0:  # whoever has the first chunk adds up in the result itself
+            if start == 0:  # the first chunk's sums go into the result
                 sums[b] = [whole[b : b + 1] for whole in gradients]
                 for total, more in zip(sums[b], parts, strict=True):
                     total[...] = more
@@ -94,7 +93,7 @@ def combine(
     r: np.ndarray,
     donated: bool,
 ) -> np.ndarray:
-    """g a + (z − first) f + r in blocks of rows: no array of z's size in between."""
+    """g a + (z − first) f + r in blocks of rows: without a temporary array of z's size."""
     size = rows.z.shape[-2:]
     out = g if donated and g is not None else np.empty(rows.z.shape, f.dtype)
     flat = [x.reshape(-1, *x.shape[-2:]) for x in (out, rows.z, f, r, rows.first)]
@@ -108,7 +107,7 @@ def combine(
             part = z_b[n] - first if z_b.dtype == out.dtype else z_b[n].astype(out.dtype) - first
             masked = None if rows.keep is None else ~rows.keep[n, 0]
             if masked is not None:
-                part[masked] = 0  # what they hold may be no number
+                part[masked] = 0  # which may hold NaN
             part *= f_b
             part += r_b
             if of_g is not None:

@@ -11,7 +11,7 @@ from visreg_core.typing import Array, Namespace
 
 
 def _power(xp: Namespace, difference: Array, p: float, need_grad: bool) -> tuple[Array, ...]:
-    """|d|^p and, if wanted, its derivative p |d|^{p−1} sign(d), 0 at d = 0."""
+    """|d|^p and, if needed, its derivative p |d|^{p−1} sign(d), 0 at d = 0."""
     if p == 2:
         return (difference * difference, 2 * difference)[: 2 if need_grad else 1]
     size = xp.abs(difference)
@@ -32,12 +32,12 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns the order statistic of either sample and the mass of each interval; exact, because the
     ends i/n and j/m are compared as integers over their common denominator.
     """
-    n, m = int(n), int(m)  # torch's symbols become constants: the result's size is no multiple
+    n, m = int(n), int(m)  # torch's symbolic sizes become constants: NumPy needs numbers
     ends_x = np.arange(1, n + 1, dtype=np.int64) * m
     ends_y = np.arange(1, m + 1, dtype=np.int64) * n
     ends = np.sort(np.concatenate([ends_x, ends_y]))
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
-    # Where both samples end at once an interval is empty; the last one starts beyond them.
+    # An interval is empty where both samples end; the last one starts beyond them.
     return (
         np.minimum(starts // m, n - 1),
         np.minimum(starts // n, m - 1),
@@ -49,7 +49,7 @@ def _static_merge(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def two_sample_term(
     xp: Namespace, n: int, m: int, p: float, like: Array
 ) -> Callable[..., tuple[Array, ...]]:
-    """Term for samples without weights: where order statistics meet is known beforehand."""
+    """Term for unweighted samples, whose merged quantile functions depend on their sizes alone."""
 
     def equal(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         if not need_grad:
@@ -90,14 +90,14 @@ def two_sample_term(
 def weighted_term(
     xp: Namespace, x_weights: Array, y_weights: Array, p: float
 ) -> Callable[..., tuple[Array, ...]]:
-    """Term for weighted samples: the cumulative weights of both are merged slice by slice."""
+    """Term for weighted samples: their cumulative weights are merged slice by slice."""
     n, m = x_weights.shape[0], y_weights.shape[0]
 
     def term(need_grad: bool, px: Array, py: Array) -> tuple[Array, ...]:
         xs, order_x = _xp.sorted_rows(xp, px)
         ys, order_y = _xp.sorted_rows(xp, py)
         merged, mass = _merged(xp, x_weights, y_weights, order_x, order_y)
-        # Of the intervals before an end, those that x closed tell x's order statistic there.
+        # The number of x's intervals that ended before is the index of x's order statistic.
         closes_x = xp.astype(merged < n, merged.dtype)
         closed_x = _xp.cumulative_sum(xp, closes_x) - closes_x
         here = xp.arange(n + m, dtype=merged.dtype, **_xp.on_device(merged))[None, :]
@@ -120,9 +120,10 @@ def _merged(
 ) -> tuple[Array, Array]:
     """Ends of both samples' intervals in order, (R, N + M), and the mass up to each of them.
 
-    In float64: a mass is a difference of sums near 1, of which float32 leaves N · 6e-8 of it.
+    In float64: a mass is a difference of sums near 1, whose error in float32 would be N · 6e-8 of
+    it.
     """
-    index = xp.arange(1).dtype  # the library's own, which is another inside
+    index = xp.arange(1).dtype  # the library's default, which differs inside of the context
     with _xp.float64_inside(xp):
         ends_x = _cumulative(xp, x_weights, order_x)
         ends = xp.concat([ends_x, _cumulative(xp, y_weights, order_y)], axis=-1)

@@ -53,7 +53,7 @@ def random_walk_affinity(
     Returns
     -------
     array of shape (N, N)
-        In the inputs' dtype, float32 at least. It carries no gradient.
+        In the inputs' dtype, float32 at least. It has no gradient.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def random_walk_affinity(
     float64, down to angles of about 1e-15. Elsewhere, where nothing may depend on values, products
     in float64 of what rows are apart from their mean give them, with an error of about
     (D + 8) 2⁻⁵³ times the squared distance r from it: neighbours are exact to float32 within
-    clusters as wide as 1e-3 r, and told apart to about 1e-6 r. Equal rows of b tie.
+    clusters as wide as 1e-3 r, and distinguished down to about 1e-6 r. Equal rows of b tie.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def random_walk_pairs(
         j(i), the row of b.
     pair_weights : array of shape (N,)
         w_i = W_{i, j(i)}, in the inputs' dtype, float32 at least; 0 where a walk of several steps
-        ends beyond the row's neighbours. Neither carries a gradient.
+        ends beyond the row's neighbours. Neither has a gradient.
 
     Raises
     ------
@@ -173,9 +173,10 @@ def check_call(
     symmetrize: bool,
     n_steps: int = 1,
 ) -> None:
-    """TypeError or ValueError for what does not fit, of which the values in a and b are no part."""
+    """TypeError or ValueError for arguments that do not fit, without a look at values."""
     _xp.namespace(a, b)
     for argument, x in (("a", a), ("b", b)):
+        checks.plain(argument, x)
         checks.embeddings(argument, x, min_rows=1, shape="(N, D)")
         if x.ndim != 2:
             raise ValueError(f"expected {argument} of shape (N, D); found {tuple(x.shape)}")
@@ -451,10 +452,10 @@ def _walk(
     step: Scalar,
     n_steps: int,
 ) -> Array:
-    """Where walkers `first`, `first` + 1, … from the rows of `mass` (M, C) are in the end, (M,).
+    """Where walkers `first`, `first` + 1, … from the rows of `mass` (M, C) end, (M,).
 
-    They go to the `index` (M, C) of the entry that is drawn, or to its column where it is None. Of
-    several steps all rows are needed.
+    They go to the `index` (M, C) of the entry that is drawn, or to its column where `index` is
+    None. Several steps need all rows.
     """
     where = _xp.on_device(mass)
     # Parallel sums are not monotone: an entry of no mass can move them, and must not be reached.
@@ -477,6 +478,7 @@ def _walk(
 
 
 def _check_square(argument: str, x: Array) -> None:
+    checks.plain(argument, x)
     checks.floating(argument, x)
     if x.ndim != 2 or x.shape[0] != x.shape[1]:
         raise ValueError(f"expected {argument} of shape (N, N); found {tuple(x.shape)}")

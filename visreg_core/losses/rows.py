@@ -11,10 +11,10 @@ from visreg_core.typing import Array, Namespace, Scalar
 
 
 class Rows(NamedTuple):
-    """Embeddings and what centring them found: a few columns that give the centred rows again.
+    """Embeddings, with the statistics from which their centred rows are recomputed.
 
     z : embeddings (..., N, D) as passed; first, rest : (..., 1, D), the mean in two parts, the
-    second what rounding left of the first; n : number of kept rows of all shards (a Python number,
+    second the rounding error of the first; n : number of kept rows of all shards (a Python number,
     or a 0-d array under a row mask); keep : (N, 1) boolean or None; unit : (..., 1, D), a power of
     two of the size of the centred rows' largest entry (after `centre` only).
     """
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
         return self.first + self.rest
 
     def masked_n(self) -> Array | None:
-        """`n` where it is an array, which a backward pass cannot know otherwise."""
+        """`n` where it is an array, which the backward pass cannot recompute from shapes."""
         return None if self.keep is None else self.n
 
     def shifted(self) -> Array:
@@ -51,13 +51,13 @@ class Rows(NamedTuple):
 
 
 def count(xp: Namespace, z: Array, row_mask: Array | None, shards: Shards = PLAIN.shards) -> Scalar:
-    """Number of kept rows of all shards in z's compute dtype; NaN below 2: no statistic exists.
+    """Number of kept rows of all shards in z's compute dtype; NaN below 2.
 
-    A mask's count is known only when the program runs, so that it cannot raise: NaN says it.
+    The count of a mask is not known while tracing, so that NaN takes the place of an error.
     """
     if row_mask is None:
         size = z.shape[-2] * shards.size
-        return float(size) if isinstance(size, int) else size  # torch's symbols stay what they are
+        return float(size) if isinstance(size, int) else size  # torch's symbolic sizes stay
     n = shards.sum(xp.sum(xp.astype(row_mask, _xp.compute_dtype(xp, z))))
     return xp.where(n >= 2, n, xp.nan * xp.ones_like(n))
 
@@ -71,13 +71,13 @@ def again(
     rest: Array,
     n: Array | None,
 ) -> Rows:
-    """The `Rows` of a forward pass, from what it saved: `first`, `rest` and `masked_n`."""
+    """The `Rows` of a forward pass, from the `first`, `rest` and `masked_n` that it saved."""
     number = count(xp, z, None, shards) if n is None else n
     return Rows(xp, z, first, rest, number, keep_column(row_mask), shards)
 
 
 def keep_column(row_mask: Array | None) -> Array | None:
-    """The mask as a column beside (..., N, D)."""
+    """The mask as a column (N, 1), to broadcast against (..., N, D)."""
     return None if row_mask is None else row_mask[:, None]
 
 
@@ -94,10 +94,9 @@ def centre(
 ) -> tuple[Rows, Array]:
     """Mean and centred rows (..., N, D) in the compute dtype, exact zeros in constant columns.
 
-    A rounded mean can fall outside the range of the data (the mean of N equal numbers differs from
-    them by a unit in the last place, which at 1e8 in float32 is 8); clipping it to the range makes
-    constant columns centre to exactly 0, and a second centring takes away what rounding of the
-    mean left.
+    A rounded mean can fall outside the range of the data: the mean of N equal numbers may differ
+    from them by a unit in the last place, which at 1e8 in float32 is 8. Clipping it to the range
+    makes constant columns centre to exactly 0, and a second centring removes its rounding error.
     """
     keep = keep_column(row_mask)
     n = count(xp, z, row_mask, shards)
@@ -123,7 +122,7 @@ def centre(
 
 
 def _range(xp: Namespace, low: Array, high: Array, shards: Shards) -> tuple[Array, Array]:
-    """Least and greatest of all shards, by one reduction."""
+    """Minimum and maximum over all shards, by one reduction."""
     if shards.size == 1:
         return low, high
     both = shards.maximum(xp.concat([-low, high], axis=-2))
@@ -147,9 +146,9 @@ def standard_deviation(rows: Rows, centred: Array, *, eps: float = 0.0, ddof: in
 
 
 def mean_of(xp: Namespace, x: Array) -> Array:
-    """Mean of all entries: NumPy's own takes three times as long as its sum for a small array.
+    """Mean of all entries, by a sum: of a small array NumPy's `mean` takes three times as long.
 
-    Divided first, so that a sum beyond the range makes no infinity of a mean within it.
+    Divided before the sum, which would otherwise overflow where the mean does not.
     """
     return xp.sum(x / math.prod(x.shape))
 

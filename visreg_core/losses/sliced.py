@@ -1,8 +1,8 @@
-"""The engine of every sliced loss: project a chunk of slices, evaluate a term, backproject.
+"""The engine of sliced losses: project a chunk of slices, evaluate a term, backproject.
 
-Projections are stored as (slices, samples), so that what a term sorts or sums is contiguous. A
-chunk of slices bounds memory: neither projections nor sort orders outlive their chunk, because the
-gradient is accumulated in the same pass.
+Projections are stored as (slices, samples), so that terms sort and sum along contiguous axes.
+Chunks of slices bound the memory: the gradient is accumulated in the same pass, so that neither
+projections nor sort orders outlive their chunk.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def sliced(
 ) -> tuple[Array, tuple[Array, ...]]:
     """Values of `term` on every slice and, where one is needed, the gradients of their sum.
 
-    `scratch` is the number of arrays of a sample's size that the term works with, None for a term
-    that looks after the cache by itself. The samples may be one of `shards`, over which the term
-    reduces; with `exchange` it sees all samples of a part of the slices.
+    `scratch` is the number of arrays of a sample's size that the term allocates, None for a term
+    that tiles its own work. Each of `shards` may have a part of the samples, over which the term
+    reduces; with `exchange` the term has all samples of a part of the slices.
 
     samples : arrays (B, N_i, D) of one compute dtype; slices : (B or 1, D, K).
     Returns values (B, K) and, if needed, one gradient (B, N_i, D) for each sample.
@@ -117,9 +117,9 @@ def in_turn(
     need_gradient: bool,
     in_order: bool,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The engine's loop: chunks of slices, of all batch indices together, one after the other.
+    """The engine's loop over chunks of slices, all batch indices together.
 
-    A chunk has a `multiple` of slices. The loop is in order anyway, as `in_order` asks.
+    Chunks are multiples of `multiple`. The loop always satisfies `in_order`.
     """
     rows = sum(x.shape[1] for x in samples)
     row_bytes = samples[0].shape[0] * rows * (8 if samples[0].dtype == xp.float64 else 4)
@@ -149,11 +149,11 @@ def sliced_sorting(
     chunk_size: int | None,
     projection_dtype: DType,
 ) -> tuple[Array, Array | None]:
-    """`sliced` of one sample whose term sorts, so that it needs all rows of a slice in one place.
+    """`sliced` of one sample, for a term that sorts: all rows of a slice must be in one place.
 
-    Of several shards each has rows z (B, N, D) and sorts a part of the slices. Either each gathers
-    all rows and returns the gradients of the others', which moves 2 B N D numbers a shard and peer;
-    or each projects its own rows and exchanges the projections, which moves 2 B N K / W.
+    Each of several shards has rows z (B, N, D) and sorts a part of the slices. Either it gathers
+    all rows and sends their gradients back, which moves 2 B N D numbers per shard and peer; or it
+    projects its own rows and exchanges the projections, which moves 2 B N K / W.
     """
     shards = execution.shards
     keywords: dict[str, Any] = {"chunk_size": chunk_size, "projection_dtype": projection_dtype}
@@ -188,7 +188,7 @@ def sorts_by_exchange(execution: Execution, *, dim: int, n_slices: int) -> bool:
 
 
 def _unit(xp: Namespace, x: Array, projection_dtype: DType, shards: Shards) -> Array | None:
-    """What to divide by before a float16 product, whose range ends at 65504; else None."""
+    """Divisor that keeps a float16 product within range, which ends at 65504; None for others."""
     if _xp.dtype_name(projection_dtype) != "float16":
         return None
     largest = xp.max(xp.abs(_xp.stop_gradient(x)), axis=(-2, -1), keepdims=True)
@@ -198,8 +198,8 @@ def _unit(xp: Namespace, x: Array, projection_dtype: DType, shards: Shards) -> A
 def projection_dtype_for(xp: Namespace, z: Array, requested: Any) -> DType:
     """The dtype of z @ slices: as requested, else the compute dtype, float32 for 16-bit z.
 
-    A 16-bit product costs 6 % of the shape gradient where the embeddings are nearly Gaussian, a
-    float32 one nothing: what is left of p − q is much smaller than p.
+    For nearly Gaussian embeddings p − q is much smaller than p, so that a 16-bit product has an
+    error of 6 % in the shape gradient; a float32 product has none that matters.
     """
     if requested is None:
         return _xp.compute_dtype(xp, z)

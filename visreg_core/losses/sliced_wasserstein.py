@@ -18,10 +18,10 @@ from visreg_core.typing import Array, DType, Namespace, Scalar
 
 
 class SlicedWassersteinSaved(NamedTuple):
-    """What the distance saves.
+    """What the forward pass saves.
 
-    slopes : derivative of each distance by its mean of W_p^p, (B,); of_x, of_y : gradients of the
-    sum of W_p^p over slices, of the samples' shapes with one batch axis.
+    slopes : derivative of each distance with respect to its mean of W_p^p, (B,); of_x, of_y :
+    gradients of the sum of W_p^p over slices, of the samples' shapes with one batch axis.
     """
 
     slopes: Array
@@ -30,7 +30,7 @@ class SlicedWassersteinSaved(NamedTuple):
 
 
 class MaxSlicedWassersteinSaved(NamedTuple):
-    """What the distance saves.
+    """What the forward pass saves.
 
     slopes : (B,), as in `SlicedWassersteinSaved`; farthest : index of the farthest slice, (B, 1).
     """
@@ -114,7 +114,7 @@ def _two_samples(
 
 
 def _root(xp: Namespace, mean: Array, unit: Array, p: float, power: bool) -> tuple[Array, Array]:
-    """Distance (B,) from mean W_p^p of samples divided by `unit`, and its derivative by that mean.
+    """Distances (B,) from means of W_p^p of samples divided by `unit`, and their derivatives.
 
     mean^(1/p) · unit, with derivative 0 at 0; or mean · unit^p where `power`. The derivative is
     that for the samples as they were: d(distance)/d(mean) / unit.

@@ -55,7 +55,7 @@ def _batches(
 
 
 def _shares(views: int, convention: str) -> tuple[float, float, int]:
-    """What a branch's variance and covariance are multiplied by, and the hinge's power.
+    """Factors of a branch's variance and covariance, and the power of the hinge.
 
     A pair of views averages its two variances ("solo-learn" and "paper" add them) and adds its two
     covariances; the mean over pairs is then that multiple of the mean over views.
@@ -119,7 +119,7 @@ def branches_gradient(
 def _invariance_share(
     execution: Execution, views: list[Array], n: Scalar, convention: str
 ) -> Scalar:
-    """What a squared difference counts for, summed over all pairs of views."""
+    """Factor of the squared differences summed over all pairs of views."""
     lead, dim = math.prod(views[0].shape[:-2]), views[0].shape[-1]
     entries = lead * (1 if convention == "paper" else dim) * len(view_pairs(len(views)))
     return 1 / (n * entries)

@@ -1,4 +1,4 @@
-"""Two or more views of a batch: how they are passed, paired, and reported."""
+"""Two or more views of a batch: arguments, pairs, gradients and magnitudes."""
 
 from __future__ import annotations
 

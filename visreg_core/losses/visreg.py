@@ -101,7 +101,7 @@ def _shape_term(
 
 
 def _divide(x: Array, divisor: Array) -> Array:
-    """The quotient of an array that nobody needs again: a kernel may write into it."""
+    """The quotient; a kernel may overwrite x, which is not needed again."""
     return x / divisor
 
 
@@ -116,14 +116,14 @@ def _gradient(
 ) -> Array:
     """Gradient with respect to z of center · Σ_j μ_j² + scale · Σ_j (1 − σ_j)² + shape · s(z̃).
 
-    With G = ds/dz̃, columns a, f and a row r it is G a + ẑ f + r, so that every pass over (N, D)
-    beyond this sum is gone:
+    With G = ds/dz̃ it is G a + ẑ f + r for rows a, f and r (..., 1, D), so that one pass over (N, D)
+    suffices:
 
     - centre: dμ/dz_n = 1/N, a row;
     - scale: dσ/dz_n = ẑ_n / (N σ), a multiple of ẑ;
-    - shape: z̃ = ẑ / divisor, whose centring takes nothing away, because the projections of centred
-      rows and the quantiles both sum to 0, and so do G's columns; with the divisor σ + ε not held
-      constant, the multiple of ẑ that σ brings.
+    - shape: z̃ = ẑ / divisor. Centring changes nothing, because the projections of centred rows and
+      the quantiles both sum to 0, and so do G's columns. Where the divisor σ + ε is not held
+      constant, σ adds a multiple of ẑ.
     """
     z, row_mask = inputs["z"], inputs["row_mask"]
     xp = _xp.namespace(z)
@@ -139,7 +139,7 @@ def _gradient(
         on_shape = shape / divisor
         if saved.along is not None:
             on_centred = on_centred - on_shape / divisor * saved.along * per_deviation
-    # ẑ f + r = (ẑ + rest) f + (r − rest f): the centred rows are not made again
+    # ẑ f + r = (ẑ + rest) f + (r − rest f): no need to centre again
     constant = constant - rows.rest * on_centred
     combine = execution.kernels.get("combine", _combine)
     return combine(rows, saved.gradient, on_shape, on_centred, constant, execution.donated)
@@ -236,8 +236,8 @@ def scale_loss(
     ----------
     z : array of shape (..., N, D)
         Embeddings; the loss is the mean over the leading axes.
-    row_mask : boolean array of shape (N,), optional
-        Rows to keep.
+    row_mask
+        As in `center_loss`.
 
     Returns
     -------
@@ -246,10 +246,8 @@ def scale_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit or N < 2.
-    TypeError
-        For a dtype that is not floating.
+    ValueError, TypeError
+        As `center_loss`.
 
     Notes
     -----
@@ -441,10 +439,8 @@ def visreg_loss(
 
     Raises
     ------
-    ValueError
-        For shapes that do not fit, N < 2, or slices that require a gradient.
-    TypeError
-        For dtypes that are not floating, or arrays of two libraries.
+    ValueError, TypeError
+        As `shape_loss`.
 
     Notes
     -----

@@ -46,6 +46,12 @@ from visreg_core.metrics.spectrum import (
     stable_rank,
     stable_rank_from_singular_values,
 )
+from visreg_core.metrics.summary import summary
+from visreg_core.metrics.trees.branches import (
+    Branch,
+    branch_correlations,
+    disagreeing_branches,
+)
 from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
 from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.trees.dendrogram_similarity import (
@@ -55,6 +61,7 @@ from visreg_core.metrics.trees.dendrogram_similarity import (
     fowlkes_mallows,
 )
 from visreg_core.metrics.trees.linkage import linkage
+from visreg_core.metrics.trees.newick import from_newick, to_newick
 from visreg_core.metrics.trees.tanglegram import Tanglegram, entanglement, tanglegram
 from visreg_core.metrics.trees.tree_bootstrap import (
     Difference,
@@ -74,6 +81,7 @@ from visreg_core.metrics.two_sample import TwoSampleTest, two_sample_test
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
+    "Branch",
     "CopheneticSimilarity",
     "Correlations",
     "Difference",
@@ -97,6 +105,7 @@ __all__ = [
     "alpha_req",
     "alpha_req_from_singular_values",
     "bakers_gamma",
+    "branch_correlations",
     "cifar100_parents",
     "compare_lca_similarity",
     "condition_number",
@@ -106,10 +115,12 @@ __all__ = [
     "cophenetic_similarity",
     "cut_tree",
     "dendrogram_correlations",
+    "disagreeing_branches",
     "effective_rank",
     "effective_rank_from_singular_values",
     "entanglement",
     "fowlkes_mallows",
+    "from_newick",
     "gaussianity",
     "henze_zirkler",
     "hierarchical_knn_accuracy",
@@ -135,8 +146,10 @@ __all__ = [
     "sparsity",
     "stable_rank",
     "stable_rank_from_singular_values",
+    "summary",
     "tanglegram",
     "to_networkx",
+    "to_newick",
     "two_sample_test",
     "uniformity",
     "worst_direction",

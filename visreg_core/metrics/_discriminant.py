@@ -1,10 +1,10 @@
 """Linear discriminants that leave each row out: a probe for hundreds of classes, in closed form.
 
 The rule is the linear discriminant analysis of Gaussian classes with one covariance (Fisher 1936;
-Hastie, Tibshirani and Friedman 2009, §4.3): the class with the largest
-log n_c − (N − C)/2 · (x − m_c)ᵀ A⁻¹ (x − m_c), A = (1 − s)·W + s·tr(W)/D·I, W the scatter within
-classes. Sums of rows by class and W are all that it needs. To leave a row out changes A by one rank
-and m_c by one step, so that no model is fitted twice.
+Hastie, Tibshirani and Friedman 2009, §4.3): the class with the largest log n_c − (N − C)/2 · (x −
+m_c)ᵀ A⁻¹ (x − m_c), A = (1 − s)·W + s·tr(W)/D·I, W the scatter within classes. It needs only the
+classes' sums and W. Leaving a row out is an update of A by rank one and of one mean, so that no
+model is fitted twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fit(
 ) -> Discriminant:
     """The rule from class counts (C,), sums of rows about `mean` (C, D), and scatter about it.
 
-    What is shrunk to is that of all rows, whichever of them is left out later.
+    The target of the shrinkage is that of all rows, also where one is left out later.
     """
     from scipy import linalg
 
@@ -74,7 +74,8 @@ def class_sums(z: np.ndarray, codes: np.ndarray, n_classes: int) -> np.ndarray:
 def predict(rule: Discriminant, rows: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
     """Class (M,) of rows (M, D); with `own`, their classes, each row is left out of the rule.
 
-    A row that is its class's only one is never told right: without it there is no such class.
+    A row that is alone in its class is always classified wrongly: without it the class does not
+    exist.
     """
     step = max(1, _BLOCK // len(rule.counts))
     parts = [
@@ -99,7 +100,7 @@ def _predict(rule: Discriminant, rows: np.ndarray, own: np.ndarray | None) -> np
     t = np.where(size > 1, size / np.maximum(size - 1, 1), 0.0)
     d = u - m[own]
     q = np.sum(d * d, axis=1)
-    # The rounding of a row that W all but depends on must not turn the sign.
+    # Near 0 rounding must not change the sign.
     gain = (1 - rule.shrinkage) * t / np.maximum(1 - (1 - rule.shrinkage) * t * q, 1e-9)
     along = np.sum(d * u, axis=1)[:, None] - d @ m.T
     distance += gain[:, None] * along**2

@@ -1,4 +1,4 @@
-"""What the metrics accept: one matrix of embeddings, or two whose rows are the same items."""
+"""Inputs of the metrics: one matrix of embeddings, or two whose rows are the same items."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from visreg_core.typing import Array, Namespace
 
 
 def plain(argument: str, x: Array) -> Array:
-    """`x` as the dense array of its library; refused where that would leave something out.
+    """`x` as a dense array of its library; an error where that would lose something.
 
-    NumPy's subclasses become arrays: a matrix multiplies in its own way, and sums of a masked array
-    skip what its length counts.
+    NumPy's subclasses become plain arrays: products of a matrix differ, and sums of a masked array
+    skip masked values, which its length counts.
     """
     _xp.namespace(x)
     if isinstance(x, np.ndarray):
@@ -32,20 +32,20 @@ def plain(argument: str, x: Array) -> Array:
         return np.asarray(x, dtype=None if x.dtype.isnative else x.dtype.newbyteorder("="))
     if not hasattr(x, "resolve_neg"):
         return x
-    # Of the one library whose arrays come in more than one layout.
+    # Torch is the only library with several layouts.
     if x.is_nested or not str(x.layout).endswith(".strided"):
         layout = "nested" if x.is_nested else str(x.layout)
         raise TypeError(f"expected {argument} as a dense array; found layout {layout}")
     if x.is_meta:
         raise TypeError(f"expected {argument} with values; found an array of the meta device")
-    # Signs that are still to be turned: the host does not know of them.
+    # A lazy sign, which NumPy does not know.
     return x.resolve_conj().resolve_neg()
 
 
 def matrix(argument: str, x: Array, *, min_rows: int = 2) -> tuple[Namespace, Array]:
     """Namespace of `x` (N, D), and `x` without gradient in float32, or float64 if it is that.
 
-    Values are looked at: a metric of rows with NaN or infinity is a ValueError.
+    ValueError for NaN or infinity: metrics check values.
     """
     xp, x = _xp.namespace(x), plain(argument, x)
     checks.embeddings(argument, x, min_rows=min_rows, shape="(N, D)")
@@ -117,7 +117,7 @@ def labels(argument: str, values: Any) -> np.ndarray:
     """
     if _is_array(values):
         given = _on_host(argument, values)
-    else:  # NumPy would find one dtype for all: "1" for 1 beside "a", 2^53 for 2^53 + 1 beside 0.5
+    else:  # NumPy's common dtype would change values: 1 with "a" to "1", 2^53 + 1 with 0.5 to 2^53
         given = np.asarray(values, dtype=object)
     if given.dtype.kind in "OT":  # T: strings of any width, some of which may be missing
         given = given.astype(object)
@@ -131,7 +131,7 @@ def labels(argument: str, values: Any) -> np.ndarray:
 
 
 def _is_array(values: Any) -> bool:
-    """Whether of a library whose arrays have one dtype; data frames have one a column."""
+    """Whether it is an array with one dtype; data frames have one for each column."""
     try:
         return bool(_xp.library(values))
     except TypeError:
@@ -183,7 +183,7 @@ def same_ids(ids_x: Sequence[Any] | None, ids_y: Sequence[Any] | None, n: int) -
     )
     if a.shape != (n,) or b.shape != (n,):
         raise ValueError(f"expected {n} ids for each set; found shapes {a.shape} and {b.shape}")
-    if a.dtype.kind != b.dtype.kind:  # 1 is no "1", and 2^53 + 1 no 2^53
+    if a.dtype.kind != b.dtype.kind:  # 1 is not "1", and 2^53 + 1 is not 2^53
         a, b = a.astype(object), b.astype(object)
     differing = np.flatnonzero(a != b)
     if differing.size:

@@ -13,7 +13,7 @@ from visreg_core._xp.threefry import threefry2x32
 from visreg_core.slices import DOMAIN_ROWS
 from visreg_core.typing import Array
 
-# Parts of the domain of row sampling, beyond those that reading a sample of a file draws from.
+# Parts of the domain of row sampling, apart from that of samples of files.
 _SUBSET, _RESAMPLE, _ORDER = 1 << 20, (1 << 20) + 1, (1 << 20) + 2
 
 
@@ -54,8 +54,8 @@ def over_subsets(
 def estimate(values: np.ndarray, confidence: float) -> Estimate:
     """Mean of independent values, with an interval for their expectation.
 
-    Student's, with the skewness of few values taken out of t by a cubic that is inverted again:
-    Student's own covers 0.86 instead of 0.9 for eight similarities of subsets.
+    Student's, with a correction of t for the skewness of few values by an invertible cubic: without
+    it the coverage is 0.86 instead of 0.9 for eight similarities of subsets.
 
     Source: Hall 1992, "On the removal of skewness by transformation".
     """
@@ -93,13 +93,13 @@ def resample(n: int, *, seed: int, repeat: int) -> np.ndarray:
 def drawn_order(n: int, *, seed: int = 0, draw: int = 0) -> np.ndarray:
     """A random order of n rows, which `draw` numbers.
 
-    What goes by the order of rows where nothing else decides goes by chance in it.
+    Ties that are resolved by the order of rows are then resolved at random.
     """
     return np.argsort(drawn_words(n, draw, seed=seed), kind="stable")
 
 
 def drawn_words(n: int, draw: int, *, seed: int = 0) -> np.ndarray:
-    """64 random bits for each of n things, of which nothing else is known."""
+    """64 random bits for each of n things."""
     high, low = _words(n, seed, draw, _ORDER)
     return (high.astype(np.uint64) << np.uint64(32)) | low
 

@@ -1,9 +1,8 @@
 """Is an embedding a standard Gaussian? Sliced statistics against their law under that hypothesis.
 
 The hypothesis is that the rows are independent draws of N(0, I), the one SIGReg and the sliced
-Wasserstein losses drive at: mean, scale, correlation and shape are all tested. Standardising the
-columns with the rows' own statistics first answers another question, for which the p-values here
-are too large.
+Wasserstein losses aim at: mean, scale, correlation and shape are all tested. Columns standardised
+by their own statistics are another hypothesis, for which these p-values are too large.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class SlicedTest(NamedTuple):
         Largest value over slices, its z-score as if it were the only slice, and the p-value of
         the maximum over all slices.
     z, p : numpy.ndarray (K,)
-        z-score and p-value of each slice by itself. Slices of one sample are dependent.
+        z-score and p-value of each single slice. Slices of one sample are dependent.
     worst : numpy.ndarray (n_worst,)
         Indices of the slices with the largest values, worst first.
     directions : array (D, n_worst)
@@ -92,7 +91,7 @@ def gaussianity(
         Simulated Gaussian samples behind `mean_p` and `max_p`; their least value is
         1/(n_simulations + 1).
     seed : int
-        Of these simulations. Results are kept for repeated calls with the same slices.
+        Of these simulations. Results are cached for repeated calls with the same slices.
     t_max, n_knots
         Quadrature of `epps_pulley`.
 
@@ -204,7 +203,7 @@ def gaussianity(
 def mean_z_scores(
     epps_pulley_values: np.ndarray, wasserstein_values: np.ndarray, n: int, slices: np.ndarray
 ) -> tuple[float, float]:
-    """`mean_z` of both tests from the statistics (K,) of `n` rows on `slices` (D, K), at hand.
+    """`mean_z` of both tests from given statistics (K,) of `n` rows on `slices` (D, K).
 
     The Epps-Pulley statistics are those of `epps_pulley`, the others squared W₂ distances.
     """
@@ -215,9 +214,9 @@ def mean_z_scores(
 
 
 def mean_p_value(statistic: int, mean_z: float, n: int, slices: np.ndarray) -> float:
-    """`mean_p` of `_STATISTICS[statistic]` from its `mean_z`, at hand.
+    """`mean_p` of `_STATISTICS[statistic]` from a given `mean_z`.
 
-    Far out, where no simulated sample comes, none is drawn.
+    Beyond the range of simulations nothing is drawn.
     """
     if mean_z > _FAR_OUT:
         return 1 / (1 + _SIMULATIONS)
@@ -257,7 +256,7 @@ def worst_direction(
     slices : array (D, K)
         Unit columns to start from, in the namespace of `x`.
     statistic : str
-        "epps_pulley", or "wasserstein", which keeps its gradient far from the Gaussian.
+        "epps_pulley", or "wasserstein", whose gradient does not vanish far from the Gaussian.
     n_steps : int
         Steps of the ascent, of decreasing length.
     seed : int
@@ -301,14 +300,13 @@ def worst_direction(
     start = np.argsort(-_statistics(xp, searched, w, t_max, n_knots)[which], kind="stable")
     w = xp.take(w, _xp.from_numpy(xp, start[:8], device=device), axis=1)
     best, best_value = w[:, :1], -math.inf
+    ascended = _xp.compiled(xp, _ascended, "xp", "statistic", "t_max", "n_knots")
     for step in range(n_steps + 1):
         values = _statistics(xp, searched, w, t_max, n_knots)[which]
         top = int(np.argmax(values))
         if values[top] > best_value:
             best, best_value = w[:, top : top + 1], float(values[top])
-        uphill = _slice_gradient(xp, searched, w, statistic, t_max, n_knots)
-        uphill = uphill - w * xp.sum(uphill * w, axis=0, keepdims=True)
-        w = _unit_columns(xp, w + 0.3 * 0.95**step * _unit_columns(xp, uphill))
+        w = ascended(xp, searched, w, 0.3 * 0.95**step, statistic, t_max, n_knots)
 
     values = _statistics(xp, tested, best, t_max, n_knots)[which]
     m = n - n // 2
@@ -321,6 +319,21 @@ def worst_direction(
     unit = 1.0 if statistic == "epps_pulley" else 1.0 / m
     z = (float(values[0]) - mean) / math.sqrt(variance)
     return WorstDirection(best[:, 0], float(values[0]) * unit, z, float(p[0]))
+
+
+def _ascended(
+    xp: Namespace,
+    x: Array,
+    w: Array,
+    length: float,
+    statistic: str,
+    t_max: float,
+    n_knots: int,
+) -> Array:
+    """The directions after a step of this length, uphill on the sphere."""
+    uphill = _slice_gradient(xp, x, w, statistic, t_max, n_knots)
+    uphill = uphill - w * xp.sum(uphill * w, axis=0, keepdims=True)
+    return _unit_columns(xp, w + length * _unit_columns(xp, uphill))
 
 
 def _slice_gradient(
@@ -374,15 +387,29 @@ def _statistics(
     quantiles = normal_quantiles(n, xp=xp, dtype=x.dtype, device=_xp.device(x))
     step = tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
     samples = xp.matrix_transpose(x)
+    of_chunk = _xp.compiled(xp, _chunk_statistics, "xp", "t_max", "n_knots")
     values: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for start in range(0, k, step):
         columns = slices[:, start : min(start + step, k)]
-        projections = xp.matrix_transpose(columns) @ samples
-        values[0].append(_xp.to_numpy(epps_pulley(projections, t_max, n_knots)))
-        difference = xp.sort(projections, axis=-1) - quantiles
-        values[1].append(_xp.to_numpy(xp.sum(difference * difference, axis=-1)))
+        for kept, found in zip(
+            values, of_chunk(xp, columns, samples, quantiles, t_max, n_knots), strict=True
+        ):
+            kept.append(_xp.to_numpy(found))
     epps, wasserstein = (np.concatenate(v).astype(np.float64) for v in values)
     return epps, wasserstein
+
+
+def _chunk_statistics(
+    xp: Namespace,
+    columns: Array,
+    samples: Array,
+    quantiles: Array,
+    t_max: float,
+    n_knots: int,
+) -> tuple[Array, Array]:
+    projections = xp.matrix_transpose(columns) @ samples
+    difference = xp.sort(projections, axis=-1) - quantiles
+    return epps_pulley(projections, t_max, n_knots), xp.sum(difference * difference, axis=-1)
 
 
 def _simulated(

@@ -34,7 +34,7 @@ class RandIndices(NamedTuple):
 
 
 def rand_index(a: Any, b: Any) -> float:
-    """Share of pairs of items that two partitions treat alike (Rand 1971; SAG-VICReg G.4).
+    """Share of pairs of items on which two partitions agree (Rand 1971; SAG-VICReg G.4).
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def hierarchical_rand_index(
     """Rand index of a clustering of the embeddings with the labels, level by level.
 
     On each level as many clusters as the level has classes (SAG-VICReg App. H). Rows are taken in a
-    random order, so that ties go by chance: collapsed embeddings score as chance does, however the
-    items are sorted.
+    random order, so that ties are resolved at random: collapsed embeddings score at chance level,
+    whatever the order of the items.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ METRICS = ("cosine", "euclidean")
 # Elements of a block of Gram matrices.
 _BLOCK = 1 << 22
 
-# Less than this share of what could be told of neighbours is the rounding of nothing.
+# A numerator below this share of its largest possible value is rounding error.
 _NO_SPREAD = 1e-9
 
 
@@ -56,7 +56,7 @@ def linear_cka(
 
     Notes
     -----
-    Nothing of size N × N is kept: N ≥ D works with D × D products, N < D with blocks of Gram
+    No N × N matrix is stored: N ≥ D works with D × D products, N < D with blocks of Gram
     matrices. `linear_cka_from_covariances` is the form for streams.
 
     Examples
@@ -70,9 +70,12 @@ def linear_cka(
     checks.choice("convention", convention, _CKA)
     xp, x, y = paired(x, y, min_rows=2 if convention == "biased" else 4)
     same_ids(ids_x, ids_y, x.shape[0])
-    x, y = _centred_unit(xp, x), _centred_unit(xp, y)
-    inner = _hsic_sums if convention == "biased" else _hsic_unbiased
-    return _ratio(inner(xp, x, y), inner(xp, x, x), inner(xp, y, y))
+    if convention == "biased":
+        x, y = _centred_unit(xp, x), _centred_unit(xp, y)
+        return _ratio(_hsic_sums(xp, x, y), _hsic_sums(xp, x, x), _hsic_sums(xp, y, y))
+    with _xp.float64_inside(xp):  # the diagonal, which is subtracted, may be nearly all
+        x, y = (_centred_unit(xp, _xp.cast(xp, z, _xp.widest(xp, z))) for z in (x, y))
+        return _ratio(*(_hsic_unbiased(xp, *pair) for pair in ((x, y), (x, x), (y, y))))
 
 
 def linear_cka_from_covariances(cov_xx: Any, cov_yy: Any, cov_xy: Any) -> float:
@@ -149,7 +152,7 @@ def mutual_knn(
 
     Notes
     -----
-    O(N²D) time, by blocks of rows: nothing of size N × N is kept. On devices other than the host
+    O(N²D) time, by blocks of rows: no N × N matrix is stored. On devices other than the host
     products are made there.
 
     Products only screen, with a bound of their error; differences in float64 decide. So neighbours
@@ -195,7 +198,7 @@ def mutual_knn(
 
 
 def _centred_unit(xp: Namespace, x: Array) -> Array:
-    """Centred `x`, divided by its largest element (CKA knows no scale, squares of squares do)."""
+    """Centred `x`, divided by its largest element (CKA is scale-free; fourth powers overflow)."""
     x = centred(xp, x)
     largest = float(xp.max(xp.abs(x)))
     return x if largest == 0 else x * 2.0 ** -math.frexp(largest)[1]

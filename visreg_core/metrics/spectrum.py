@@ -36,7 +36,7 @@ class _RankMe(NamedTuple):
     eps: float  # added to every normalised value, without renormalising
 
 
-_RANKME = {
+RANKME = {
     "exact": _RankMe(1, False, 0.0),
     "paper": _RankMe(1, False, 1e-7),
     "stable-pretraining": _RankMe(1, False, 1e-5),
@@ -45,7 +45,7 @@ _RANKME = {
 }
 
 # Power of the singular values, centring.
-_EFFECTIVE_RANK = {"roy-vetterli": (1, False), "covariance": (2, True)}
+EFFECTIVE_RANK = {"roy-vetterli": (1, False), "covariance": (2, True)}
 
 # Power of the singular values, centring, floor of the smallest.
 _CONDITION_NUMBER = {
@@ -180,15 +180,15 @@ def rankme(x: Array, *, convention: str = "exact") -> float:
     >>> round(rankme(np.eye(8)), 9)
     8.0
     """
-    checks.choice("convention", convention, _RANKME)
-    s = singular_values(x, center=_RANKME[convention].center)
+    checks.choice("convention", convention, RANKME)
+    s = singular_values(x, center=RANKME[convention].center)
     return rankme_from_singular_values(s, convention=convention)
 
 
 def rankme_from_singular_values(s: Any, *, convention: str = "exact") -> float:
     """`rankme` from singular values: of the centred matrix where the convention centres."""
-    checks.choice("convention", convention, _RANKME)
-    power, _, eps = _RANKME[convention]
+    checks.choice("convention", convention, RANKME)
+    power, _, eps = RANKME[convention]
     return _exp_entropy(_normalised(spectrum("s", s), power), eps)
 
 
@@ -216,15 +216,15 @@ def effective_rank(x: Array, *, convention: str = "roy-vetterli") -> float:
     >>> round(effective_rank(np.asarray([[3.0, 0.0], [0.0, 1.0]])), 4)
     1.7548
     """
-    checks.choice("convention", convention, _EFFECTIVE_RANK)
-    s = singular_values(x, center=_EFFECTIVE_RANK[convention][1])
+    checks.choice("convention", convention, EFFECTIVE_RANK)
+    s = singular_values(x, center=EFFECTIVE_RANK[convention][1])
     return effective_rank_from_singular_values(s, convention=convention)
 
 
 def effective_rank_from_singular_values(s: Any, *, convention: str = "roy-vetterli") -> float:
     """`effective_rank` from singular values: of the centred matrix for "covariance"."""
-    checks.choice("convention", convention, _EFFECTIVE_RANK)
-    return _exp_entropy(_normalised(spectrum("s", s), _EFFECTIVE_RANK[convention][0]), 0.0)
+    checks.choice("convention", convention, EFFECTIVE_RANK)
+    return _exp_entropy(_normalised(spectrum("s", s), EFFECTIVE_RANK[convention][0]), 0.0)
 
 
 def stable_rank(x: Array, *, center: bool = False) -> float:
@@ -295,7 +295,8 @@ def condition_number(x: Array, *, convention: str = "exact") -> float:
     Parameters
     ----------
     x : array (N, D)
-        Embeddings, any namespace, N ≥ 2. In float32 nothing above about 1e7 can be told from ∞.
+        Embeddings, any namespace, N ≥ 2. In float32 values above about 1e7 cannot be distinguished
+        from ∞.
     convention : str
         "exact": σ_max/σ_min of the matrix as it is. "covariance": λ_max/λ_min = (σ_max/σ_min)²
         of the centred embeddings. "stable-pretraining", release 0.1.8: as "exact" with σ_min at

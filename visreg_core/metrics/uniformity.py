@@ -81,7 +81,7 @@ def uniformity(
         Inverse width, positive; 2 as published.
     normalize : bool
         Divide rows by their norms first, as published; zero rows stay zero. Otherwise columns
-        are centred, which changes no distance but keeps its digits.
+        are centred, which keeps distances and their digits.
     convention : str
         "distinct": mean over the N(N − 1)/2 pairs i < j, as in the published code. "all": over
         all N² ordered pairs, an item with itself included, which adds about 1/N to the mean.
@@ -94,7 +94,7 @@ def uniformity(
 
     Notes
     -----
-    A log-sum-exp over tiles of the distance matrix: nothing of size N × N is kept and nothing
+    A log-sum-exp over tiles of the distance matrix: no N × N matrix is stored and nothing
     underflows. Squared distances come from inner products, and are good to the rounding unit of
     the dtype times the largest squared norm.
 

@@ -1,14 +1,20 @@
-"""Reports on saved embeddings: what `visreg report` and `visreg compare` compute and print."""
+"""Reports on saved embeddings: what `visreg report` and `visreg compare` compute and print.
+
+The package can be called as its function is: ``visreg_core.report(array)``.
+"""
+
+import sys
+import types
 
 from visreg_core.report._compute import compare, report
 from visreg_core.report._model import (
     Comparison,
     Drift,
-    Estimate,
     Finding,
     Hierarchy,
     Interval,
     Labelled,
+    Measurement,
     Pair,
     Pictures,
     Report,
@@ -20,11 +26,11 @@ from visreg_core.report._streaming import Place
 __all__ = [
     "Comparison",
     "Drift",
-    "Estimate",
     "Finding",
     "Hierarchy",
     "Interval",
     "Labelled",
+    "Measurement",
     "Pair",
     "Pictures",
     "Place",
@@ -34,3 +40,10 @@ __all__ = [
     "compare",
     "report",
 ]
+
+
+class _Callable(types.ModuleType):
+    __call__ = staticmethod(report)
+
+
+sys.modules[__name__].__class__ = _Callable

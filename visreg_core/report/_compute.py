@@ -1,13 +1,14 @@
-"""What `visreg report` and `visreg compare` compute, in the order in which a file is read.
+"""What `visreg report` and `visreg compare` compute.
 
-Every number is that of the public function of its name with its defaults, on all rows as one
-batch; `_streaming` says how they come about without the rows in memory. What needs pairs of rows
-is of a sample (`_trees`, `_geometry`) or has its rows asked one by one (`_labelled`), and says so.
+Every number is that of the public function of its name with its defaults, on all rows as one batch;
+`_streaming` computes them without all rows in memory. Measures of pairs of rows are those of a
+sample (`_trees`, `_geometry`) or of rows classified one by one (`_labelled`), and say so.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def report(
     place: Place | None = None,
     tick: Tick = _silent,
 ) -> Report:
-    """What there is to say of saved embeddings, taken as one batch.
+    """Findings and measures of saved embeddings, taken as one batch.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def report(
         Embeddings (N, D): an array of any namespace, nested lists, a pandas or polars frame of
         numbers, a file as `visreg_core.embeddings.load` reads it, or what that returns.
     labels : array, list, Series, frame or path, optional
-        Of all rows, (N,) or (N, L), column 0 the coarsest level: adds what is said of labels.
+        Of all rows, (N,) or (N, L), column 0 the coarsest level: adds measures of labels.
     rows : int, optional
         Draw this many rows (`Embeddings.sample`) instead of reading all.
     seed : int
@@ -60,23 +61,23 @@ def report(
     n_slices : int
         Random directions of the sliced losses, at least 2.
     tree : TreeOptions
-        ``(rows, method, metric, clustering)``: how many rows the dendrogram and all that needs
-        pairs of rows is made of, drawn by `seed` (all, where there are fewer), how `linkage`
-        makes it, and the clustering of `hierarchical_rand_index`.
+        ``(rows, method, metric, clustering)``: the number of rows, drawn by `seed`, of the
+        dendrogram and of other measures of pairs of rows (all rows, if there are fewer); method and
+        metric of `linkage`; and the clustering of `hierarchical_rand_index`.
     label_rows : int, optional
-        How many rows are asked for their class, each told from all other rows; by default as many
-        as some ten seconds allow. Where that is not all, shares come with an interval.
+        How many rows are classified, each by all other rows; by default as many as some ten seconds
+        allow. Where that is not all, accuracies have intervals.
     probe : str
         Rule of `hierarchical_linear_accuracy`: "discriminant", in closed form, each row left out;
         "logistic", scikit-learn's, by cross-validation on the dendrogram's rows, which takes long
         for many classes; or "none".
     drop_bad_rows : bool
-        Leave out rows with NaN or Inf instead of refusing the file; their numbers are kept.
+        Leave out rows with NaN or Inf instead of refusing the file; the report has their numbers.
     place : Place, optional
-        Namespace and device of the sliced terms; NumPy by default. Everything else is computed on
-        the host.
+        Namespace and device of the sliced terms; NumPy by default, and in place of any other
+        library on the CPU. Everything else is computed on the host.
     tick : callable, optional
-        Told what is being done, how far it is and how far it goes.
+        Called with what is being done, how far it is and how far it goes.
 
     Returns
     -------
@@ -87,7 +88,7 @@ def report(
     EmbeddingsError
         Where rows hold NaN or Inf (how many, and the first few), or a file is truncated.
     ValueError
-        Labels of another number of rows, or options that there are not.
+        For labels of another number of rows, or unknown options.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def report(
     []
     """
     stored = embeddings_of(data)
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     _check(tree, n_slices, probe)
     levels = _levels(labels, stored)
     chosen = stored if rows is None else stored.sample(rows, seed=seed)
@@ -134,12 +135,12 @@ def compare(
     data : sequence
         Two or more, each as `report` takes it.
     paired : bool
-        Whether row i is the same item in files of one length. Nothing in a file without ids says
-        so, and so nothing is taken for granted.
+        Whether row i is the same item in all files, which then have one length. Files without ids
+        do not say so, and it is not assumed.
     labels
         As for `report`, of the rows of every file: files are then of one length.
     rows, seed, n_slices, tree, label_rows, probe, place, tick
-        As for `report`; files of one length keep the same rows.
+        As for `report`; of files of one length the same rows are drawn.
     drop_bad_rows : bool
         As for `report`; what is left out of one of `paired` files is left out of all.
 
@@ -152,10 +153,12 @@ def compare(
     EmbeddingsError
         As `report`.
     """
+    if isinstance(data, str | os.PathLike):
+        raise ValueError(f"expected a sequence of two files or more; found {os.fspath(data)!r}")
     stored = [embeddings_of(d) for d in data]
     if len(stored) < 2:
         raise ValueError(f"expected two files or more; found {len(stored)}")
-    place = Place(as_namespace(None)) if place is None else place
+    place = Place(as_namespace(None)) if place is None else place.fastest()
     _check(tree, n_slices, probe)
     lengths = {s.shape[0] for s in stored}
     if len(lengths) > 1 and (paired or labels is not None):
@@ -192,7 +195,7 @@ def _levels(labels: Any, stored: Embeddings) -> Levels | None:
 def _without_bad_rows(
     chosen: Sequence[Embeddings], tick: Tick, *, together: bool = False
 ) -> list[tuple[Embeddings, np.ndarray]]:
-    """What is left of each file and the rows left out; `together`: the same in all."""
+    """Each file without its bad rows, and their numbers; `together`: the same rows in all files."""
     bad = [bad_rows(c, tick) for c in chosen]
     if together:
         bad = [np.unique(np.concatenate(bad))] * len(bad)

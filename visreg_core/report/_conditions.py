@@ -18,8 +18,8 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
-    Estimate,
     Interval,
+    Measurement,
     Pair,
 )
 from visreg_core.report._tables import sample_of
@@ -69,19 +69,19 @@ def known_names(*, pairs: bool) -> tuple[str, ...]:
 
 
 class Value(NamedTuple):
-    """What a condition looks at: of what, the measure, and of how many rows if not of all."""
+    """A value that a condition is about: its label, the measure, the number of rows if not all."""
 
     label: str
-    found: Estimate | Interval | None
+    found: Measurement | Interval | None
     sample: str
 
 
 def met(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
     """One line for each file, level of its labels, or pair of files that meets a condition.
 
-    A value that is NaN, or that these files do not have, meets every condition: a check that
-    cannot be made must not pass. So does the value of a sample whose interval has a number in it
-    that would. The line says of how many rows a value is.
+    A value that is NaN or missing meets every condition: a check that cannot be made must not pass.
+    So does the value of a sample whose interval contains a number that would. The line has the
+    number of rows that a value is of.
     """
     return [
         f"{value.label}: {c.name} = {_shown(value)} {verb} {c}"
@@ -92,7 +92,7 @@ def met(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
 
 
 def samples(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
-    """One line for each condition that looks at a sample of the rows, whether met or not."""
+    """One line for each condition on a value of a sample, whether met or not."""
     lines = []
     for name in dict.fromkeys(c.name for c in conditions):
         found = {v.sample for v in _values(name, comparison) if v.sample}
@@ -138,7 +138,7 @@ def _values(name: str, comparison: Comparison) -> Iterator[Value]:
             yield Value(r.name, r.losses[name], sample)
         elif name not in LABELLED:
             single = {**r.dimensions, **r.geometry, **r.gaussianity, **r.hierarchy.measures}
-            yield Value(r.name, Estimate(single[name]), sample)
+            yield Value(r.name, Measurement(single[name]), sample)
         elif r.labelled is None:
             yield Value(r.name, None, "")
         else:

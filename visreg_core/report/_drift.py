@@ -1,8 +1,9 @@
 """Are two files rows of one distribution? A permutation test of their sliced Wasserstein distance.
 
-The distance of two finite samples is never 0: its error bar over slices says how well the slices
-were averaged, not how far samples of one distribution are from each other. Dealing the rows of both
-files anew to two sides of the same sizes does: the p-value is exact where rows are independent.
+The distance of two finite samples is never 0. Its error bar over slices is that of the average, and
+says nothing of how far samples of one distribution are from each other. Permutations do: rows of
+both files are dealt to two sides of the same sizes. The p-value is exact where rows are
+independent.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def drift_test(
         tick("drift", i, N_PERMUTATIONS)
         dealt[i] = distance(sides)
     p = permutation_p_value(found, dealt)
-    # A sample's distance from its like falls with 1/n + 1/m.
+    # The squared distance of samples of one distribution is proportional to 1/n + 1/m.
     larger = (1 / n + 1 / m) / (1 / rows[0] + 1 / rows[1])
     chance = np.sqrt(dealt * larger)
     return Drift(

@@ -39,22 +39,9 @@ _STYLE = {
 def figures(pictures: Sequence[Pictures], names: Sequence[str]) -> dict[str, str]:
     """Every figure of a report: title to SVG text.
 
-    Parameters
-    ----------
-    pictures : sequence of Pictures
-        One for each file, in the report's order.
-    names : sequence of str
-        Short names of the files; a single file's is not drawn.
-
-    Returns
-    -------
-    dict of str to str
-        SVG documents, all text drawn as paths.
-
-    Raises
-    ------
-    MissingExtraError
-        Where matplotlib is not installed.
+    pictures : sequence of Pictures; one for each file, in the report's order
+    names : sequence of str; short names of the files; a single file's is not drawn
+    Returns SVG documents by name, all text drawn as paths.
     """
     # A dollar of a name's is no mathematics.
     heads = [f"{name}: ".replace("$", r"\$") for name in names] if len(names) > 1 else [""]

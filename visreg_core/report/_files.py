@@ -47,7 +47,7 @@ def _quantised(path: Path) -> np.ndarray | None:
 
 
 def _has_other_columns(path: Path, spec: str) -> bool:
-    """Whether there are floating columns, no vectors, and others beside them."""
+    """Whether there are floating columns, no vectors, and other columns."""
     parquet = require("pyarrow.parquet", extra="io", purpose=f"{one_line(spec)}: reading tables")
     try:
         kinds = {_kind(field.type) for field in parquet.read_schema(path)}
@@ -129,7 +129,7 @@ def _saved(path: Path, spec: str, purpose: str) -> Any:
     ipc = require("pyarrow.ipc", extra="io", purpose=purpose)
     state = json.loads((path / "state.json").read_text("utf-8"))
     if state.get("_indices_data_files"):
-        found = "a selection of rows beside the data"
+        found = "a selection of rows stored with the data"
         raise EmbeddingsError(spec, found, "rows in their order: flatten_indices() before saving")
     tables = []
     for shard in state["_data_files"]:

@@ -1,7 +1,7 @@
-"""What a reader should look at: judgements of one file, each with its range, cause and next step.
+"""Findings: judgements of one file, each with its normal range, likely cause and next step.
 
 The ranges are rules of thumb, one constant each; they are not tests. Where a judgement rests on a
-test, its p-value is given after Bonferroni's correction for the directions looked at.
+test, its p-value has Bonferroni's correction for the directions tried.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def findings(
     drawn: np.ndarray,
     direction: Direction | None,
 ) -> list[Finding]:
-    """Judgements of rows and dimensions; `drawn` are the places of the rows that pairs are of."""
+    """Judgements of rows and dimensions; `drawn`: places of the rows that `geometry` is of."""
     of_file = _numbers(chosen)
     found = [
         *_dimensions(sigma, dimensions),
@@ -146,7 +146,7 @@ def _collapse(dimensions: dict[str, float], rank: int) -> Finding:
         "dimensional collapse",
         value,
         good,
-        "variance or covariance is not kept up in training, or the data have few factors",
+        "variance or covariance is not maintained in training, or the data have few factors",
         "compare with an earlier checkpoint; raise the weight of the variance or scale term",
     )
 
@@ -192,7 +192,7 @@ def _rows(survey: Survey, of_file: np.ndarray) -> Iterator[Finding]:
             f"{repeats.extra:,} rows{among} equal an earlier one ({share:.1%}); "
             f"one occurs {repeats.most:,} times",
             f"at most {_REPEATED:.0%}",
-            "items given twice, or an encoder that tells them not apart",
+            "items given twice, or an encoder that does not distinguish them",
             "keep one of each: neighbours and accuracies are flattered by copies",
             _shown(of_file[list(repeats.rows)]),
         )
@@ -310,8 +310,8 @@ def _classes(levels: Levels, level: int) -> Iterator[Finding]:
             subject,
             f"all {n:,} rows are of one class",
             "two classes or more",
-            "a column that tells nothing apart, or a file of one class",
-            "nothing is said of this level: give another column",
+            "a constant column, or a file of one class",
+            "this level is left out: give another column",
         )
     elif classes == n:
         yield Finding(
@@ -320,7 +320,7 @@ def _classes(levels: Levels, level: int) -> Iterator[Finding]:
             f"{n:,} rows of {n:,} classes: no two have one label",
             "classes of several rows",
             "ids or names in place of classes, or numbers of a regression",
-            "nothing is said of this level: give another column",
+            "this level is left out: give another column",
         )
     else:
         rare = np.flatnonzero(sizes < _RARE)
@@ -331,7 +331,7 @@ def _classes(levels: Levels, level: int) -> Iterator[Finding]:
                 f"{len(rare):,} of {classes:,} classes have a single row",
                 "a few",
                 "a level finer than the data allow",
-                "their rows count as told wrong: no other row could tell them",
+                "their rows count as errors: no other row has their class",
             )
 
 
@@ -351,7 +351,7 @@ def _nested(levels: Levels, level: int) -> Iterator[Finding]:
             "the columns are in the order from fine to coarse",
             "the coarsest first",
             "columns in the other order",
-            "turn the columns round: what is said of the hierarchy reads them coarse to fine",
+            "reverse the columns: hierarchical measures read them coarse to fine",
         )
         return
     first = levels.names[level][int(split[0])]
@@ -362,7 +362,7 @@ def _nested(levels: Levels, level: int) -> Iterator[Finding]:
         f"several of the coarser, such as {first[:40]!r}",
         "each in one",
         "columns that are no hierarchy, or one name for classes of different parents",
-        "each level stands by itself then; --class-tree gives paths for names",
+        "levels are then independent; --class-tree gives paths for names",
     )
 
 
@@ -377,7 +377,7 @@ def _levels(levels: Levels, labelled: Labelled) -> Iterator[Finding]:
         subject = (
             "neighbours' classes" if len(knn) == 1 else f"neighbours' classes, level {level + 1}"
         )
-        value = f"{_interval(found)} told right; {chance:.3g} by the most frequent class"
+        value = f"{_interval(found)} correct; {chance:.3g} by the most frequent class"
         good = f"above {chance + _LOST * (1 - chance):.3g}, half of the way to 1"
         if way >= _LOST:
             yield Finding("good", subject, value, good)
@@ -387,9 +387,9 @@ def _levels(levels: Levels, labelled: Labelled) -> Iterator[Finding]:
                 subject,
                 value,
                 good,
-                "the embeddings do not keep this level, or have it in few of their directions",
+                "the embeddings have lost this level, or have it in few directions",
                 "compare with the linear rule: where that is far better, the level is there, "
-                "beneath variance that neighbours see first",
+                "beneath variance that dominates the distances",
             )
 
 
@@ -407,9 +407,9 @@ def _wrong(levels: Levels, answers: Answers, of_file: np.ndarray) -> Iterator[Fi
         yield Finding(
             "look",
             "confused classes",
-            f"{pair[2]:.0%} of {first!r} are told to be {second!r}",
+            f"{pair[2]:.0%} of {first!r} are taken for {second!r}",
             f"below {_CONFUSED:.0%}",
-            "classes that are alike, or two names of one",
+            "similar classes, or two names of one",
             "look at rows of both",
         )
     wrong = sure_of_another(answers, level)
@@ -417,8 +417,8 @@ def _wrong(levels: Levels, answers: Answers, of_file: np.ndarray) -> Iterator[Fi
         yield Finding(
             "look",
             "labels likely wrong",
-            f"{len(wrong):,} of {len(answers.rows):,} rows asked: nine in ten neighbours and the "
-            "linear rule are of one other class",
+            f"{len(wrong):,} of {len(answers.rows):,} rows classified: nine in ten neighbours and "
+            "the linear rule give one other class",
             "none",
             "mislabelled rows, or classes that overlap",
             "look at these rows",

@@ -1,4 +1,4 @@
-"""What needs pairs of rows, of the rows drawn: uniformity, hubs, outliers, near duplicates."""
+"""Measures of pairs of rows, of a sample: uniformity, hubs, outliers, near duplicates."""
 
 from __future__ import annotations
 

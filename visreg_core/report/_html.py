@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing beside it: style and figures are inside."""
+"""The report as one self-contained HTML file, with its style and figures."""
 
 from __future__ import annotations
 

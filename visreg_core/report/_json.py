@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visreg_core import __version__
-from visreg_core.report._model import SAME_ITEMS, Comparison, Estimate, Interval, Pair, Report
+from visreg_core.report._model import SAME_ITEMS, Comparison, Interval, Measurement, Pair, Report
 
 
 def to_json(comparison: Comparison, settings: Mapping[str, Any]) -> str:
@@ -69,19 +69,28 @@ def _pair(p: Pair) -> dict[str, Any]:
         "drift_p": p.drift and p.drift.p,
         "drift": p.drift and {**p.drift._asdict(), "rows": list(p.drift.rows)},
         **{name: _estimate(p.measure(name)) for name in SAME_ITEMS},
+        "branches": p.trees
+        and [
+            {
+                "correlation": b.correlation,
+                "height": _number(b.height),
+                "rows": p.trees.rows[b.leaves].tolist(),
+            }
+            for b in p.trees.branches
+        ],
     }
 
 
-def _estimate(e: Estimate | Interval | None) -> Any:
+def _estimate(e: Measurement | Interval | None) -> Any:
     """Its fields, or the bare number where it has but one."""
     if e is None:
         return None
     fields = _fields(e)
-    single = isinstance(e, Estimate) and e.standard_error is None
+    single = isinstance(e, Measurement) and e.standard_error is None
     return fields["value"] if single else fields
 
 
-def _fields(e: Estimate | Interval) -> dict[str, float | str | None]:
+def _fields(e: Measurement | Interval) -> dict[str, float | str | None]:
     return {k: _number(v) for k, v in e._asdict().items()}
 
 

@@ -1,7 +1,7 @@
-"""Agreement of all rows with their labels: rows are asked for their class, all others answer.
+"""Agreement of rows with their labels: each is classified by all other rows.
 
-Neighbours and the linear rule know every row that was read; how many rows are asked is bounded by
-time, and where not all are, each share has its interval.
+The neighbours and the linear rule use every row that was read. The number of rows that are
+classified is bounded by time; where it is not all, accuracies have intervals.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from visreg_core.report._model import Interval
 from visreg_core.report._streaming import Moments, Tick
 
 NEIGHBORS = 20
-# Products of two numbers that asking takes: some ten seconds.
+# Multiplications for all classified rows: some ten seconds.
 _PRODUCTS = 3e11
-_FEWEST_ASKED = 1000
+_FEWEST_CLASSIFIED = 1000
 # Values of a block of rows among which neighbours are searched.
 _BLOCK_VALUES = 1 << 23
-# Beyond so many numbers the means of the classes, or those of LiDAR's rows, are too many to keep.
+# Largest size of the classes' means.
 _MEANS = 1 << 26
 _Z = 1.959963984540054  # of a 95 % interval
-# A row is told to be of another class by so many of its neighbours.
+# Share of neighbours of one other class that makes a label doubtful.
 _SURE = 0.9
-# Rows of a class that make a confusion.
+# Fewest rows that make a confusion of two classes.
 _FEWEST_CONFUSED = 5
 
 
@@ -64,11 +64,11 @@ class Levels(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What the asked rows were told.
+    """Classes predicted for some rows.
 
-    `rows` asked, as places among the rows read; on each level their true class, and what the
-    neighbours and the linear rule say (None where the level has no classes to tell, or there is no
-    such rule), and the share of the neighbours that say it.
+    `rows`, as places among the rows read; on each level their true class, the classes predicted by
+    the neighbours and by the linear rule (None where the level has a single class, or
+    no rule was requested), and the share of neighbours that agree.
     """
 
     rows: np.ndarray
@@ -79,8 +79,8 @@ class Answers(NamedTuple):
 
 
 def asked_rows(n: int, d: int) -> int:
-    """How many of n rows of d dimensions are asked by default."""
-    return min(n, max(_FEWEST_ASKED, int(_PRODUCTS / (n * (d + 64)))))
+    """How many of n rows of d dimensions are classified by default."""
+    return min(n, max(_FEWEST_CLASSIFIED, int(_PRODUCTS / (n * (d + 64)))))
 
 
 def ask(
@@ -94,7 +94,7 @@ def ask(
     seed: int,
     tick: Tick,
 ) -> Answers:
-    """Ask `count` rows (by default as many as some seconds allow) for their class on each level."""
+    """Classify `count` rows (by default as many as some seconds allow) on each level."""
     n, d = chosen.shape
     asked = chosen.sample(asked_rows(n, d) if count is None else min(n, max(2, count)), seed=seed)
     if asked is chosen or asked.selection is None:
@@ -106,28 +106,28 @@ def ask(
     queries = asked.to_numpy()
     queries = queries.astype(np.float64 if queries.dtype == np.float64 else np.float32, copy=False)
     true = tuple(c[rows] for c in levels.codes)
-    told: list[np.ndarray | None] = []
+    predicted: list[np.ndarray | None] = []
     votes: list[np.ndarray | None] = []
     known = [level for level in range(len(levels.codes)) if levels.has_classes(level)]
     if known:
         index = _neighbors(chosen, queries, rows, min(NEIGHBORS, n - 1), metric, tick)
     for level, codes in enumerate(levels.codes):
         answer, share = majority(codes[index]) if level in known else (None, None)
-        told.append(answer)
+        predicted.append(answer)
         votes.append(share)
     lines = _linear(chosen, of, levels, queries, true, known if linear else [], tick)
-    return Answers(rows, true, tuple(told), tuple(votes), lines)
+    return Answers(rows, true, tuple(predicted), tuple(votes), lines)
 
 
-def accuracy(told: np.ndarray | None, true: np.ndarray, n: int) -> Interval | None:
-    """Share told right, with Wilson's interval (1927) where not all n rows were asked.
+def accuracy(predicted: np.ndarray | None, true: np.ndarray, n: int) -> Interval | None:
+    """Share classified correctly, with Wilson's interval (1927) where not all n rows were.
 
-    The rows asked are drawn without replacement, which narrows it by the finite population's
-    factor (n − 1)/(n − asked).
+    Rows are drawn without replacement, which narrows the interval by the finite population's factor
+    (n − 1)/(n − m) of m rows.
     """
-    if told is None:
+    if predicted is None:
         return None
-    asked, p = len(true), float(np.mean(told == true))
+    asked, p = len(true), float(np.mean(predicted == true))
     if asked == n:
         return Interval(p)
     m = asked * (n - 1) / (n - asked)
@@ -137,7 +137,7 @@ def accuracy(told: np.ndarray | None, true: np.ndarray, n: int) -> Interval | No
 
 
 def lidar_of(points: np.ndarray, codes: np.ndarray) -> Interval | None:
-    """LiDAR of some rows with their classes as sources; None where they have none to tell."""
+    """LiDAR of rows with their classes as sources; None where no class has two, or there is one."""
     classes = np.unique(codes).size
     if not 1 < classes < len(codes):
         return None
@@ -145,27 +145,27 @@ def lidar_of(points: np.ndarray, codes: np.ndarray) -> Interval | None:
 
 
 def sure_of_another(answers: Answers, level: int) -> np.ndarray:
-    """Places among the asked rows that neighbours and the linear rule put into one other class."""
-    told, votes = answers.neighbors[level], answers.votes[level]
-    if told is None or votes is None:
+    """Places among the classified rows that both rules put into one other class."""
+    predicted, votes = answers.neighbors[level], answers.votes[level]
+    if predicted is None or votes is None:
         return np.empty(0, np.intp)
-    other = (told != answers.true[level]) & (votes >= _SURE)
+    other = (predicted != answers.true[level]) & (votes >= _SURE)
     line = answers.linear[level]
     if line is not None:
-        other &= line == told
+        other &= line == predicted
     return np.flatnonzero(other)
 
 
 def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:
-    """The class most often told to be one other class: both, and which share of its rows."""
-    told, true = answers.neighbors[level], answers.true[level]
-    if told is None:
+    """The class most often taken for one other class, that class, and the share of its rows."""
+    predicted, true = answers.neighbors[level], answers.true[level]
+    if predicted is None:
         return None
     sizes = np.bincount(true)
-    wrong = told != true
+    wrong = predicted != true
     if not wrong.any():
         return None
-    pairs, counts = np.unique(np.stack([true[wrong], told[wrong]]), axis=1, return_counts=True)
+    pairs, counts = np.unique(np.stack([true[wrong], predicted[wrong]]), axis=1, return_counts=True)
     top = int(np.argmax(counts))
     first, second = pairs[:, top].tolist()
     if counts[top] < _FEWEST_CONFUSED:
@@ -179,14 +179,14 @@ def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:
 def majority(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Most frequent of each row's k classes (M, k), the least of equal ones; and its share."""
     step = max(1, (1 << 22) // classes.shape[1] ** 2)
-    told, share = [], []
+    predicted, share = [], []
     for start in range(0, len(classes), step):
         c = np.sort(classes[start : start + step], axis=1)
         counts = np.sum(c[:, :, None] == c[:, None, :], axis=2)
         top = np.argmax(counts, axis=1)[:, None]
-        told.append(np.take_along_axis(c, top, axis=1)[:, 0])
+        predicted.append(np.take_along_axis(c, top, axis=1)[:, 0])
         share.append(np.take_along_axis(counts, top, axis=1)[:, 0] / c.shape[1])
-    return np.concatenate(told), np.concatenate(share)
+    return np.concatenate(predicted), np.concatenate(share)
 
 
 def _neighbors(
@@ -194,7 +194,7 @@ def _neighbors(
 ) -> np.ndarray:
     """Places (M, k) of the nearest other rows of `chosen`.
 
-    Block by block; what the blocks offer is ordered by distances from differences, in float64.
+    Block by block; the blocks' candidates are ordered by differences in float64.
     """
     n, d = chosen.shape
     best = np.full((len(queries), k), np.inf)
@@ -253,11 +253,11 @@ def _linear(
         for level in known:
             codes = levels.codes[level][rows]
             sums[level] += _discriminant.class_sums(z, codes, len(levels.names[level]))
-    told: list[np.ndarray | None] = [None] * len(levels.codes)
+    predicted: list[np.ndarray | None] = [None] * len(levels.codes)
     for level in known:
         rule = _discriminant.fit(levels.sizes(level), sums[level], of.mean, of.scatter())
-        told[level] = _discriminant.predict(rule, queries, true[level])
-    return tuple(told)
+        predicted[level] = _discriminant.predict(rule, queries, true[level])
+    return tuple(predicted)
 
 
 def _centred(chosen: Embeddings, of: Moments, tick: Tick) -> Iterator[tuple[slice, np.ndarray]]:

@@ -30,32 +30,14 @@ _EXPECTED = "integers or strings of shape (N,) or (N, L)"
 def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
     """Labels (N, L) of N items, column 0 the coarsest level.
 
-    Parameters
-    ----------
-    file : str
-        A ``.npy`` file of integers or strings, (N,) or (N, L); or a ``.csv`` file of N lines with
-        one column for each level, which a line of column names may precede. An index, as
-        `visreg_core.embeddings.load` knows it, is no level and is left out.
-    n : int
-        How many items there are.
-    class_tree : str, optional
-        A CSV file of paths from coarse to fine, one for each class, as `hierarchical_labels` reads
-        it; `file` then holds the finest level alone, and labels are the paths to the classes.
-
-    Returns
-    -------
-    numpy.ndarray (N, L)
-        Integers or strings.
-
-    Raises
-    ------
-    EmbeddingsError
-        One line: the file, what was found, what was expected. Labels that are missing, too.
-
-    Warns
-    -----
-    EmbeddingsWarning
-        One line: an index was left out of the file.
+    file : a ``.npy`` file of integers or strings, (N,) or (N, L); or a ``.csv`` file of N lines
+        with one column for each level, which a line of column names may precede. An index, as
+        `visreg_core.embeddings.load` knows it, is no level and is left out
+    n : how many items there are
+    class_tree : a CSV file of paths from coarse to fine, one for each class, as
+        `hierarchical_labels` reads it; `file` then holds the finest level alone, and labels are the
+        paths to the classes
+    Returns (N, L) integers or strings. EmbeddingsError, one line, for a file that cannot be read.
     """
     for path in filter(None, (file, class_tree)):
         if not Path(path).exists():
@@ -76,7 +58,7 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
         return labels
     if labels.shape[1] != 1:
         raise EmbeddingsError(
-            file, f"labels of {labels.shape[1]} levels", "one level beside a tree of classes"
+            file, f"labels of {labels.shape[1]} levels", "one level, with a tree of classes"
         )
     expected = "a CSV file of paths from coarse to fine, one for each class"
     with parsing(class_tree, expected):

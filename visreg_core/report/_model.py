@@ -9,6 +9,7 @@ import numpy as np
 
 from visreg_core import checks
 from visreg_core.metrics import PowerLaw, Tanglegram
+from visreg_core.metrics.trees.branches import Branch
 from visreg_core.metrics.trees.linkage import METHODS, METRICS
 
 DIMENSIONS: tuple[str, ...] = (
@@ -21,7 +22,7 @@ DIMENSIONS: tuple[str, ...] = (
 )
 GEOMETRY: tuple[str, ...] = ("mean_cosine", "norm_variation", "uniformity", "anti_hubs")
 TREE: tuple[str, ...] = ("cophenetic_correlation",)
-# Measures of labels: those of rows asked for their class, and those of the dendrogram's rows.
+# Measures of labels: of the classified rows, and of the dendrogram's rows.
 ASKED: tuple[str, ...] = ("hierarchical_knn_accuracy", "hierarchical_linear_accuracy")
 OF_CLASSES: tuple[str, ...] = (
     "lidar",
@@ -90,7 +91,7 @@ class TreeOptions(NamedTuple):
 DEFAULT_TREE = TreeOptions()
 
 
-class Estimate(NamedTuple):
+class Measurement(NamedTuple):
     """A value and, where it is a mean over random slices, the standard error of that mean."""
 
     value: float
@@ -111,13 +112,13 @@ class Finding(NamedTuple):
     verdict
         "good", "look" or "bad".
     subject, value
-        What was looked at, and what was found, in words.
+        What was judged, and what was found, in words.
     expected
-        The range in which there is nothing to look at.
+        The normal range.
     cause, next_step
-        What usually brings it about, and what to do about it.
+        The usual cause, and what to do about it.
     rows
-        Row numbers of the file that it is about, the first of them.
+        The first numbers of the rows that it is about.
     """
 
     verdict: str
@@ -156,8 +157,8 @@ class Labelled(NamedTuple):
     """Agreement with labels, level by level.
 
     `n_classes` of all rows; `measures` by the names of `LABELLED`, one for each level, None where
-    a level has no such measure; `asked` of `among` rows were asked for their class, each told
-    from all other rows; `probe` says by which linear rule.
+    a level has no such measure; `asked` of `among` rows were classified, each by all other rows;
+    `probe` is the linear rule.
     """
 
     n_classes: tuple[int, ...]
@@ -168,10 +169,16 @@ class Labelled(NamedTuple):
 
 
 class TreePair(NamedTuple):
-    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout."""
+    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout.
+
+    `branches` of the first that the second arranges most differently; `rows` (T,) are the numbers
+    of their leaves in the file.
+    """
 
     measures: dict[str, Interval]
     layout: Tanglegram
+    branches: list[Branch]
+    rows: np.ndarray
 
 
 class Drift(NamedTuple):
@@ -201,7 +208,7 @@ class Pictures:
     """Arrays behind the figures.
 
     eigenvalues (D,) of the covariance, descending, and the power law `fit` to them; `sigma` (D,);
-    `quantiles` (Q,) of the Gaussian beside those of the projections on the worst and the median
+    `quantiles` (Q,) of the Gaussian, and those of the projections on the worst and the median
     slice (by shape loss), with their indices and values; `correlation` of `dimensions`.
     """
 
@@ -237,6 +244,8 @@ class Report:
     Notes
     -----
         What was left out of the file, or assumed of it, a line each.
+    pictures
+        Arrays behind the figures.
     """
 
     name: str
@@ -246,7 +255,7 @@ class Report:
     dropped: np.ndarray
     dimensions: dict[str, float]
     geometry: dict[str, float]
-    losses: dict[str, Estimate]
+    losses: dict[str, Measurement]
     gaussianity: dict[str, float]
     hierarchy: Hierarchy
     labelled: Labelled | None
@@ -257,17 +266,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files beside each other; a measure is None where there is no such measure of them."""
+    """Two files compared; a measure that they do not have is None."""
 
     first: str
     second: str
-    sliced_wasserstein: Estimate | None
+    sliced_wasserstein: Measurement | None
     drift: Drift | None
     linear_cka: float | None
     mutual_knn: float | None
     trees: TreePair | None
 
-    def measure(self, name: str) -> Estimate | Interval | None:
+    def measure(self, name: str) -> Measurement | Interval | None:
         """The measure of `PAIR` of this name, or None."""
         if name == "sliced_wasserstein":
             return self.sliced_wasserstein
@@ -277,7 +286,7 @@ class Pair:
             value = None if self.drift is None else self.drift.p
         else:
             value = self.linear_cka if name == "linear_cka" else self.mutual_knn
-        return None if value is None else Estimate(value)
+        return None if value is None else Measurement(value)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from visreg_core.report._model import (
     GAUSSIANITY,
     LABELLED,
     LOSSES,
-    Estimate,
     Finding,
     Hierarchy,
     Interval,
     Labelled,
+    Measurement,
     Pictures,
     Report,
     TreeOptions,
@@ -48,7 +48,7 @@ from visreg_core.report._streaming import (
     slice_values,
 )
 from visreg_core.report._survey import Survey
-from visreg_core.report._trees import Rows, hierarchy, rand_indices, rows_of
+from visreg_core.report._trees import TreeRows, hierarchy, rand_indices, rows_of
 from visreg_core.slices import random_slices
 
 # Points of a quantile plot, and dimensions of a correlation picture.
@@ -72,7 +72,7 @@ class File:
         self.survey = Survey(chosen.shape[1])
         self.moments = moments(chosen, tick, self.survey)
         tick("dendrogram", 0, 1)
-        self.rows = Rows(chosen, tree, seed)
+        self.rows = TreeRows(chosen, tree, seed)
 
     def drawn(self) -> np.ndarray:
         """Places of the dendrogram's rows among those read."""
@@ -152,9 +152,9 @@ def _agreement(
     )  # fmt: skip
     n = chosen.shape[0]
 
-    def accuracies(told: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
+    def accuracies(predicted: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
         return tuple(
-            _labelled.accuracy(t, true, n) for t, true in zip(told, answers.true, strict=True)
+            _labelled.accuracy(p, true, n) for p, true in zip(predicted, answers.true, strict=True)
         )
 
     assert found.labels is not None
@@ -162,7 +162,7 @@ def _agreement(
         "discriminant": f"linear discriminant, shrunk by {SHRINKAGE:g}, each row left out",
         "logistic": f"logistic regression by {_FOLDS}-fold cross-validation on "
         f"{len(points):,} rows",
-        "none": "not asked for",
+        "none": "not requested",
     }
     if probe == "logistic":
         tick("logistic regression", 0, 1)
@@ -199,25 +199,25 @@ def _logistic(points: np.ndarray, column: np.ndarray, seed: int) -> Interval | N
     return Interval(found[0])
 
 
-def _losses(of: Moments, values: SliceValues) -> dict[str, Estimate]:
+def _losses(of: Moments, values: SliceValues) -> dict[str, Measurement]:
     biased, unbiased = of.equivalent(ddof=0), of.equivalent(ddof=1)
     scale, center = float(scale_loss(biased)), float(center_loss(biased))
     shape = mean_of(values.shape)
     found = {
-        "visreg_loss": Estimate(scale + shape.value + center, shape.standard_error),
-        "scale_loss": Estimate(scale),
+        "visreg_loss": Measurement(scale + shape.value + center, shape.standard_error),
+        "scale_loss": Measurement(scale),
         "shape_loss": shape,
-        "center_loss": Estimate(center),
+        "center_loss": Measurement(center),
         "gaussian_sliced_wasserstein": mean_of(values.gaussian),
         "sigreg_loss": mean_of(values.sigreg),
-        "variance_loss": Estimate(float(variance_loss(unbiased))),
-        "covariance_loss": Estimate(float(covariance_loss(unbiased))),
+        "variance_loss": Measurement(float(variance_loss(unbiased))),
+        "covariance_loss": Measurement(float(covariance_loss(unbiased))),
     }
     return {name: found[name] for name in LOSSES}
 
 
-def mean_of(values: np.ndarray) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
+def mean_of(values: np.ndarray) -> Measurement:
+    return Measurement(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
 
 
 def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[str, float]:

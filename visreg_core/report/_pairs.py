@@ -6,7 +6,7 @@ import math
 
 from visreg_core.metrics import linear_cka_from_covariances, mutual_knn
 from visreg_core.report._drift import drift_test
-from visreg_core.report._model import Estimate, Pair
+from visreg_core.report._model import Measurement, Pair
 from visreg_core.report._one_file import File, mean_of
 from visreg_core.report._streaming import Place, Tick, cross_scatter, two_sample_values
 from visreg_core.report._trees import tree_pair
@@ -34,9 +34,9 @@ def pair_of(
     return Pair(a.name, b.name, distance, drift, cka, common, trees)
 
 
-def _root(power: Estimate) -> Estimate:
+def _root(power: Measurement) -> Measurement:
     """√ of an estimate, its error by the first-order expansion."""
     root = math.sqrt(power.value)
-    return Estimate(
+    return Measurement(
         root, power.standard_error / (2 * root) if root and power.standard_error else 0.0
     )

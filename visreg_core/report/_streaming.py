@@ -1,7 +1,7 @@
 """Statistics of embeddings that need not fit into memory, by blocks of rows.
 
 One pass over the rows gives the mean and a factor of the covariance, in float64 on the host. Sliced
-terms take one more pass for each chunk of slices: only its projections are kept.
+terms take one more pass for each chunk of slices: only its projections are in memory.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Tick = Callable[[str, int, int], None]
 _PROJECTION_BYTES = 1 << 27
 # Squares of larger numbers overflow when they are summed; NaN is not smaller, either.
 _LARGEST = 1e150
-# Centred rows are kept, and their singular values exact, up to this many numbers (64 MiB).
+# Centred rows stay in memory, and singular values are exact, up to this many numbers (64 MiB).
 _KEPT_VALUES = 1 << 23
 _SHOWN_BAD_ROWS = 5
-# Arrays beside a slice's projections that sorting and subtracting them takes.
+# Temporary arrays of sorting and subtracting a slice's projections.
 _SCRATCH = 3
 
 
@@ -48,6 +48,10 @@ class Place(NamedTuple):
             self.xp, np.zeros(1, np.float32), device=self.device, dtype=self.xp.float32
         )
         return "cpu" in str(_xp.device(one)).lower()
+
+    def fastest(self) -> Place:
+        """NumPy's place instead of another library's on the CPU, whose sorts are slower."""
+        return Place(_xp.as_namespace(None)) if self.is_cpu else self
 
     def dtype(self, *stored: Embeddings) -> DType:
         """float64 where one of the files is float64, else float32."""
@@ -104,7 +108,7 @@ def moments(
 ) -> Moments:
     """Moments of all rows; EmbeddingsError where some are not finite.
 
-    `visit` is shown each block (B, D) in float64, and leaves it as it is.
+    `visit` is called with each block (B, D) in float64, which it must not change.
 
     Blocks are centred by themselves and merged by Chan's update, which adds the row
     √(n m / (n + m)) (μ_b − μ_a), so that nothing cancels. Where all rows are too many to keep they

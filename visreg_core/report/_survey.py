@@ -1,4 +1,4 @@
-"""What one pass over all rows counts beside moments: zero and repeated rows, norms, cosines."""
+"""Statistics of one pass over all rows, besides moments: zeros, repeats, norms, cosines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Fingerprints of rows are kept, and repeats counted exactly, up to this many rows (128 MiB).
+# Repeats are counted exactly up to this many rows, whose fingerprints take 128 MiB.
 _KEPT_ROWS = 1 << 24
 _SHOWN = 5
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -23,7 +23,7 @@ class Repeats(NamedTuple):
 
 
 class Survey:
-    """Visitor of `moments`: told each block of finite rows (B, D) in float64, in order."""
+    """Visitor of `moments`, called with each block of finite rows (B, D) in float64, in order."""
 
     def __init__(self, d: int) -> None:
         self.rows = 0
@@ -36,7 +36,7 @@ class Survey:
         self._multipliers = (odd << np.uint64(1)) | np.uint64(1)
 
     def __call__(self, z: np.ndarray) -> None:
-        """Count one block; leaves it as it is."""
+        """Count one block, without changing it."""
         norms = _norms(z)
         zero = np.flatnonzero(norms == 0)
         self.n_zero += len(zero)

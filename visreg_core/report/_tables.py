@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
+
+import numpy as np
 
 from visreg_core.embeddings._source import one_line
 from visreg_core.report._labelled import NEIGHBORS
@@ -18,8 +21,9 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
-    Estimate,
+    Hierarchy,
     Interval,
+    Measurement,
     Report,
 )
 
@@ -34,9 +38,9 @@ MEANINGS: dict[str, str] = {
     "norm_variation": "standard deviation of the norms over their mean",
     "uniformity": "log mean exp(−2‖u − v‖²) of unit rows; −4 where spread evenly, 0 collapse",
     "anti_hubs": "share of rows among nobody's 10 nearest",
-    "hierarchical_knn_accuracy": f"class of each row told by its {NEIGHBORS} nearest others",
-    "hierarchical_linear_accuracy": "told by a linear rule",
-    "lidar": "LiDAR with classes as sources: directions that tell them apart; at most classes − 1",
+    "hierarchical_knn_accuracy": f"class of each row by its {NEIGHBORS} nearest others",
+    "hierarchical_linear_accuracy": "class of each row by a linear rule",
+    "lidar": "LiDAR with classes as sources: directions that separate them; at most classes − 1",
     "hierarchical_rand_index": "with as many clusters as classes; 1 where they agree",
     "hierarchical_adjusted_rand_index": "the same, 0 for clusters by chance",
     "cophenetic_correlation": "of the dendrogram's distances with those of the rows",
@@ -68,6 +72,8 @@ MEANINGS: dict[str, str] = {
 _CHANCE = "by_chance"
 MEANINGS[_CHANCE] = "that distance of two files of these sizes from one distribution"
 _NAME = 24  # letters of a file's name in a table
+_ROWS_NAMED = 5  # rows and classes of a branch that are named
+_CLASSES_NAMED = 3
 
 
 class Row(NamedTuple):
@@ -166,7 +172,7 @@ def number(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.4g}"
 
 
-def estimate(e: Estimate | Interval | None) -> str:
+def estimate(e: Measurement | Interval | None) -> str:
     """A value and its standard error over slices, or its interval."""
     if e is None:
         return number(None)
@@ -180,7 +186,7 @@ def estimate(e: Estimate | Interval | None) -> str:
 
 
 def sample_of(name: str, r: Report) -> str:
-    """Of how many rows a measure is, where that is not all that there are; else nothing."""
+    """The number of rows that a measure is of, as text; empty where that is all of them."""
     read, tree = r.rows_read, r.hierarchy.rows
     known = read
     if name in (
@@ -222,11 +228,11 @@ def _labels_note(comparison: Comparison, drawn: str) -> str:
     first = comparison.reports[0].labelled
     assert first is not None
     classes = " and ".join(f"{c:,}" for c in first.n_classes)
-    asked = f"{first.asked:,} of {first.among:,} rows asked"
+    asked = f"{first.asked:,} of {first.among:,} rows classified"
     if first.asked == first.among:
-        asked = f"all {first.among:,} rows asked"
+        asked = f"all {first.among:,} rows classified"
     return (
-        f"{classes} classes; {asked}, each told from all others; linear: {first.probe}; "
+        f"{classes} classes; {asked}, each by all others; linear: {first.probe}; "
         f"lidar and Rand indices of {drawn} rows drawn, clusters by {comparison.tree.clustering}"
         + ("" if first.asked == first.among else "; [95 % interval]")
     )
@@ -265,7 +271,43 @@ def _pairs(comparison: Comparison, heads: list[str]) -> list[Table]:
             Row(name, [column[i] for column in columns]) for i, name in enumerate(named) if columns
         ]
         made.append(Table(title, note, known, rows))
-    return made
+    branches = _branches(comparison, named)
+    return [*made, branches] if branches.rows else made
+
+
+def _branches(comparison: Comparison, named: Sequence[str]) -> Table:
+    """Branches that two trees arrange differently: how many rows, which, and of which classes."""
+    rows = []
+    trees = [r.hierarchy for r in comparison.reports]
+    heads = ["correlation", "rows", "such as"]
+    if trees[0].labels is not None:
+        heads.append("classes")
+    for name, pair, (i, _) in zip(
+        named, comparison.pairs, itertools.combinations(range(len(trees)), 2), strict=True
+    ):
+        if pair.trees is None:
+            continue
+        for branch in pair.trees.branches:
+            some = ", ".join(map(str, pair.trees.rows[branch.leaves[:_ROWS_NAMED]].tolist()))
+            cells = [number(branch.correlation), f"{branch.leaves.size:,}", some]
+            rows.append(Row(name, [*cells, *_classes(trees[i], branch.leaves)]))
+    note = (
+        "of the first file's tree, arranged most differently in the second's: Pearson's "
+        "correlation of the heights at which both join each pair of rows of the branch; "
+        "row numbers of the file"
+    )
+    return Table("Branches that differ", note, heads, rows)
+
+
+def _classes(tree: Hierarchy, leaves: np.ndarray) -> list[str]:
+    """The commonest classes of leaves on the finest level, in one cell."""
+    if tree.labels is None:
+        return []
+    count = np.bincount(tree.labels[leaves, -1], minlength=len(tree.classes[-1]))
+    order = np.argsort(-count, kind="stable")[:_CLASSES_NAMED]
+    return [
+        ", ".join(f"{one_line(tree.classes[-1][c], _NAME)} {count[c]}" for c in order if count[c])
+    ]
 
 
 def _trees_note(comparison: Comparison) -> str:
@@ -288,10 +330,10 @@ def _pairs_note(comparison: Comparison) -> str:
     else:
         parts.append("distances: none, the files are of different widths")
     if comparison.paired:
-        parts.append("row i the same item in every file, as said")
+        parts.append("row i the same item in every file")
     elif len({r.shape[0] for r in comparison.reports}) == 1:
         parts.append(
-            "files of one length: --paired says that row i is the same item in them, and adds CKA, "
+            "files of one length: with --paired, for files in which row i is the same item, CKA, "
             "common neighbours and the similarity of the hierarchies"
         )
     return "; ".join(parts)

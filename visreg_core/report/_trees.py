@@ -15,6 +15,7 @@ from visreg_core.metrics import (
     adjusted_rand_index,
     cut_tree,
     dendrogram_correlations,
+    disagreeing_branches,
     hierarchical_rand_index,
     rand_index,
     tanglegram,
@@ -31,8 +32,11 @@ _HALVES = 12
 _FEWEST_ROWS = 8
 _CONFIDENCE = 0.95
 
+# Branches named of those that two trees arrange differently.
+_BRANCHES = 3
 
-class Rows:
+
+class TreeRows:
     """The rows drawn from a file, and the dendrograms of all and of halves of them."""
 
     def __init__(self, chosen: Embeddings, options: TreeOptions, seed: int) -> None:
@@ -62,8 +66,8 @@ class Rows:
         return self._halves
 
 
-def hierarchy(rows: Rows, levels: Levels | None) -> Hierarchy:
-    """Measures of one dendrogram; with the labels of its rows their codes and names beside it."""
+def hierarchy(rows: TreeRows, levels: Levels | None) -> Hierarchy:
+    """Measures of one dendrogram; and codes and names of its rows' labels."""
     measures = {
         "cophenetic_correlation": cophenetic_pearson(
             tree(rows.linkage), rows.points, rows.options.metric
@@ -79,7 +83,7 @@ def hierarchy(rows: Rows, levels: Levels | None) -> Hierarchy:
     return Hierarchy(rows.linkage, measures, np.stack(codes, axis=1), tuple(classes))
 
 
-def rand_indices(rows: Rows, found: Hierarchy) -> list[tuple[float, float] | None]:
+def rand_indices(rows: TreeRows, found: Hierarchy) -> list[tuple[float, float] | None]:
     """Rand index and adjusted Rand index on each level, with as many clusters as classes.
 
     None on a level whose rows are all of one class, or each of its own: every tree agrees with
@@ -108,7 +112,7 @@ def rand_indices(rows: Rows, found: Hierarchy) -> list[tuple[float, float] | Non
     return out
 
 
-def tree_pair(first: Rows, second: Rows) -> TreePair:
+def tree_pair(first: TreeRows, second: TreeRows) -> TreePair:
     """Similarity of two dendrograms of the same items, with intervals.
 
     An interval says how far the value would differ for as many other items. Its width comes from
@@ -129,13 +133,15 @@ def tree_pair(first: Rows, second: Rows) -> TreePair:
         intervals = [Interval(v) for v in values]
     layout = tanglegram(first.linkage, second.linkage)
     measures = [*intervals, Interval(layout.entanglement)]
-    return TreePair(dict(zip(PAIR_OF_TREES, measures, strict=True)), layout)
+    branches = disagreeing_branches(first.linkage, second.linkage, n_branches=_BRANCHES)
+    rows = np.arange(len(first.points)) if first.selection is None else first.selection
+    return TreePair(dict(zip(PAIR_OF_TREES, measures, strict=True)), layout, branches, rows)
 
 
 def _similarity(
     x: np.ndarray, of_x: np.ndarray, y: np.ndarray, of_y: np.ndarray, options: TreeOptions
 ) -> list[float]:
-    """`lca_similarity` and `cophenetic_similarity` from the dendrograms at hand."""
+    """`lca_similarity` and `cophenetic_similarity` of the dendrograms already made."""
     return [
         *dendrogram_correlations(of_x, of_y),
         cophenetic_pearson(tree(of_x), y, options.metric),

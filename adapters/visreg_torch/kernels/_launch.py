@@ -104,15 +104,9 @@ def mask_bytes(row_mask: torch.Tensor | None, n: int) -> torch.Tensor | None:
     return row_mask.contiguous().view(torch.uint8)
 
 
-def gradient_rows(p: torch.Tensor, out: torch.Tensor | None, need_grad: bool) -> torch.Tensor:
-    """Where the rows' gradient goes: `out`, or a new float32 matrix; empty if none is needed."""
-    if not need_grad:
-        return p.new_empty((0, 1), dtype=torch.float32)
-    if out is None:
-        return torch.empty(p.shape, dtype=torch.float32, device=p.device)
-    check_shape("out", out, *p.shape)
-    check_dtype("out", out)
-    return out
+def gradient_rows(p: torch.Tensor, need_grad: bool) -> torch.Tensor:
+    """A float32 matrix for the rows' gradient; empty if none is needed."""
+    return torch.empty(p.shape if need_grad else (0, 1), dtype=torch.float32, device=p.device)
 
 
 def splits(programs: int, blocks: int) -> int:

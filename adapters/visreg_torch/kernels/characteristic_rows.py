@@ -21,20 +21,12 @@ import triton
 import triton.language as tl
 
 from visreg_torch.kernels import _launch
+from visreg_torch.kernels.epps_pulley_rows import rotate
 from visreg_torch.kernels.sorted_rows import gradient_at, load_projection, store_gradient
 
 SHORT = 4096
 _PER_WARP = 512
 _BLOCK, _SPAN = 512, 8192
-
-
-@triton.jit
-def rotate(cos, sin, first_cos, first_sin):
-    """cos and sin of one angle more."""
-    return (
-        tl.fma(cos, first_cos, -sin * first_sin),
-        tl.fma(sin, first_cos, cos * first_sin),
-    )
 
 
 @triton.jit
@@ -256,20 +248,11 @@ def characteristic_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Epps-Pulley statistic of the rows x = p · factor · scale, and its gradient.
 
-    Parameters
-    ----------
-    p, n, together, factor, scale, keep, back, values
-        As in `sorted_rows`, with N of any size.
-    knots : tensor of shape (3, m)
-        float32, of knots 1 … m: weights, targets, and twice weight times knot.
-    step : float
-        The knots' distance.
-
-    Returns
-    -------
-    tuple
-        Values (G · K · together,) in float32, and the gradient (G, back · K, padded) in bfloat16
-        or None. What is beyond together · N is not written.
+    p, n, together, factor, scale, keep, back, values : as in `sorted_rows`, with N of any size
+    knots : (3, m); float32, of knots 1 … m: weights, targets, and twice weight times knot
+    step : the knots' distance
+    Returns values (G · K · together,) in float32, and the gradient (G, back · K, padded) in
+    bfloat16 or None. What is beyond together · N is not written.
     """
     groups, k, padded = p.shape
     rows, m = groups * k * together, knots.shape[1]

@@ -158,19 +158,11 @@ def counted_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Σ_n (sort(x)_n − q_n)² of long rows x = p · factor · scale − offset, and x_n − q̄_n.
 
-    Parameters
-    ----------
-    p, q, n, together, factor, scale, offset, keep, back, values
-        As in `sorted_rows`, with N of any size.
-    prefix : tensor of shape (2, N + 1)
-        float64: sums of the first 0 … N quantiles, and of their squares.
-    rank : int32 tensor of shape (N,), optional
-        Beside `keep`: ranks of the kept samples in index order.
-
-    Returns
-    -------
-    tuple
-        As of `sorted_rows`; q̄_n is the mean quantile of the samples with n's key.
+    p, q, n, together, factor, scale, offset, keep, back, values : as in `sorted_rows`, with N of
+        any size
+    prefix : (2, N + 1); float64: sums of the first 0 … N quantiles, and of their squares
+    rank : int32 (N,), with `keep`; ranks of the kept samples in index order
+    Returns as `sorted_rows`; q̄_n is the mean quantile of the samples with n's key.
     """
     groups, k, padded = p.shape
     rows = groups * k * together

@@ -30,17 +30,17 @@ MAX_SORTED = 8192
 
 # Loss -> module and name of the two passes that compute it whole, and what is saved between them.
 _WHOLE = {
-    "visreg_loss": ("sliced", "visreg", "VISRegSaved"),
-    "shape_loss": ("sliced", "shape", "VISRegSaved"),
+    "visreg_loss": ("sliced", "visreg", "VISRegKernelSaved"),
+    "shape_loss": ("sliced", "shape", "VISRegKernelSaved"),
     "gaussian_sliced_wasserstein": (
         "sliced",
         "gaussian_sliced_wasserstein",
         "SlicedSaved",
     ),
     "sigreg_loss": ("sliced", "sigreg", "SlicedSaved"),
-    "vicreg_loss": ("pairs", "vicreg", "VICRegSaved"),
-    "sag_vicreg_loss": ("pairs", "sag_vicreg", "VICRegSaved"),
-    "barlow_twins_loss": ("pairs", "barlow_twins", "BarlowTwinsSaved"),
+    "vicreg_loss": ("pairs", "vicreg", "VICRegKernelSaved"),
+    "sag_vicreg_loss": ("pairs", "sag_vicreg", "VICRegKernelSaved"),
+    "barlow_twins_loss": ("pairs", "barlow_twins", "BarlowTwinsKernelSaved"),
 }
 
 _forced: ContextVar[str | None] = ContextVar("visreg_torch_kernel", default=None)

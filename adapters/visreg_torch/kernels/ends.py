@@ -197,21 +197,11 @@ def terms(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Terms of VISReg, and the numbers that its backward pass needs.
 
-    Parameters
-    ----------
-    values : tensor of shape (rows,)
-        Σ_n (sort(x)_n − q_n)² of each view and slice.
-    moments : tensor of shape (3, B, D)
-    weights : three numbers, or tensors of one element
-        Of scale, shape and centre.
-    eps : float
-    n : number, or tensor of one element
-        Kept samples.
-
-    Returns
-    -------
-    tuple
-        Total, scale, shape and centre, 0-d tensors; and the weights, ε and n, (5,).
+    values : (rows,); Σ_n (sort(x)_n − q_n)² of each view and slice
+    moments : (3, B, D)
+    weights : three numbers, or tensors of one element; of scale, shape and centre
+    n : number, or tensor of one element; kept samples
+    Returns total, scale, shape and centre, 0-d tensors; and the weights, ε and n, (5,).
     """
     out = numbers(4, values.device)
     scalars = torch.empty(5, dtype=torch.float32, device=values.device)
@@ -235,9 +225,7 @@ def terms(
 def mean(values: torch.Tensor, divisor: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean of the rows' values over a divisor, 0-d, and the divisor as a tensor (1,).
 
-    Parameters
-    ----------
-    values : tensor of shape (rows,)
+    values : (rows,)
     divisor : number, or tensor of one element
     """
     (out,) = numbers(1, values.device)
@@ -270,29 +258,16 @@ def combined(
 ) -> torch.Tensor:
     """Gradient of a sliced loss with respect to z.
 
-    Parameters
-    ----------
-    g : tensor of shape (B / together, padded, pitch)
-        Σ_k of the rows' gradients times slices, float32 or bfloat16.
-    z : tensor of shape (B, N, D)
-    keep : byte tensor of shape (N,), optional
-        The gradient of other rows is 0.
-    moments : tensor of shape (3, B, D), optional
-        Where rows were standardised.
-    scalars : tensor
-        As `terms` or `mean` made it.
-    cotangents : four 0-d tensors or None
-        Of total, scale, shape and centre; without moments the first alone counts.
-    together : int
-    per_row : float
-        Factor of the rows' gradients.
-    out : tensor of shape (B, N, D), optional
-        Contiguous, where to write; may be the memory of `g`.
-
-    Returns
-    -------
-    tensor of shape (B, N, D)
-        In z's dtype.
+    g : (B / together, padded, pitch); Σ_k of the rows' gradients times slices, float32 or bfloat16
+    z : (B, N, D)
+    keep : byte (N,); the gradient of other rows is 0
+    moments : (3, B, D); where rows were standardised
+    scalars : as `terms` or `mean` made it
+    cotangents : four 0-d tensors or None; of total, scale, shape and centre; without moments the
+        first alone counts
+    per_row : factor of the rows' gradients
+    out : (B, N, D); contiguous, where to write; may be the memory of `g`
+    Returns (B, N, D) in z's dtype.
     """
     batch, n, d = z.shape
     if out is None:

@@ -44,7 +44,6 @@ def _sums(
     rows,
     n,
     m,
-    step,
     span,
     row_stride,
     column_stride,
@@ -64,7 +63,7 @@ def _sums(
             inside = inside & (tl.load(keep_ptr + column, mask=inside, other=0) != 0)
         inside = inside & (row < rows)
         at = x_ptr + row * row_stride + column.to(tl.int64) * column_stride
-        angle = step * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        angle = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         first_cos, first_sin = tl.cos(angle), tl.sin(angle)
         # A vector of length 0 stays one however it is rotated.
         cos, sin = tl.where(inside, first_cos, 0.0), tl.where(inside, first_sin, 0.0)
@@ -87,7 +86,6 @@ def _polynomial(
     rows,
     n,
     m,
-    step,
     row_stride,
     column_stride,
     out_row_stride,
@@ -99,7 +97,7 @@ def _polynomial(
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]).to(tl.int64)
     live = (row < rows) & (column < n)
     at = x_ptr + row * row_stride + column * column_stride
-    angle = step * tl.load(at, mask=live, other=0.0).to(tl.float32)
+    angle = tl.load(at, mask=live, other=0.0).to(tl.float32)
     first_cos, first_sin = tl.cos(angle), tl.sin(angle)
     re = tl.zeros([ROWS, BLOCK], tl.float32)
     im = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -119,54 +117,35 @@ def _tile(n: int) -> tuple[int, int]:
 
 
 def epps_pulley_sums(
-    x: torch.Tensor, m: int, row_mask: torch.Tensor | None = None, *, step: float = 1.0
+    angle: torch.Tensor, m: int, row_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Σ_n cos jθ_n and Σ_n sin jθ_n, j = 1 … m, with θ = step · x, over each row's (kept) samples.
+    """Σ_n cos jθ_n and Σ_n sin jθ_n, j = 1 … m, over each row's (kept) samples.
 
-    Parameters
-    ----------
-    x : tensor of shape (R, N)
-        float32, bfloat16 or float16, any strides.
-    m : int
-        Number of multiples, at least 1.
-    row_mask : boolean tensor of shape (N,), optional
-        Samples to keep.
-    step : float
-        The distance of the knots, or 1 where x holds angles.
-
-    Returns
-    -------
-    two tensors of shape (R, m)
-        In float32.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit or m < 1.
-    TypeError
-        For a dtype that kernels do not know.
+    angle : (R, N); θ: float32, bfloat16 or float16, any strides
+    m : number of multiples, at least 1
+    row_mask : boolean (N,); samples to keep
+    Returns two (R, m) in float32.
     """
-    _launch.check_rows("x", x)
+    _launch.check_rows("angle", angle)
     if m < 1:
         raise ValueError(f"expected m of at least 1; found {m}")
-    rows, n = x.shape
+    rows, n = angle.shape
     keep = _launch.mask_bytes(row_mask, n)
     together, block = _tile(n)
     programs, blocks = triton.cdiv(rows, together), triton.cdiv(n, block)
     parts = _launch.splits(programs, blocks)
-    out = torch.empty((parts, 2, rows, m), dtype=torch.float32, device=x.device)
+    out = torch.empty((parts, 2, rows, m), dtype=torch.float32, device=angle.device)
     _launch.launch(
         _sums,
         (programs, parts),
-        x,
+        angle,
         keep,
         out,
         rows,
         n,
         m,
-        step,
         triton.cdiv(blocks, parts) * block,
-        *x.stride(),
+        *angle.stride(),
         ROWS=together,
         BLOCK=block,
         KNOTS=triton.next_power_of_2(m),
@@ -177,57 +156,32 @@ def epps_pulley_sums(
 
 
 def epps_pulley_polynomial(
-    x: torch.Tensor,
-    of_cos: torch.Tensor,
-    of_sin: torch.Tensor,
-    *,
-    step: float = 1.0,
-    out: torch.Tensor | None = None,
+    angle: torch.Tensor, of_cos: torch.Tensor, of_sin: torch.Tensor
 ) -> torch.Tensor:
-    """Σ_j of_cos_j cos jθ_n + of_sin_j sin jθ_n, with θ = step · x and each row's coefficients.
+    """Σ_j of_cos_j cos jθ_n + of_sin_j sin jθ_n, with each row's coefficients.
 
-    Parameters
-    ----------
-    x : tensor of shape (R, N)
-        float32, bfloat16 or float16, any strides.
-    of_cos, of_sin : tensors of shape (R, m)
-        Coefficients of j = 1 … m.
-    step : float
-        As in `epps_pulley_sums`.
-    out : tensor of shape (R, N), optional
-        Where to write, in its dtype; may be `x`. A new float32 tensor if not given.
-
-    Returns
-    -------
-    tensor of shape (R, N)
-        By Horner's rule.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit.
-    TypeError
-        For a dtype that kernels do not know.
+    angle : (R, N); θ: float32, bfloat16 or float16, any strides
+    of_cos, of_sin : (R, m); coefficients of j = 1 … m
+    Returns (R, N) in float32, by Horner's rule.
     """
-    _launch.check_rows("x", x)
-    rows, n = x.shape
+    _launch.check_rows("angle", angle)
+    rows, n = angle.shape
     m = of_cos.shape[-1]
     _launch.check_shape("of_cos", of_cos, rows, m)
     _launch.check_shape("of_sin", of_sin, rows, m)
-    out = _launch.gradient_rows(x, out, need_grad=True)
+    out = _launch.gradient_rows(angle, need_grad=True)
     together, block = _tile(n)
     _launch.launch(
         _polynomial,
         (triton.cdiv(rows, together), triton.cdiv(n, block)),
-        x,
+        angle,
         of_cos.float().contiguous(),
         of_sin.float().contiguous(),
         out,
         rows,
         n,
         m,
-        step,
-        *x.stride(),
+        *angle.stride(),
         *out.stride(),
         ROWS=together,
         BLOCK=block,

@@ -69,39 +69,15 @@ def gaussian_rows(
     row_mask: torch.Tensor | None = None,
     need_grad: bool = True,
     slope: float = 2.0,
-    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row and, if wanted, slope / 2 times its gradient.
+    """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its gradient.
 
-    Parameters
-    ----------
-    p : tensor of shape (R, N)
-        float32, bfloat16 or float16, any strides, N at most `MAX_SAMPLES`.
-    q : tensor of shape (N,)
-        float32 quantiles, those of the kept samples first.
-    row_mask : boolean tensor of shape (N,), optional
-        Samples to keep; the others have gradient 0.
-    need_grad : bool
-        Whether to write the gradient.
-    slope : float
-        Factor of the difference p − q_rank.
-    out : tensor of shape (R, N), optional
-        Where to write the gradient, in its dtype; may be `p`. A new float32 tensor if not given.
-
-    Returns
-    -------
-    tuple
-        The values (R,) in float32 and, with `need_grad`, the gradient.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit or rows that are too long.
-    TypeError
-        For a dtype that kernels do not know.
-
-    Notes
-    -----
+    p : (R, N); float32, bfloat16 or float16, any strides, N at most `MAX_SAMPLES`
+    q : (N,); float32 quantiles, those of the kept samples first
+    row_mask : boolean (N,); samples to keep; the others have gradient 0
+    need_grad : whether to write the gradient
+    slope : factor of the difference p − q_rank
+    Returns the values (R,) in float32 and, with `need_grad`, the gradient.
     Ties take ranks in index order: the sorted integers hold the index below the key.
     """
     _launch.check_rows("p", p)
@@ -110,7 +86,7 @@ def gaussian_rows(
     if n > MAX_SAMPLES:
         raise ValueError(f"expected rows of at most {MAX_SAMPLES} samples; found {n}")
     keep = _launch.mask_bytes(row_mask, n)
-    gradient = _launch.gradient_rows(p, out, need_grad)
+    gradient = _launch.gradient_rows(p, need_grad)
     values = torch.empty(rows, dtype=torch.float32, device=p.device)
     block = max(2, triton.next_power_of_2(n))
     together = max(1, _PER_WARP // block)

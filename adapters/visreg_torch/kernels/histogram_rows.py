@@ -128,31 +128,14 @@ def histogram_rows(
     row_mask: torch.Tensor | None = None,
     need_grad: bool = True,
     slope: float = 2.0,
-    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row and, if wanted, slope / 2 times its mean gradient.
+    """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its mean gradient.
 
-    Parameters
-    ----------
-    p : tensor of shape (R, N)
-        bfloat16 or float16, any strides.
-    q : tensor of shape (N,)
-        float32 quantiles, those of the kept samples first, 0 behind them.
-    row_mask, need_grad, slope, out
-        As in `gaussian_rows`; `out` may be `p`.
-
-    Returns
-    -------
-    tuple
-        The values (R,) in float32 and, with `need_grad`, the gradient slope (p − q̄), with q̄ the
-        mean quantile of the samples equal to p (in a row of equal samples: of its index's rank).
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit.
-    TypeError
-        For a dtype that is not 16-bit.
+    p : (R, N); bfloat16 or float16, any strides
+    q : (N,); float32 quantiles, those of the kept samples first, 0 behind them
+    row_mask, need_grad, slope : as in `gaussian_rows`
+    Returns the values (R,) in float32 and, with `need_grad`, the gradient slope (p − q̄), with q̄
+    the mean quantile of the samples equal to p (in a row of equal samples: of its index's rank).
     """
     _launch.check_rows("p", p)
     if p.dtype == torch.float32:
@@ -160,7 +143,7 @@ def histogram_rows(
     rows, n = p.shape
     _launch.check_shape("q", q, n)
     keep = _launch.mask_bytes(row_mask, n)
-    gradient = _launch.gradient_rows(p, out, need_grad)
+    gradient = _launch.gradient_rows(p, need_grad)
     values = torch.empty(rows, dtype=torch.float32, device=p.device)
     q = q.float().contiguous()
     rank = None if row_mask is None else torch.cumsum(row_mask, 0, dtype=torch.int32) - 1

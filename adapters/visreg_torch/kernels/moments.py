@@ -244,22 +244,12 @@ def short_columns(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Moments of at most `SHORT` rows and, if `parts`, the standardised rows as an operand.
 
-    Parameters
-    ----------
-    z : tensor of shape (B, N, D)
-        float32, bfloat16 or float16, any strides.
-    keep : byte tensor of shape (N,), optional
-        Rows to keep; the others become zeros, and below two of them moments are NaN.
-    eps : float
-        Added to σ.
-    pitch, parts, together, padded
-        As in `operands.split_rows`; no parts, no operand.
-
-    Returns
-    -------
-    tuple
-        Moments (3, B, D) in float32: first, rest, σ; and the operand (B / together, padded,
-        parts · pitch) or None. Projections of it are to be multiplied by `factor_of` (N).
+    z : (B, N, D); float32, bfloat16 or float16, any strides
+    keep : byte (N,); rows to keep; the others become zeros, and below two of them moments are NaN
+    eps : added to σ
+    pitch, parts, together, padded : as in `operands.split_rows`; no parts, no operand
+    Returns moments (3, B, D) in float32: first, rest, σ; and the operand (B / together, padded,
+    parts · pitch) or None. Projections of it are to be multiplied by `factor_of` (N).
     """
     batch, n, d = z.shape
     moments = torch.empty((3, batch, d), dtype=torch.float32, device=z.device)
@@ -296,17 +286,9 @@ def short_columns(
 def column_moments(z: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     """Moments (3, B, D) in float32 of z (B, N, D) with one read of it: first, rest, σ.
 
-    Parameters
-    ----------
-    z : tensor of shape (B, N, D)
-        float32, bfloat16 or float16, any strides and length.
-    keep : byte tensor of shape (N,), optional
-        Rows to keep; NaN comes out below two of them.
-
-    Returns
-    -------
-    tensor of shape (3, B, D)
-        In float32.
+    z : (B, N, D); float32, bfloat16 or float16, any strides and length
+    keep : byte (N,); rows to keep; NaN comes out below two of them
+    Returns (3, B, D) in float32.
     """
     batch, n, d = z.shape
     if n <= SHORT:
@@ -357,17 +339,9 @@ def standard_parts(
 ) -> torch.Tensor:
     """Standardised rows as the operand that `short_columns` makes, for rows of any number.
 
-    Parameters
-    ----------
-    z : tensor of shape (b, N, D)
-        The views first … first + b − 1 of those that `moments` (3, B, D) are of.
-    keep, eps, pitch, parts, together, padded
-        As in `short_columns`.
-
-    Returns
-    -------
-    tensor of shape (b / together, padded, parts · pitch)
-        float16.
+    z : (b, N, D); the views first … first + b − 1 of those that `moments` (3, B, D) are of
+    keep, eps, pitch, parts, together, padded : as in `short_columns`
+    Returns (b / together, padded, parts · pitch) float16.
     """
     batch, n, d = z.shape
     shape = (batch // together, padded, parts * pitch)

@@ -222,25 +222,13 @@ def slice_operands(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Slices as operands of the projection and of the backprojection.
 
-    Parameters
-    ----------
-    w : tensor of shape (G, D, K)
-        Slices, any strides, entries below 255.
-    pitch : int
-        D or more, a multiple of 8; the columns beyond D are zeros.
-    parts : int
-        1, 2 or 3: (hi), (hi, lo) or (hi, lo, hi) of `dtype`; 0: none.
-    back : int
-        1 or 3: (hi) or (hi, hi, lo) in bfloat16; 0: none.
-    dtype : dtype
-        float16 or bfloat16, of the projection's operand.
-    scale : float
-        Factor of that operand.
-
-    Returns
-    -------
-    tuple
-        Tensors (G, K, parts · pitch) and (G, back · K, pitch), or None.
+    w : (G, D, K); slices, any strides, entries below 255
+    pitch : D or more, a multiple of 8; the columns beyond D are zeros
+    parts : 1, 2 or 3: (hi), (hi, lo) or (hi, lo, hi) of `dtype`; 0: none
+    back : 1 or 3: (hi) or (hi, hi, lo) in bfloat16; 0: none
+    dtype : float16 or bfloat16, of the projection's operand
+    scale : factor of that operand
+    Returns tensors (G, K, parts · pitch) and (G, back · K, pitch), or None.
     """
     groups, d, k = w.shape
     forward = backward = None
@@ -279,26 +267,14 @@ def split_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as operand of the projection, each scaled by a power of two of its own.
 
-    Parameters
-    ----------
-    z : tensor of shape (B, N, D)
-        float32, bfloat16 or float16, any strides.
-    keep : byte tensor of shape (N,), optional
-        Rows that are not kept become zeros.
-    pitch : int
-        As in `slice_operands`.
-    parts : int
-        1, 2 or 3: (hi), (hi, hi) or (hi, hi, lo).
-    together : int
-        Views that share slices, stored one after another.
-    padded : int
-        Rows of such a group, together · N or more; those beyond are not written.
-
-    Returns
-    -------
-    tuple
-        The operand (B / together, padded, parts · pitch), float16, and what projections on operands
-        of `slice_operands` are to be multiplied by, (B / together, padded) float32.
+    z : (B, N, D); float32, bfloat16 or float16, any strides
+    keep : byte (N,); rows that are not kept become zeros
+    pitch : as in `slice_operands`
+    parts : 1, 2 or 3: (hi), (hi, hi) or (hi, hi, lo)
+    together : views that share slices, stored one after another
+    padded : rows of such a group, together · N or more; those beyond are not written
+    Returns the operand (B / together, padded, parts · pitch), float16, and what projections on
+    operands of `slice_operands` are to be multiplied by, (B / together, padded) float32.
     """
     batch, n, d = z.shape
     shape = batch // together, padded
@@ -335,24 +311,13 @@ def folded_slices(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slices divided by σ + ε for each view, in 16-bit parts, and the mean's projections on them.
 
-    Parameters
-    ----------
-    w : tensor of shape (1 or groups, D, K)
-        Slices, any strides.
-    moments : tensor of shape (3, B, D)
-        First and rest of the mean, and σ, in float32.
-    eps : float
-        Added to σ; columns with σ = 0 get weight 0.
-    first, groups : int
-        The views to make them for.
-    parts : int
-        1 (hi) or 2 (hi, then lo).
-
-    Returns
-    -------
-    tuple
-        Tensors (parts, groups, K, D) of bfloat16, whose range is float32's, and (groups, K) of
-        float32.
+    w : (1 or groups, D, K); slices, any strides
+    moments : (3, B, D); first and rest of the mean, and σ, in float32
+    eps : added to σ; columns with σ = 0 get weight 0
+    first, groups : the views to make them for
+    parts : 1 (hi) or 2 (hi, then lo)
+    Returns tensors (parts, groups, K, D) of bfloat16, whose range is float32's, and (groups, K) of
+    float32.
     """
     d, k = w.shape[-2:]
     w = w.expand(groups, -1, -1)

@@ -56,34 +56,18 @@ def ordered_rows(
     row_mask: torch.Tensor | None = None,
     need_grad: bool = True,
     slope: float = 2.0,
-    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Σ_n (sort(p)_n − q_n)² of each row and, if wanted, slope / 2 times its gradient.
+    """Σ_n (sort(p)_n − q_n)² of each row and, if needed, slope / 2 times its gradient.
 
-    Parameters
-    ----------
-    p : tensor of shape (R, N)
-        float32, bfloat16 or float16, any strides and length.
-    q, row_mask, need_grad, slope, out
-        As in `gaussian_rows`; `out` may be `p`.
-
-    Returns
-    -------
-    tuple
-        The values (R,) in float32 and, with `need_grad`, the gradient.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit.
-    TypeError
-        For a dtype that kernels do not know.
+    p : (R, N); float32, bfloat16 or float16, any strides and length
+    q, row_mask, need_grad, slope : as in `gaussian_rows`
+    Returns the same.
     """
     _launch.check_rows("p", p)
     rows, n = p.shape
     _launch.check_shape("q", q, n)
     keep = _launch.mask_bytes(row_mask, n)
-    gradient = _launch.gradient_rows(p, out, need_grad)
+    gradient = _launch.gradient_rows(p, need_grad)
     p = p.contiguous()  # the results of a sort lie as what is sorted does
     ordered, order = torch.sort(
         p if row_mask is None else p.masked_fill(~row_mask, torch.inf), dim=-1, stable=True

@@ -229,11 +229,8 @@ def columns(
 ) -> torch.Tensor:
     """Statistics (8, D) in float32 of a and b (N, D), whose rows are contiguous.
 
-    Returns
-    -------
-    tensor of shape (8, D)
-        First and rest of the mean and Σ â² of a; of b; Σ â b̂; and Σ w (a − b)², of the rows of b
-        that `pairs` (N,) names, with `pair_weights` (N,), if given.
+    Returns (8, D): first and rest of the mean and Σ â² of a; of b; Σ â b̂; and Σ w (a − b)², of the
+    rows of b that `pairs` (N,) names, with `pair_weights` (N,), if given.
     """
     n, d = a.shape
     stats = torch.empty((8, d), dtype=torch.float32, device=a.device)
@@ -290,25 +287,14 @@ def parts(
 ) -> torch.Tensor:
     """Centred rows as bfloat16 parts, padded with zeros to multiples of 8.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-    stats : tensor of shape (8, D)
-    scale : tensor of shape (2,), optional
-        What to divide by; without it, by sqrt(Σ â² / N + eps).
-    heavy : int32 tensor of shape (2, HEAVY), optional
-        Columns that are 0 in the first factor.
-    split : bool
-        Whether there is a low part.
-    crossed : bool
-        For the product of a with b.
-    eps : float
-
-    Returns
-    -------
-    tensor of shape (blocks, 2, padded N, pitch)
-        Split: light hi, light hi, hi, lo, hi; crossed (hi, hi, lo) of a and (hi, lo, hi) of b.
-        Else light hi, hi; crossed hi.
+    a, b : (N, D)
+    stats : (8, D)
+    scale : (2,); what to divide by; without it, by sqrt(Σ â² / N + eps)
+    heavy : int32 (2, HEAVY); columns that are 0 in the first factor
+    split : whether there is a low part
+    crossed : for the product of a with b
+    Returns (blocks, 2, padded N, pitch). Split: light hi, light hi, hi, lo, hi; crossed (hi, hi,
+    lo) of a and (hi, lo, hi) of b. Else light hi, hi; crossed hi.
     """
     n, d = a.shape
     padded, pitch = -(-n // 8) * 8, -(-d // 8) * 8

@@ -206,23 +206,12 @@ def symmetric(
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Sums of squares of both views' symmetric products, and parts of these.
 
-    Parameters
-    ----------
-    p : tensor of shape (4 or 2, M, M)
-        hi·hi of both views and, split, hi·lo of both.
-    split, diagonal : bool
-        Whether there is a low part; whether the diagonal counts.
-    swapped : bool
-        Sums of products of the two views instead; each view's parts become the other's.
-    divisor : float
-        What the parts are divided by.
-    need_grad : bool
-        Whether to make the parts.
-
-    Returns
-    -------
-    tuple
-        Parts (3 or 1, 2, M, M) in bfloat16, (hi, hi, lo) or (hi), or None; and sums (2, tiles).
+    p : (4 or 2, M, M); hi·hi of both views and, split, hi·lo of both
+    split, diagonal : whether there is a low part; whether the diagonal counts
+    swapped : sums of products of the two views instead; each view's parts become the other's
+    divisor : what the parts are divided by
+    need_grad : whether to make the parts
+    Returns parts (3 or 1, 2, M, M) in bfloat16, (hi, hi, lo) or (hi), or None; and sums (2, tiles).
     """
     size = p.shape[1]
     tiles = triton.cdiv(size, _TILE)
@@ -253,11 +242,8 @@ def correlation(
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Σ of squares off the diagonal of a product (3 or 1, M, M) / divisor, and its parts.
 
-    Returns
-    -------
-    tuple
-        Parts (4 or 1, M, M) in bfloat16 without the diagonal, (hi, hi, lo, hi) or (hi), or None;
-        and sums (tiles,).
+    Returns parts (4 or 1, M, M) in bfloat16 without the diagonal, (hi, hi, lo, hi) or (hi), or
+    None; and sums (tiles,).
     """
     size = p.shape[1]
     tiles = triton.cdiv(size, _TILE)

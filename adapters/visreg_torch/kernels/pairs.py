@@ -32,7 +32,7 @@ CONVENTIONS = ("vicreg", "solo-learn", "paper")
 MAX_DIM = 1 << 16
 
 
-class VICRegSaved(NamedTuple):
+class VICRegKernelSaved(NamedTuple):
     """What `vicreg_forward` and `sag_vicreg_forward` save, in float32 unless stated.
 
     product : (parts · 2, N, D), both padded to multiples of 8: what the covariance's gradient is
@@ -52,7 +52,7 @@ class VICRegSaved(NamedTuple):
     starts: torch.Tensor | None
 
 
-class BarlowTwinsSaved(NamedTuple):
+class BarlowTwinsKernelSaved(NamedTuple):
     """What `barlow_twins_forward` saves, in float32.
 
     product : (parts · 2, N, D), both padded to multiples of 8; parts first where N < D, else views
@@ -132,25 +132,16 @@ def vicreg_forward(
     eps: float = 1e-4,
     convention: str = "vicreg",
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
     """`visreg_core.vicreg_loss` of two views.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
-    weights : three numbers, or 0-d tensors
-        Of invariance, variance and covariance.
-    gamma, eps : float
-        As in `visreg_core.variance_loss`.
+    a, b : (N, D); float32, bfloat16 or float16; or `a` alone of shape (2, N, D)
+    weights : three numbers, or 0-d tensors; of invariance, variance and covariance
+    gamma, eps : as in `visreg_core.variance_loss`
     convention : {"vicreg", "solo-learn", "paper"}
-    need_grad : bool
-        Whether a backward pass may follow.
-
-    Returns
-    -------
-    tuple
-        (total, invariance, variance, covariance), 0-d float32; and `VICRegSaved`, or None.
+    need_grad : whether a backward pass may follow
+    Returns (total, invariance, variance, covariance), 0-d float32; and `VICRegKernelSaved`, or
+    None.
     """
     return _vicreg(a, b, None, None, weights, gamma, eps, convention, need_grad)
 
@@ -165,7 +156,7 @@ def sag_vicreg_forward(
     gamma: float = 1.0,
     eps: float = 1e-4,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
     """`visreg_core.sag_vicreg_loss`; as `vicreg_forward`, with pairs and their weights (N,)."""
     return _vicreg(a, b, pairs, pair_weights, weights, gamma, eps, "vicreg", need_grad)
 
@@ -180,7 +171,7 @@ def _vicreg(
     eps: float,
     convention: str,
     need_grad: bool,
-) -> tuple[tuple[torch.Tensor, ...], VICRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
     from visreg_torch.kernels import pair_columns, pair_products, vicreg_ends
 
     x, y = _views(a, b)
@@ -202,13 +193,13 @@ def _vicreg(
     if q is None:
         return out, None
     order, starts = (None, None) if pairs is None else vicreg_ends.inverse_pairs(pairs)
-    return out, VICRegSaved(q, stats, scale, scalars, heavy, cross, order, starts)
+    return out, VICRegKernelSaved(q, stats, scale, scalars, heavy, cross, order, starts)
 
 
 def vicreg_backward(
     a: torch.Tensor,
     b: torch.Tensor | None,
-    saved: VICRegSaved,
+    saved: VICRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     gamma: float = 1.0,
@@ -218,20 +209,11 @@ def vicreg_backward(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Gradient of VICReg's four fields with respect to a and b.
 
-    Parameters
-    ----------
-    a, b, gamma, eps, convention
-        As passed to `vicreg_forward`.
-    saved : VICRegSaved
-        What `vicreg_forward` saved.
-    cotangents : four 0-d tensors, or None
-        Of total, invariance, variance and covariance.
-    donated : bool
-        Has no effect: no saved tensor has the shape of the result.
-
-    Returns
-    -------
-    two tensors of shape (N, D), or one of shape (2, N, D) where `a` holds both views
+    a, b, gamma, eps, convention : as passed to `vicreg_forward`
+    saved : VICRegKernelSaved; what `vicreg_forward` saved
+    cotangents : four 0-d tensors, or None; of total, invariance, variance and covariance
+    donated : has no effect: no saved tensor has the shape of the result
+    Returns two (N, D), or one of shape (2, N, D) where `a` holds both views.
     """
     return _vicreg_back(a, b, None, None, saved, cotangents, gamma, eps, convention)
 
@@ -241,7 +223,7 @@ def sag_vicreg_backward(
     b: torch.Tensor,
     pairs: torch.Tensor,
     pair_weights: torch.Tensor,
-    saved: VICRegSaved,
+    saved: VICRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     gamma: float = 1.0,
@@ -257,7 +239,7 @@ def _vicreg_back(
     b: torch.Tensor | None,
     pairs: torch.Tensor | None,
     pair_weights: torch.Tensor | None,
-    saved: VICRegSaved,
+    saved: VICRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     gamma: float,
     eps: float,
@@ -300,23 +282,14 @@ def barlow_twins_forward(
     *,
     eps: float = 0.0,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], BarlowTwinsSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], BarlowTwinsKernelSaved | None]:
     """`visreg_core.barlow_twins_loss` of two views.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (N, D)
-        float32, bfloat16 or float16; or `a` alone of shape (2, N, D).
+    a, b : (N, D); float32, bfloat16 or float16; or `a` alone of shape (2, N, D)
     off_diagonal_weight : number, or 0-d tensor
-    eps : float
-        Added to the biased variance under the root.
-    need_grad : bool
-        Whether a backward pass may follow.
-
-    Returns
-    -------
-    tuple
-        (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsSaved`, or None.
+    eps : added to the biased variance under the root
+    need_grad : whether a backward pass may follow
+    Returns (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsKernelSaved`, or None.
     """
     from visreg_torch.kernels import barlow_ends, pair_columns, pair_products
 
@@ -347,13 +320,13 @@ def barlow_twins_forward(
     if q is None:
         return out, None
     of_along = barlow_ends.along(x, y, q, stats, eps, diagonal=gram)
-    return out, BarlowTwinsSaved(q, stats, of_along, scalars)
+    return out, BarlowTwinsKernelSaved(q, stats, of_along, scalars)
 
 
 def barlow_twins_backward(
     a: torch.Tensor,
     b: torch.Tensor | None,
-    saved: BarlowTwinsSaved,
+    saved: BarlowTwinsKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     eps: float = 0.0,

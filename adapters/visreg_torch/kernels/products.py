@@ -21,21 +21,11 @@ def product(
 ) -> torch.Tensor:
     """a @ b of batches of matrices, summed in float32, rounded once to `dtype`.
 
-    Parameters
-    ----------
-    a, b : tensors of shape (G, M, J) and (G, J, N)
-        Of one 16-bit dtype, or float32.
-    dtype : dtype
-        Of the result: that of a and b, or float32.
-    out : tensor of shape (G, M, N), optional
-        Where to write.
-    add : bool
-        Whether to add to `out`.
-
-    Returns
-    -------
-    tensor of shape (G, M, N)
-        `out`, if given.
+    a, b : (G, M, J) and (G, J, N); of one 16-bit dtype, or float32
+    dtype : of the result: that of a and b, or float32
+    out : (G, M, N); where to write
+    add : whether to add to `out`
+    Returns (G, M, N), `out` if given.
     """
     if a.device.type == "meta":
         shape = (*a.shape[:2], b.shape[2])

@@ -38,10 +38,10 @@ def multiples(xp: Any, angle: torch.Tensor, m: int, *, sharded: bool) -> Any:
     kernel = choose("epps_pulley", angle.device, angle.dtype, angle.shape[-1]).kernel
     if kernel is None:
         return core_multiples(xp, angle, m, sharded=sharded)
-    return Multiples(angle, m)
+    return KernelMultiples(angle, m)
 
 
-class Multiples:
+class KernelMultiples:
     """Cosines and sines of jθ, j = 1 … m, for the angles θ (R, N); none of them is stored."""
 
     def __init__(self, angle: torch.Tensor, m: int) -> None:

@@ -33,6 +33,7 @@ captured: its warm-up does it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ from visreg_torch.kernels.sliced_rows import CharacteristicRows, DistanceRows
 EPS = 1e-6
 
 
-class VISRegSaved(NamedTuple):
+class VISRegKernelSaved(NamedTuple):
     """What `visreg_forward` and `shape_forward` save.
 
     gradient : (groups, padded, pitch), float32 or bfloat16: Σ_k (p − q)_nk w_k of row n of view b
@@ -61,7 +62,7 @@ class VISRegSaved(NamedTuple):
 class SlicedSaved(NamedTuple):
     """What the other forward passes save.
 
-    gradient : (groups, padded, pitch), as in `VISRegSaved`, of the rows' own gradients.
+    gradient : (groups, padded, pitch), as in `VISRegKernelSaved`, of the rows' own gradients.
     scalars : (1,) float32: what the mean over rows is divided by.
     """
 
@@ -110,31 +111,18 @@ def visreg_forward(
     row_mask: torch.Tensor | None = None,
     projection_dtype: torch.dtype | None = None,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor, ...], VISRegSaved | None]:
+) -> tuple[tuple[torch.Tensor, ...], VISRegKernelSaved | None]:
     """`visreg_core.visreg_loss` with σ held constant in the shape term.
 
-    Parameters
-    ----------
-    z : tensor of shape (..., N, D)
-        float32, bfloat16 or float16.
-    slices : tensor of shape (D, K) or (..., D, K)
-        Unit columns.
-    weights : three numbers, or 0-d tensors
-        Of scale, shape and centre.
-    eps : float
-        Added to σ.
-    row_mask : boolean tensor of shape (N,), optional
-        Rows to keep.
-    projection_dtype : dtype, optional
-        16-bit: products of one 16-bit part; float32: as exact as float32; by default as in the
-        module's table.
-    need_grad : bool
-        Whether a backward pass may follow.
-
-    Returns
-    -------
-    tuple
-        (total, scale, shape, center), 0-d float32; and `VISRegSaved`, or None.
+    z : (..., N, D); float32, bfloat16 or float16
+    slices : (D, K) or (..., D, K); unit columns
+    weights : three numbers, or 0-d tensors; of scale, shape and centre
+    eps : added to σ
+    row_mask : boolean (N,); rows to keep
+    projection_dtype : 16-bit: products of one 16-bit part; float32: as exact as float32; by default
+        as in the module's table
+    need_grad : whether a backward pass may follow
+    Returns (total, scale, shape, center), 0-d float32; and `VISRegKernelSaved`, or None.
     """
     flat, w = _flat(z, slices)
     n = flat.shape[1]
@@ -144,14 +132,14 @@ def visreg_forward(
     values, gradient, moments = sliced(flat, w, rows, plan, eps, need_grad)
     ends = dispatch.load("ends", "terms")
     out, scalars = ends(values, moments, weights, eps, count)
-    saved = VISRegSaved(gradient, moments, scalars) if need_grad else None
+    saved = VISRegKernelSaved(gradient, moments, scalars) if need_grad else None
     return out, saved
 
 
 def visreg_backward(
     z: torch.Tensor,
     slices: torch.Tensor,
-    saved: VISRegSaved,
+    saved: VISRegKernelSaved,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     row_mask: torch.Tensor | None = None,
@@ -159,35 +147,38 @@ def visreg_backward(
 ) -> torch.Tensor:
     """Gradient of VISReg's four fields with respect to z.
 
-    Parameters
-    ----------
-    z, slices, row_mask
-        As passed to `visreg_forward`.
-    saved : VISRegSaved
-        What `visreg_forward` saved.
-    cotangents : four 0-d tensors, or None
-        Of total, scale, shape and center.
-    donated : bool
-        Whether the memory of ``saved.gradient`` may become the result's.
-
-    Returns
-    -------
-    tensor of z's shape and dtype
+    z, slices, row_mask : as passed to `visreg_forward`
+    saved : VISRegKernelSaved; what `visreg_forward` saved
+    cotangents : four 0-d tensors, or None; of total, scale, shape and center
+    donated : whether the memory of ``saved.gradient`` may become the result's
+    Returns a tensor of z's shape and dtype.
     """
+    return _combined(z, slices, saved, saved.moments, tuple(cotangents), 2.0, row_mask, donated)
+
+
+def _combined(
+    z: torch.Tensor,
+    slices: torch.Tensor,
+    saved: VISRegKernelSaved | SlicedSaved,
+    moments: torch.Tensor | None,
+    cotangents: tuple[torch.Tensor | None, ...],
+    factor: float,
+    row_mask: torch.Tensor | None,
+    donated: bool,
+) -> torch.Tensor:
     flat, w = _flat(z, slices)
     batch, n, _ = flat.shape
     g = saved.gradient
-    out = _own(g, flat) if donated else None
     found = dispatch.load("ends", "combined")(
         g,
         flat,
         _launch.mask_bytes(row_mask, n),
-        saved.moments,
+        moments,
         saved.scalars,
-        tuple(cotangents),
+        cotangents,
         together=batch // g.shape[0],
-        per_row=2 / (batch * w.shape[2]),
-        out=out,
+        per_row=factor / (batch * w.shape[2]),
+        out=_own(g, flat) if donated else None,
     )
     return found.reshape(z.shape)
 
@@ -206,13 +197,10 @@ def shape_forward(
     row_mask: torch.Tensor | None = None,
     projection_dtype: torch.dtype | None = None,
     need_grad: bool = True,
-) -> tuple[tuple[torch.Tensor], VISRegSaved | None]:
+) -> tuple[tuple[torch.Tensor], VISRegKernelSaved | None]:
     """`visreg_core.shape_loss` with σ held constant, and its mean; as `visreg_forward`.
 
-    Returns
-    -------
-    tuple
-        (shape,), and `VISRegSaved` or None.
+    Returns (shape,), and `VISRegKernelSaved` or None.
     """
     terms, saved = visreg_forward(
         z,
@@ -229,7 +217,7 @@ def shape_forward(
 def shape_backward(
     z: torch.Tensor,
     slices: torch.Tensor,
-    saved: VISRegSaved,
+    saved: VISRegKernelSaved,
     cotangents: tuple[torch.Tensor | None],
     *,
     row_mask: torch.Tensor | None = None,
@@ -250,29 +238,13 @@ def gaussian_sliced_wasserstein_forward(
 ) -> tuple[tuple[torch.Tensor], SlicedSaved | None]:
     """`visreg_core.gaussian_sliced_wasserstein`, its mean over rows; as `visreg_forward`.
 
-    Returns
-    -------
-    tuple
-        (value,), and `SlicedSaved` or None.
+    Returns (value,), and `SlicedSaved` or None.
     """
     flat, w = _flat(z, slices)
     keep, count = _kept(row_mask, flat.shape[1])
     plan = plan_of(flat, w, False, projection_dtype)
     rows = DistanceRows(flat.shape[1], z.device, keep, count, plan.back == 3)
     return _ended(sliced(flat, w, rows, plan, None, need_grad), count)
-
-
-def gaussian_sliced_wasserstein_backward(
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    saved: SlicedSaved,
-    cotangents: tuple[torch.Tensor | None],
-    *,
-    row_mask: torch.Tensor | None = None,
-    donated: bool = False,
-) -> torch.Tensor:
-    """Gradient of the distance; as `visreg_backward`, with one cotangent."""
-    return _multiplied(z, slices, saved, cotangents, 2.0, row_mask, donated)
 
 
 def sigreg_forward(
@@ -288,10 +260,7 @@ def sigreg_forward(
 ) -> tuple[tuple[torch.Tensor], SlicedSaved | None]:
     """`visreg_core.sigreg_loss`; as `visreg_forward`.
 
-    Returns
-    -------
-    tuple
-        (value,), and `SlicedSaved` or None.
+    Returns (value,), and `SlicedSaved` or None.
     """
     flat, w = _flat(z, slices)
     keep, count = _kept(row_mask, flat.shape[1])
@@ -299,19 +268,6 @@ def sigreg_forward(
     rows = CharacteristicRows(flat.shape[1], z.device, keep, t_max, n_knots)
     made = sliced(flat, w, rows, plan, None, need_grad)
     return _ended(made, 1.0 if scale_by_n else count)
-
-
-def sigreg_backward(
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    saved: SlicedSaved,
-    cotangents: tuple[torch.Tensor | None],
-    *,
-    row_mask: torch.Tensor | None = None,
-    donated: bool = False,
-) -> torch.Tensor:
-    """Gradient of SIGReg; as `visreg_backward`, with one cotangent."""
-    return _multiplied(z, slices, saved, cotangents, 1.0, row_mask, donated)
 
 
 def _ended(
@@ -322,27 +278,24 @@ def _ended(
     return (out,), None if gradient is None else SlicedSaved(gradient, kept)
 
 
-def _multiplied(
-    z: torch.Tensor,
-    slices: torch.Tensor,
-    saved: SlicedSaved,
-    cotangents: tuple[torch.Tensor | None],
-    factor: float,
-    row_mask: torch.Tensor | None,
-    donated: bool,
-) -> torch.Tensor:
-    flat, w = _flat(z, slices)
-    batch, n, _ = flat.shape
-    g = saved.gradient
-    found = dispatch.load("ends", "combined")(
-        g,
-        flat,
-        _launch.mask_bytes(row_mask, n),
-        None,
-        saved.scalars,
-        (cotangents[0], None, None, None),
-        together=batch // g.shape[0],
-        per_row=factor / (batch * w.shape[2]),
-        out=_own(g, flat) if donated else None,
-    )
-    return found.reshape(z.shape)
+def _backward_of(factor: float) -> Callable[..., torch.Tensor]:
+    """The backward pass of a loss whose saved gradient is `factor` times too small."""
+
+    def backward(
+        z: torch.Tensor,
+        slices: torch.Tensor,
+        saved: SlicedSaved,
+        cotangents: tuple[torch.Tensor | None],
+        *,
+        row_mask: torch.Tensor | None = None,
+        donated: bool = False,
+    ) -> torch.Tensor:
+        of_total = (cotangents[0], None, None, None)
+        return _combined(z, slices, saved, None, of_total, factor, row_mask, donated)
+
+    return backward
+
+
+gaussian_sliced_wasserstein_backward = _backward_of(2.0)
+sigreg_backward = _backward_of(1.0)
+"""As `visreg_backward`, with one cotangent."""

@@ -132,31 +132,13 @@ def gaussian_slices(
 ) -> torch.Tensor:
     """Slices start … start + n_slices - 1 of the sampler "gaussian".
 
-    Parameters
-    ----------
-    dim, n_slices : int
-        Dimensions and slices, in the core's ranges.
-    seed, step : int or integer 0-d tensor
-        0 … 2³² − 1. A tensor's low 32 bits are read on the device.
-    start : int
-        Index of the first slice.
-    dtype : dtype
-        float32, bfloat16 or float16: computed in float32, rounded last.
-    device : device, optional
-        Where to draw; torch's default device if not given.
-
-    Returns
-    -------
-    tensor of shape (dim, n_slices)
-        Unit columns, contiguous.
-
-    Raises
-    ------
-    TypeError
-        For a dtype that kernels do not know.
-
-    Notes
-    -----
+    dim, n_slices : dimensions and slices, in the core's ranges
+    seed, step : int or integer 0-d tensor; 0 … 2³² − 1. A tensor's low 32 bits are read on the
+        device
+    start : index of the first slice
+    dtype : float32, bfloat16 or float16: computed in float32, rounded last
+    device : where to draw; torch's default device if not given
+    Returns unit columns (dim, n_slices), contiguous.
     No integer has a kernel compiled for its value, but `dim` and `n_slices` for being 1 or a
     multiple of 16.
     """

@@ -238,32 +238,17 @@ def sorted_rows(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Σ_n (sort(x)_n − q_n)² of the rows x = p · factor · scale − offset, and x_n − q_rank(n).
 
-    Parameters
-    ----------
-    p : tensor of shape (G, K, padded)
-        float32; of each slice `together` rows of N projections, behind each other.
-    q : tensor of shape (BLOCK,)
-        Of `targets_by_column`.
-    n, together : int
-        Samples, at most `dispatch.MAX_SORTED`, and views.
-    factor : float
-    scale : tensor of shape (G, padded), optional
-    offset : tensor of shape (G, K), optional
-        What makes projections of a product's sums.
-    keep : byte tensor of shape (N,), optional
-        Samples to keep; the others have gradient 0.
-    back : int
-        Parts of the gradient: 0, 1 (hi) or 3 (hi, lo, hi).
-    exact : bool
-        Whether samples whose keys do not tell them apart are put in order, too.
-    values : tensor of shape (G · K · together,), optional
-        Where to write.
-
-    Returns
-    -------
-    tuple
-        Values (G · K · together,) in float32, and the gradient (G, back · K, padded) in bfloat16
-        or None. What is beyond together · N is not written.
+    p : (G, K, padded); float32; of each slice `together` rows of N projections, one after another
+    q : (BLOCK,); of `targets_by_column`
+    n, together : samples, at most `dispatch.MAX_SORTED`, and views
+    scale : (G, padded)
+    offset : (G, K); added to a product's sums to make projections
+    keep : byte (N,); samples to keep; the others have gradient 0
+    back : parts of the gradient: 0, 1 (hi) or 3 (hi, lo, hi)
+    exact : whether samples of equal keys are ordered, too
+    values : (G · K · together,); where to write
+    Returns values (G · K · together,) in float32, and the gradient (G, back · K, padded) in
+    bfloat16 or None. What is beyond together · N is not written.
     """
     groups, k, padded = p.shape
     rows = groups * k * together

@@ -7,17 +7,14 @@ Arguments are checked here, with the core's messages, because kernels read memor
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from visreg_core import _xp, checks
-from visreg_core.losses.declaration import Declaration
+from visreg_core import arrays, checks
+from visreg_core.losses.declaration import Declaration, Inputs
 from visreg_core.losses.execution import Execution
 from visreg_torch.kernels.dispatch import passes
-
-Inputs = Mapping[str, Any]
 
 
 class Whole:
@@ -65,8 +62,8 @@ def check(declaration: Declaration, inputs: Inputs) -> None:
     """The checks of the core's forward passes, with their messages."""
     first, *others = declaration.embeddings(inputs)
     z = inputs[first]
-    arrays = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.ndim]
-    namespace = _xp.namespace(*arrays)
+    tensors = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.ndim]
+    namespace = arrays.namespace(*tensors)
     checks.embeddings(first, z)
     for name in others:
         checks.embeddings(name, inputs[name])
@@ -93,6 +90,6 @@ def check(declaration: Declaration, inputs: Inputs) -> None:
             checks.dtype(name, value, namespace)
         elif name in ("pairs", "pair_weights") and tuple(value.shape) != (size,):
             raise ValueError(f"expected {name} of shape ({size},); found {tuple(value.shape)}")
-    if "pairs" in inputs and "int" not in _xp.dtype_name(inputs["pairs"]):
-        found = _xp.dtype_name(inputs["pairs"])
+    if "pairs" in inputs and "int" not in arrays.dtype_name(inputs["pairs"]):
+        found = arrays.dtype_name(inputs["pairs"])
         raise TypeError(f"expected pairs of an integer dtype; found {found}")

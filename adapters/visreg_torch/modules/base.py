@@ -23,10 +23,10 @@ Step = int | Tensor | None
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class Loss(nn.Module):
+class LossModule(nn.Module):
     """A loss with its settings, which `repr` shows."""
 
-    def __new__(cls, *args: Any, **options: Any) -> Loss:
+    def __new__(cls, *args: Any, **options: Any) -> LossModule:
         """Refuse options that the class does not have."""
         known = _options(cls)
         for name in options:
@@ -58,7 +58,7 @@ def _options(cls: type[nn.Module]) -> list[str]:
     return list(names)
 
 
-class DrawingLoss(Loss):
+class DrawingLoss(LossModule):
     """A loss that draws by a seed and a step."""
 
     step: Tensor

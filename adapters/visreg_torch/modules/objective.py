@@ -52,6 +52,7 @@ class JointObjective(nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from visreg_torch import SIGRegLoss
     >>> objective = JointObjective(SIGRegLoss(n_slices=64), lam=0.05)
     >>> views = torch.randn(2, 256, 8, requires_grad=True)
     >>> terms = objective(views)

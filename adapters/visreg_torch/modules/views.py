@@ -16,10 +16,10 @@ from visreg_core import (
 from visreg_core.losses.random_walk import SCALES, check_percentile
 from visreg_core.losses.vicreg import CONVENTIONS
 from visreg_torch import functional
-from visreg_torch.modules.base import DrawingLoss, Loss, Number, Step
+from visreg_torch.modules.base import DrawingLoss, LossModule, Number, Step
 
 
-class VICRegLoss(Loss):
+class VICRegLoss(LossModule):
     """VICReg of two views a, b (..., N, D), or of the pairs of views (V, N, D).
 
     Parameters
@@ -81,7 +81,7 @@ class VICRegLoss(Loss):
         )
 
 
-class BarlowTwinsLoss(Loss):
+class BarlowTwinsLoss(LossModule):
     """Barlow Twins of two views a, b (..., N, D), or of the pairs of views (V, N, D).
 
     Parameters

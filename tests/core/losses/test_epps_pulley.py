@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from tests.core import reference
 from tests.core.losses.test_values import TOLERANCE
 from visreg_core import epps_pulley, random_slices, sigreg_loss, value_and_grad, value_and_vjp
-from visreg_core.losses.epps_pulley_numpy import InTiles, Multiples, scratch
+from visreg_core.losses.epps_pulley_numpy import PowerMultiples, TiledMultiples, scratch
 
 pytestmark = pytest.mark.lean_on_jax(dtype=["float64"])
 
@@ -158,11 +158,11 @@ def test_products_of_powers_are_all_multiples(m, masked, rng, monkeypatch):
     kept = 1.0 if keep is None else keep
     polynomial = (of_cos[..., None] * cos + of_sin[..., None] * sin).sum(1)
     monkeypatch.setattr("visreg_core._xp.tiles._TILE_BYTES", 3 * 8 * 50 * scratch(m + 1))
-    for twin in (Multiples(angle, m), InTiles(angle, m)):
-        cos_sums, sin_sums = twin.sums(keep)
+    for made in (PowerMultiples(angle, m), TiledMultiples(angle, m)):
+        cos_sums, sin_sums = made.sums(keep)
         assert_allclose(cos_sums, (cos * kept).sum(-1), atol=1e-12 * m)
         assert_allclose(sin_sums, (sin * kept).sum(-1), atol=1e-12 * m)
-        assert_allclose(twin.polynomial(of_cos, of_sin), polynomial, atol=1e-12 * m)
+        assert_allclose(made.polynomial(of_cos, of_sin), polynomial, atol=1e-12 * m)
 
 
 def test_no_array_of_all_knots(rng):

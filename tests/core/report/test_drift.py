@@ -97,7 +97,9 @@ def test_length_alone_pairs_nothing():
     found = report.compare([x, y], n_slices=4)
     (pair,) = found.pairs
     assert (pair.linear_cka, pair.mutual_knn, pair.trees) == (None, None, None)
-    assert "--paired says that row i is the same item" in _tables.tables(found)[0].note
+    assert (
+        "with --paired, for files in which row i is the same item" in _tables.tables(found)[0].note
+    )
     paired = report.compare([x, y], n_slices=4, paired=True).pairs[0]
     assert paired.trees is not None
     with pytest.raises(ValueError, match="expected files of one number of rows for --paired"):

@@ -14,9 +14,17 @@ from visreg_core.embeddings import EmbeddingsError, load
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.metrics.gaussianity import mean_z_scores
-from visreg_core.report import TreeOptions, _conditions, _html, _json, _model, _tree_figures
+from visreg_core.report import (
+    TreeOptions,
+    _conditions,
+    _html,
+    _json,
+    _model,
+    _tables,
+    _tree_figures,
+)
 from visreg_core.report._labels import load_labels
-from visreg_core.report._trees import Rows, rows_of, tree_pair
+from visreg_core.report._trees import TreeRows, rows_of, tree_pair
 from visreg_core.slices import random_slices
 
 LEVELS = 3
@@ -184,7 +192,7 @@ def test_intervals_cover(saved):
     for seed in range(24):
         x, _ = clusters(120, seed)
         y = x @ mixing + np.random.default_rng(seed).standard_normal(x.shape)
-        rows = [Rows(saved(z, f"{i}.npy"), TreeOptions(), seed) for i, z in enumerate((x, y))]
+        rows = [TreeRows(saved(z, f"{i}.npy"), TreeOptions(), seed) for i, z in enumerate((x, y))]
         found.append(list(tree_pair(*rows).measures.values())[:5])
     found = np.asarray(found)
     assert np.all((found[..., 1] < found[..., 0]) & (found[..., 0] < found[..., 2]))
@@ -443,7 +451,7 @@ def test_command(capsys):
     condition = ["--fail-if", "hierarchical_rand_index<2"]
     assert main(["report", "a.npy", *labelled, *condition, *common]) == 3
     out, err = capsys.readouterr()
-    assert "2 and 4 and 8 classes; all 80 rows asked" in out
+    assert "2 and 4 and 8 classes; all 80 rows classified" in out
     assert "clusters by dendrogram" in out
     assert err.count("meets hierarchical_rand_index<2") == LEVELS
     with open("o.json") as stream:
@@ -456,7 +464,7 @@ def test_command(capsys):
     ("arguments", "message"),
     [
         (["report", "a.npy", "--linkage", "ward"], "for Ward's linkage; found 'cosine'"),
-        (["report", "a.npy", "--class-tree", "tree.csv"], "--labels beside it"),
+        (["report", "a.npy", "--class-tree", "tree.csv"], "--labels, too"),
         (["report", "a.npy", "--labels", "l.npy", "--class-tree", "tree.csv"], "labels of 3"),
         (["report", "c.npy", "--labels", "l.npy"], "labels of 80 items; expected 70"),
         (["compare", "a.npy", "c.npy", "--labels", "l.npy"], "70 rows in c.npy; expected 80"),
@@ -469,3 +477,37 @@ def test_wrong_arguments(capsys, arguments, message):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_branches_that_differ_are_named(saved, tmp_path):
+    """Row numbers of the file, of which some are left out, and their commonest classes."""
+    rng = np.random.default_rng(2)
+    cluster = np.repeat(np.arange(8), 20)
+    x = 20 * rng.standard_normal((8, 4))[cluster] + rng.standard_normal((160, 4))
+    y = x.copy()
+    y[40:60] = rng.permutation(y[40:60])
+    x[3] = np.nan
+    a, b = saved(x, "a.npy"), saved(y, "b.npy")
+    labels = np.asarray([f"class {c}" for c in cluster])
+    found = report.compare(
+        [a, b],
+        paired=True,
+        n_slices=2,
+        labels=labels,
+        drop_bad_rows=True,
+        tree=TreeOptions(rows=150),
+    )
+    trees = found.pairs[0].trees
+    first, second = (r.hierarchy.linkage for r in found.reports)
+    expected = metrics.disagreeing_branches(first, second, n_branches=3)
+    assert [b.correlation for b in trees.branches] == [b.correlation for b in expected]
+    worst = trees.rows[trees.branches[0].leaves]
+    assert set(worst.tolist()) <= set(range(40, 60))
+    assert 3 not in trees.rows
+    table = next(t for t in _tables.tables(found) if t.title == "Branches that differ")
+    assert table.rows[0].name == "a – b"
+    cells = dict(zip(table.heads, table.rows[0].cells, strict=True))
+    assert cells["such as"] == ", ".join(map(str, worst[:5].tolist()))
+    assert cells["classes"] == f"class 2 {len(worst)}"
+    written = json.loads(json.dumps(_json._pair(found.pairs[0])))
+    assert written["branches"][0]["rows"] == worst.tolist()

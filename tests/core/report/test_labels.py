@@ -43,7 +43,7 @@ def test_rows_asked_are_told_from_all_others(monkeypatch):
         assert whole.low is None
         assert part.low < part.value < part.high
     monkeypatch.setattr(_labelled, "_PRODUCTS", 1)
-    monkeypatch.setattr(_labelled, "_FEWEST_ASKED", 50)
+    monkeypatch.setattr(_labelled, "_FEWEST_CLASSIFIED", 50)
     assert report.report(x, labels=codes, n_slices=2).labelled.asked == 50
 
 

@@ -1,4 +1,4 @@
-"""Chains of nearest neighbours: average and Ward linkage one merge at a time, from all distances.
+"""Chains of nearest neighbours: linkage one merge at a time, from all distances.
 
 For clusters that products tell too little apart, such as equidistant ones: the distances that would
 be computed pair by pair in every round are made once, and follow Lance and Williams's formulas.
@@ -10,11 +10,11 @@ import numpy as np
 
 
 def merge_along_chains(
-    distance: np.ndarray, size: np.ndarray, height: np.ndarray, *, ward: bool
+    distance: np.ndarray, size: np.ndarray, height: np.ndarray, *, method: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M clusters, in order of creation.
 
-    `distance` (M, M), average or Ward's squared, is symmetric, and overwritten; `size` (M,) are the
+    `distance` (M, M), Ward's squared, is symmetric, and overwritten; `size` (M,) are the
     clusters' numbers of points and `height` (M,) what no later merge may be below. Children are
     numbered as in `merge_rounds`. As near as each other are first the cluster before the end of
     the chain, then the lowest number.
@@ -45,7 +45,11 @@ def merge_along_chains(
         alive[[i, j]] = False
         others = np.flatnonzero(alive)
         a, b, n = distance[i, others], distance[j, others], size[others]
-        joined = _ward(a, b, least, size[i], size[j], n) if ward else _mean(a, b, size[i], size[j])
+        if method == "ward":
+            joined = _ward(a, b, least, size[i], size[j], n)
+        else:
+            share = 0.5 if method == "weighted" else size[i] / (size[i] + size[j])
+            joined = _mean(a, b, share)
         distance[i, others] = distance[others, i] = joined
         distance[j] = distance[:, j] = np.inf
         distance[i, j] = np.inf
@@ -55,9 +59,9 @@ def merge_along_chains(
     return children, heights
 
 
-def _mean(a: np.ndarray, b: np.ndarray, n_a: float, n_b: float) -> np.ndarray:
-    """Average distances to two clusters joined; equal ones stay what they are."""
-    return b + n_a / (n_a + n_b) * (a - b)
+def _mean(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+    """Mean of distances a, of this share, and b; equal ones stay what they are."""
+    return b + share * (a - b)
 
 
 def _ward(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from visreg_core.metrics.trees._pair_counts import Moments, PairCounts, correlate, height_moments
+from visreg_core.metrics.trees._pair_counts import (
+    PairCounts,
+    PairMoments,
+    correlate,
+    height_moments,
+)
 from visreg_core.metrics.trees._tree import Tree, along_leaves
 
 # Pairs counted at a time.
 _BLOCK = 1 << 20
 
 
-def tree_moments(first: Tree, second: Tree, distance: str) -> Moments:
+def tree_moments(first: Tree, second: Tree, distance: str) -> PairMoments:
     """Correlations over all pairs of the trees' "height" or "depth" distances."""
     if distance == "depth":
         return correlate(*depth_counts(first, second))

@@ -33,7 +33,7 @@ class PairCounts(NamedTuple):
     pairs: np.ndarray
 
 
-class Moments(NamedTuple):
+class PairMoments(NamedTuple):
     """Correlation coefficients of two variables over pairs."""
 
     pearson: float
@@ -42,7 +42,7 @@ class Moments(NamedTuple):
     gamma: float
 
 
-def height_moments(first: Tree, second: Tree, *, identical: int = 0) -> Moments:
+def height_moments(first: Tree, second: Tree, *, identical: int = 0) -> PairMoments:
     """Correlations of the heights at which pairs of leaves are joined in two trees.
 
     `identical` pairs, at height 0 in both trees, are left out: copies of one item in a resample.
@@ -185,7 +185,7 @@ def correlate(
     values_second: np.ndarray,
     pairs_first: np.ndarray,
     pairs_second: np.ndarray,
-) -> Moments:
+) -> PairMoments:
     """Pearson, Spearman (midranks), Kendall's tau-b and Goodman-Kruskal's gamma of counted pairs.
 
     `values_*` are the variable's distinct values in ascending order, by rank, and `pairs_*` how
@@ -216,7 +216,7 @@ def correlate(
     untied = untied_first + untied_second - pairs + joint_ties
     surplus = 2 * concordant - untied
     root = math.sqrt(untied_first * untied_second)
-    return Moments(
+    return PairMoments(
         pearson=_clipped(pearson),
         spearman=_clipped(spearman),
         kendall=_clipped(surplus / root) if root > 0 else math.nan,

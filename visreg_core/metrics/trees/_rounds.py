@@ -1,4 +1,4 @@
-"""Reciprocal-nearest-neighbour rounds: average and Ward linkage in O(N·D) memory.
+"""Reciprocal-nearest-neighbour rounds: average, weighted and Ward linkage in O(N·D) memory.
 
 A reducible linkage may merge every pair of clusters that are each other's nearest neighbour at
 once, in any order, and ends in the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
@@ -6,6 +6,7 @@ For the linkages here the distance of two clusters follows from their means u, v
 spreads s (mean squared distance of a cluster's points to its mean), without cancellation:
 
     average, squared Euclidean    d = ‖u − v‖² + s_u + s_v
+    weighted                      the same, of means that weigh the two clusters joined alike
     Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
 
 Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids
@@ -19,6 +20,7 @@ import numpy as np
 
 from visreg_core.metrics.trees._chain import merge_along_chains
 from visreg_core.metrics.trees._clusters import Clusters
+from visreg_core.metrics.trees._near_lists import NearLists
 from visreg_core.metrics.trees._screen import Screen
 from visreg_core.typing import Device, Namespace
 
@@ -31,6 +33,9 @@ _ROWS_PER_MERGE = 16
 # no more memory than the points.
 _FEW_CLUSTERS = 4096
 
+# Clusters from which on a graph is no longer needed, nor trusted: the top of the tree is exact.
+_EXACT = 1 << 14
+
 
 def merge_rounds(
     xp: Namespace,
@@ -39,8 +44,9 @@ def merge_rounds(
     sizes: np.ndarray,
     spreads: np.ndarray,
     *,
-    ward: bool,
+    method: str,
     lone: np.ndarray | None = None,
+    graph: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
 
@@ -49,14 +55,17 @@ def merge_rounds(
     xp, device
         Where the products run.
     points : float64 array (M, D)
-        Means of the starting clusters, centred, of magnitude about 1.
+        Means of the starting clusters, centred, of magnitude about 1; overwritten.
     sizes, spreads : float64 array (M,)
         Their numbers of points and spreads.
-    ward : bool
-        Ward's distance instead of average squared Euclidean.
+    method : str
+        "average" or "weighted", of squared Euclidean distances, or "ward".
     lone : boolean array (M,), optional
         At most one point whose distance to every other is its spread times 2, exactly: a zero
         vector under cosine, whose ties rounding must not decide.
+    graph : integer array (M, k), optional
+        Points near to each one, or itself. Clusters that are not linked by these are looked at only
+        where a cluster has none, until few are left: what is merged may not be the nearest.
 
     Returns
     -------
@@ -66,33 +75,37 @@ def merge_rounds(
     """
     if lone is None:
         lone = np.zeros(sizes.size, dtype=bool)
-    clusters = Clusters(points, sizes, spreads, lone, ward=ward)
-    screen = Screen(xp, device, clusters)
+    clusters = Clusters(points, sizes, spreads, lone, method=method)
+    near = NearLists(clusters, trusted=graph is not None)
+    if graph is not None:
+        near.put_graph(graph)
+    screen = Screen(xp, device, near)
     children, heights = [], []
     few = max(_FEW_CLUSTERS, points.shape[1] + 1)
     limit = clusters.count
     while clusters.count > 1:
-        if clusters.count <= few:
+        if near.trusted and clusters.count <= _EXACT:
+            near.forget()
+        if not near.trusted and clusters.count <= few:
             if screen.crowded():
-                clusters.squeeze()
+                near.squeeze()
                 pairs, above = merge_along_chains(
-                    clusters.distances(), clusters.size, clusters.height, ward=ward
+                    clusters.distances(), clusters.size, clusters.height, method=method
                 )
                 number = np.concatenate([clusters.id, clusters.next_id + np.arange(above.size)])
                 children.append(number[pairs])
                 heights.append(above)
                 break
             few = clusters.count // 2  # look again then
-        stale = clusters.stale()
-        rows = stale[:limit]
-        clusters.set_nearest(rows, *screen.nearest(rows))
-        i, j = clusters.nearest_pairs()
+        unknown, _ = near.settle(near.stale())
+        screen.settle(unknown[:limit])
+        i, j = near.nearest_pairs()
         if i.size == 0:
-            if stale.size > rows.size:
+            if unknown.size > limit:
                 limit *= 2
                 continue
-            i, j = clusters.least_pair()
+            i, j = near.least_pair()
         limit = _ROWS_PER_MERGE * i.size
         children.append(np.stack([clusters.id[i], clusters.id[j]], axis=1))
-        heights.append(clusters.merge(i, j))
+        heights.append(near.merge(i, j))
     return np.concatenate(children), np.concatenate(heights)

@@ -1,18 +1,21 @@
 """Nearest clusters in two steps: products screen in the array's library, float64 decides.
 
-A blocked product in float32, in the array's own library and on its device, screens all clusters:
-whatever lies within its rigorous error bound of a row's least distance stays a candidate. The
-candidates' distances are then computed on the host in float64 from the differences of means, one
-value a pair, and the least (distance, id) wins. So every library gives the same dendrogram, bit for
-bit.
+A blocked product in float32, in the array's own library and on its device, finds every row's
+nearest clusters but for its rigorous error bound. Distances are then computed on the host in
+float64 from the differences of means, one value a pair, and the least (distance, id) wins. So every
+library gives the same dendrogram, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from visreg_core import _xp
-from visreg_core.metrics.trees._clusters import FAR, Clusters
+from visreg_core import _xp, threads
+from visreg_core.metrics.trees._clusters import FAR, GROUP
+from visreg_core.metrics.trees._near_lists import LISTED, NearLists
+from visreg_core.metrics.trees._nearest_products import nearest_products
 from visreg_core.typing import Array, Device, DType, Namespace
 
 # Candidates of a row; where most rows have more, float32 tells too little apart.
@@ -21,48 +24,37 @@ _MANY_CANDIDATES = 16
 # Rows by which that is judged beforehand, about.
 _SAMPLED_ROWS = 16
 
-# Bytes of distances made at a time, on the host for its caches, on devices to fill them; and rows
-# at least, for narrower products are slow.
-_BLOCK_BYTES = {"numpy": 1 << 22}
+# Rows that one thread looks at together; and bytes of distances made at a time on devices, to fill
+# them, and rows at least, for narrower products are slow.
+_ROWS_HOST = 128
 _BLOCK_BYTES_DEVICE = 1 << 26
 _MIN_BLOCK_ROWS = 64
 
 
 class Screen:
-    """Nearest neighbours by blocked products on the array's device, settled in float64."""
+    """Nearest clusters by blocked products on the array's device, settled in float64."""
 
-    def __init__(self, xp: Namespace, device: Device, clusters: Clusters) -> None:
+    def __init__(self, xp: Namespace, device: Device, near: NearLists) -> None:
         self.xp = xp
         self.device = device
-        self.clusters = clusters
+        self.near = near
+        self.clusters = near.clusters
         self.dtype: DType = xp.float32
         # JAX compiles a program for every shape: it is given few of them.
         self.fixed_shapes = _xp.name(xp) == "jax"
 
-    def nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each row: slot of the nearest cluster, of the next as near, and the distance.
-
-        Clusters at equal distance go by their ids; the second slot is the first of them above the
-        row's own id, or −1.
-        """
-        nearest = np.empty(rows.size, dtype=np.intp)
-        above = np.empty(rows.size, dtype=np.intp)
-        distance = np.empty(rows.size)
-        points, inverse_size = self._upload()
-        row_bytes = self.clusters.operand.itemsize * self.clusters.alive.size
-        step = _block_rows(self.xp, row_bytes)
-        for start in range(0, rows.size, step):
-            block = rows[start : start + step]
-            found = self._nearest_of_block(block, points, inverse_size)
-            if found is None:  # float32 tells too little apart: go on in float64
-                self.dtype = self.xp.float64
-                self.clusters.operand = self.clusters.screened("float64")
-                points, inverse_size = self._upload()
-                found = self._nearest_of_block(block, points, inverse_size)
-                assert found is not None
-            for whole, part in zip((nearest, above, distance), found, strict=True):
-                whole[start : start + step] = part
-        return nearest, above, distance
+    def settle(self, rows: np.ndarray) -> None:
+        """Find the nearest clusters of rows, and lists of near ones."""
+        if not rows.size:
+            return
+        rest, least = self._listed(rows)
+        if 2 * rest.size > rows.size and self.dtype == self.xp.float32 and self._can_widen():
+            # float32 tells too little apart: go on in float64
+            self.dtype = self.xp.float64
+            self.clusters.operand = self.clusters.screened(np.dtype(np.float64))
+            rest, least = self._listed(rest)
+        if rest.size:
+            self._compare(rest, least)
 
     def crowded(self) -> bool:
         """Whether most clusters would have many candidates in float32: of a few, on the host."""
@@ -78,66 +70,111 @@ class Screen:
             many += int(np.count_nonzero(distance <= reach) > _MANY_CANDIDATES)
         return many > rows.size / 2
 
-    def _upload(self) -> tuple[Array, Array | None]:
-        """The clusters' operand on the device, and 1/(2n), whose sums divide Ward's distances."""
+    def _listed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`NearLists.settle` of rows with new lists."""
+        points, inverse_size = self._upload()
+        on_host = _xp.name(self.xp) == "numpy"
+        step = _ROWS_HOST if on_host else self._block_rows
+        blocks = [rows[start : start + step] for start in range(0, rows.size, step)]
+
+        def work(mine: Sequence[np.ndarray]) -> None:
+            for block in mine:
+                self._put(block, *self._nearest(block, points, inverse_size))
+
+        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not on_host)
+        return self.near.settle(rows)
+
+    def _put(self, rows: np.ndarray, slot: np.ndarray, value: np.ndarray) -> None:
+        """Lists of rows from the nearest slots (R, K) by products, which must be about right."""
         c = self.clusters
-        operand, inverse_size = c.operand, 0.5 / c.size
+        error = self._error(rows[:, None], value, _xp.dtype_name(self.dtype))
+        nobody = value > FAR / 2  # the row itself, or an empty slot
+        slot = np.where(nobody, rows[:, None], slot)
+        distance = c.distance(rows, slot[:, 0])
+        if np.any(np.abs(value[:, 0] - distance) > error[:, 0]):
+            raise RuntimeError(
+                f"expected {_xp.name(self.xp)} on {self.device} to multiply matrices in full "
+                f"{_xp.dtype_name(self.dtype)} precision; found larger errors: switch reduced "
+                "precision (TF32, bfloat16) of its matrix products off"
+            )
+        least = np.where(nobody, np.inf, value) - error
+        reach = least[:, -1] if c.count - 1 > slot.shape[1] else np.full(rows.size, np.inf)
+        self.near.put(rows, slot, np.concatenate([distance[:, None], least[:, 1:]], axis=1), reach)
+
+    def _upload(self) -> tuple[Array, Array | None]:
+        """The clusters' operand on the device, and 1/(2n), whose sums divide Ward's distances.
+
+        Clusters of one size have a common weight instead.
+        """
+        c = self.clusters
+        operand = c.operand
         if self.fixed_shapes:
-            padding = _padded_size(c.alive.size, 2) - c.alive.size
+            padding = _padded_size(operand.shape[0], 2) - operand.shape[0]
             empty = np.zeros((padding, operand.shape[1]), dtype=operand.dtype)
-            empty[:, -2] = -FAR
+            empty[:, -2] = FAR
             operand = np.concatenate([operand, empty])
-            inverse_size = np.concatenate([inverse_size, np.ones(padding)])
-        return self._to_device(operand), self._to_device(inverse_size) if c.ward else None
+        sizes = c.size[c.alive]
+        self.weight = float(sizes[0]) if c.ward else 1.0
+        inverse_size = None
+        if c.ward and np.any(sizes != sizes[0]):
+            self.weight = 1.0
+            inverse_size = np.ones(operand.shape[0])
+            inverse_size[: c.size.size][c.alive] = 0.5 / sizes
+            inverse_size = self._to_device(inverse_size)
+        return self._to_device(operand), inverse_size
 
-    def _nearest_of_block(
+    def _nearest(
         self, rows: np.ndarray, points: Array, inverse_size: Array | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """`nearest` of a few rows; None where float32 does not do."""
-        xp, c = self.xp, self.clusters
-        taken = self._padded(rows)
-        queries = 2 * c.operand[taken]
-        queries[:, -2] = 1
-        queries[:, -1] = -c.operand[taken, -2]
-        scores = self._to_device(queries) @ xp.matrix_transpose(points)
-        if inverse_size is not None:
-            own = xp.take(inverse_size, self._to_device(taken), axis=0)
-            scores = scores / (own[:, None] + inverse_size[None, :])
-        scores = _exclude(xp, scores, self._to_device(taken))
-        first = xp.argmax(scores, axis=1)
-        best = xp.max(scores, axis=1)
-        scores = _exclude(xp, scores, first)
-        second = xp.max(scores, axis=1)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Slots (R, K) and screened distances of what is nearest to a few rows."""
+        xp = self.xp
+        k = min(LISTED, points.shape[0])
+        if _xp.name(xp) == "numpy":
+            index, value = nearest_products(self._queries(rows), points, rows, k, inverse_size)
+        else:
+            scores = self._scores(rows, points, inverse_size)
+            at = _smallest(xp, scores, k)
+            value = _xp.to_numpy(xp.take_along_axis(scores, at, axis=1))[: rows.size]
+            index = _xp.to_numpy(at)[: rows.size]
+        return index, value.astype(np.float64) * self.weight
 
-        k = rows.size
-        slot = _xp.to_numpy(first)[:k].astype(np.intp)
-        least = -_xp.to_numpy(best)[:k].astype(np.float64)
-        runner_up = -_xp.to_numpy(second)[:k].astype(np.float64)
-        error = self._error(rows, least, _xp.dtype_name(self.dtype))
-        distance = c.distance(rows, slot)
-        self._check_products(least, distance, error)
-        close = np.flatnonzero(runner_up <= least + 2 * error)
-        above = np.full(k, -1, dtype=np.intp)
-        if close.size == 0:
-            return slot, above, distance
-        index = self._to_device(self._padded(close))
-        host_scores = _xp.to_numpy(xp.take(scores, index, axis=0))[: close.size]
-        limit = -(least + 2 * error)[close].astype(host_scores.dtype)
-        row, candidate = np.nonzero(host_scores >= np.nextafter(limit, -np.inf)[:, None])
-        crowded = np.count_nonzero(np.bincount(row) > _MANY_CANDIDATES)
-        if self.dtype == xp.float32 and crowded > k / 2 and self._can_widen():
-            return None
-        row = np.concatenate([row, np.arange(close.size)])
-        candidate = np.concatenate([candidate, slot[close]])
-        value = c.distance(rows[close[row]], candidate)
-        order = np.lexsort((c.id[candidate], value, row))
-        row, candidate, value = row[order], candidate[order], value[order]
-        winner = np.unique(row, return_index=True)[1]
-        slot[close], distance[close] = candidate[winner], value[winner]
-        tied = (value == value[winner][row]) & (c.id[candidate] > c.id[rows[close[row]]])
-        row, next_one = np.unique(row[tied], return_index=True)
-        above[close[row]] = candidate[tied][next_one]
-        return slot, above, distance
+    def _queries(self, rows: np.ndarray) -> np.ndarray:
+        queries = -2 * self.clusters.operand[rows]
+        queries[:, -2] = 1
+        queries[:, -1] = self.clusters.operand[rows, -2]
+        return queries
+
+    def _scores(self, rows: np.ndarray, points: Array, inverse_size: Array | None) -> Array:
+        """Screened distances (R, slots) of rows, repeated as `_padded` does; ∞ to themselves."""
+        xp = self.xp
+        rows = self._padded(rows)
+        scores = self._to_device(self._queries(rows)) @ xp.matrix_transpose(points)
+        own = self._to_device(rows)
+        if inverse_size is not None:
+            scores = scores / (xp.take(inverse_size, own, axis=0)[:, None] + inverse_size[None, :])
+        return _exclude(xp, scores, own)
+
+    def _compare(self, rows: np.ndarray, least: np.ndarray) -> None:
+        """Settle rows that are no nearer than `least` to more clusters than a list holds."""
+        c = self.clusters
+        points, inverse_size = self._upload()
+        step = self._block_rows
+        for start in range(0, rows.size, step):
+            block, best = rows[start : start + step], least[start : start + step]
+            scores = self._scores(block, points, inverse_size)
+            scores = _xp.to_numpy(scores)[: block.size]
+            error = self._error(block, best, _xp.dtype_name(self.dtype))
+            limit = ((best + 2 * error) / self.weight).astype(scores.dtype)
+            row, slot = np.nonzero(scores <= np.nextafter(limit, np.inf)[:, None])
+            value = c.distance(block[row], slot)
+            order = np.lexsort((c.id[slot], value, row))
+            row, slot, value = row[order], slot[order], value[order]
+            first = np.searchsorted(row, np.arange(block.size))
+            tied = (value == value[first][row]) & (c.id[slot] > c.id[block[row]])
+            above = np.full(block.size, -1, dtype=np.intp)
+            late, place = np.unique(row[tied], return_index=True)
+            above[late] = slot[tied][place]
+            self.near.set_nearest(block, slot[first], above, value[first])
 
     def _error(self, rows: np.ndarray, least: np.ndarray, dtype: str) -> np.ndarray:
         """Bound of the error of screened distances d of a row, near its least one.
@@ -153,42 +190,49 @@ class Screen:
         terms = c.mean.shape[1] + 8
         return terms * (8 * (info.eps / 2) * scale + 8 * weight * info.tiny)
 
-    def _check_products(self, least: np.ndarray, distance: np.ndarray, error: np.ndarray) -> None:
-        """Refuse a library whose products have fewer digits than its dtype (TF32, bfloat16)."""
-        if np.any(np.abs(least - distance) > error):
-            raise RuntimeError(
-                f"expected {_xp.name(self.xp)} on {self.device} to multiply matrices in full "
-                f"{_xp.dtype_name(self.dtype)} precision; found larger errors: switch reduced "
-                "precision (TF32, bfloat16) of its matrix products off"
-            )
-
     def _can_widen(self) -> bool:
         return "float64" in self.xp.__array_namespace_info__().dtypes(kind="real floating")
+
+    @property
+    def _block_rows(self) -> int:
+        row_bytes = self.clusters.operand.itemsize * self.clusters.operand.shape[0]
+        return max(_MIN_BLOCK_ROWS, _BLOCK_BYTES_DEVICE // row_bytes)
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """`rows`, repeated up to one of a few lengths where shapes are to be few."""
         return np.resize(rows, _padded_size(rows.size, 4)) if self.fixed_shapes else rows
 
     def _to_device(self, a: np.ndarray) -> Array:
+        if _xp.name(self.xp) == "numpy":
+            return a
         dtype = self.dtype if a.dtype.kind == "f" else None
         if dtype is None and _xp.name(self.xp) == "jax":
             a = a.astype(np.int32)
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-def _block_rows(xp: Namespace, row_bytes: int) -> int:
-    budget = _BLOCK_BYTES.get(_xp.name(xp), _BLOCK_BYTES_DEVICE)
-    return max(_MIN_BLOCK_ROWS, budget // row_bytes)
-
-
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:
-    """`scores` (B, M) with −∞ at (b, columns[b]); in place where the library can."""
+    """`scores` (B, M) with ∞ at (b, columns[b]); in place where the library can."""
     if _xp.name(xp) in ("numpy", "torch", "cupy"):
         rows = xp.arange(columns.shape[0], **_xp.on_device(columns))
-        scores[rows, columns] = -xp.inf
+        scores[rows, columns] = xp.inf
         return scores
     every = xp.arange(scores.shape[1], dtype=columns.dtype, **_xp.on_device(columns))
-    return xp.where(every[None, :] == columns[:, None], -xp.inf, scores)
+    return xp.where(every[None, :] == columns[:, None], xp.inf, scores)
+
+
+def _smallest(xp: Namespace, scores: Array, k: int) -> Array:
+    """Indices (B, k) of the k smallest of each row, of a multiple of GROUP: all in k groups."""
+    b, m = scores.shape
+    groups = m // GROUP
+    if groups <= 2 * k:
+        return _xp.smallest(xp, scores, k)
+    least = xp.min(xp.reshape(scores, (b, GROUP, groups)), axis=1)
+    group = _xp.smallest(xp, least, k)
+    member = xp.arange(GROUP, dtype=group.dtype, **_xp.on_device(scores)) * groups
+    column = xp.reshape(group[:, None, :] + member[None, :, None], (b, GROUP * k))
+    place = _xp.smallest(xp, xp.take_along_axis(scores, column, axis=1), k)
+    return xp.take_along_axis(column, place, axis=1)
 
 
 def _padded_size(size: int, base: int) -> int:

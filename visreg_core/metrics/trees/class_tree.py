@@ -36,7 +36,7 @@ vehicles_1: bicycle bus motorcycle pickup_truck train
 vehicles_2: lawn_mower rocket streetcar tank tractor
 """
 
-Tree = Mapping[Any, Any] | Sequence[Sequence[Any]] | str | Path
+ClassTree = Mapping[Any, Any] | Sequence[Sequence[Any]] | str | Path
 
 
 def cifar100_parents() -> dict[str, str]:
@@ -54,7 +54,7 @@ def cifar100_parents() -> dict[str, str]:
     return dict(sorted(pairs))
 
 
-def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
+def hierarchical_labels(classes: Sequence[Any], tree: ClassTree) -> np.ndarray:
     """Labels of all levels, from the finest class of each item and the tree of classes.
 
     Parameters
@@ -98,7 +98,7 @@ def hierarchical_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
     return np.asarray(columns, dtype=np.int64).T
 
 
-def named_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
+def named_labels(classes: Sequence[Any], tree: ClassTree) -> np.ndarray:
     """As `hierarchical_labels`, as strings: the path to the class on each level."""
 
     def name(path: tuple[Any, ...]) -> str:
@@ -110,7 +110,7 @@ def named_labels(classes: Sequence[Any], tree: Tree) -> np.ndarray:
 
 
 def _levels(
-    classes: Sequence[Any], tree: Tree
+    classes: Sequence[Any], tree: ClassTree
 ) -> Iterator[tuple[list[tuple[Any, ...]], set[tuple[Any, ...]]]]:
     """For each level, coarsest first: the path down to it of each item, and all there are."""
     if isinstance(tree, str | Path):

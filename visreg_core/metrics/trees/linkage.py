@@ -7,17 +7,21 @@ from collections import deque
 import numpy as np
 
 from visreg_core import _xp, checks
+from visreg_core._xp.neighbours import Members, distinct
 from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.trees._rounding import Rounding
 from visreg_core.metrics.trees._rounds import merge_rounds
+from visreg_core.metrics.trees._spanning_tree import Edges, forest, merged, spanning_tree
 from visreg_core.typing import Array, Device, Namespace
 
 METHODS = ("average", "complete", "single", "ward", "weighted")
 METRICS = ("cosine", "euclidean", "sqeuclidean")
 
 
-def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.ndarray:
+def linkage(
+    x: Array, method: str = "average", metric: str = "cosine", *, graph: Array | None = None
+) -> np.ndarray:
     """Agglomerative clustering of the rows of `x`: a dendrogram in SciPy's ``Z`` layout.
 
     Parameters
@@ -29,6 +33,11 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
         "cosine", "euclidean" or "sqeuclidean"; Ward's method wants "euclidean".
+    graph : integer array (N, k), optional
+        Near rows of every row, such as an approximate search for neighbours finds them. The
+        dendrogram is then approximate: a cluster is compared with those that its rows' neighbours
+        are in, and with all others where these are its own; what is left at 16,384 clusters is
+        joined exactly. For the methods that need no matrix of distances, but "single".
 
     Returns
     -------
@@ -40,17 +49,22 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     ------
     ValueError
         Unknown method or metric, Ward with another metric than Euclidean, wrong shape, rows with
-        NaN or infinity.
+        NaN or infinity, a graph of other rows or with a method that takes none.
     TypeError
         `x` is no array of a known library, or not floating.
 
     Notes
     -----
-    Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
-    products run in the namespace and on the device of `x`, and the decisions in float64 on the
-    host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
-    to equidistant for float32 take all their distances, on the host.) The others go through SciPy
-    on the host, with its N(N − 1)/2 distances.
+    O(N·D) memory: average and weighted linkage of cosine and squared Euclidean distances, Ward's,
+    and single linkage of any distance. The first three go by rounds, whose products run in the
+    namespace and on the device of `x`; decisions are made in float64 on the host, so that all
+    libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close to equidistant for
+    float32 take all their distances, on the host.) Single linkage is a minimum spanning tree, on
+    the host. Complete linkage of any distance, and average and weighted linkage of Euclidean ones,
+    go through SciPy on the host, with its N(N − 1)/2 distances: 0.4 GB at N = 10,000, 40 GB at
+    100,000, and as much again for SciPy's copy.
+
+    NumPy's path takes all cores; `visreg_core.threads.at_most_threads` holds it to fewer.
 
     Products only screen: neighbours, ties and heights are those of differences in float64, down to
     clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
@@ -61,14 +75,15 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
     by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
-    depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
+    depends on the order of the rows; where only identical rows tie it does not. (Of single linkage
+    ties are edges of one length, which go by their rows' numbers.) Whatever the order,
     every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
     of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
     by class should shuffle them. Ward's heights are SciPy's,
     √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
-    datasets" (rounds of reciprocal nearest neighbours); SAG-VICReg §4.4 (use).
+    datasets" (rounds of reciprocal nearest neighbours, and graphs); SAG-VICReg §4.4 (use).
 
     Examples
     --------
@@ -94,21 +109,33 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         points, unit = unit_rows(np, points), 1.0
     else:
         unit = power_of_two(points)
-        points = points / unit
+        points /= unit
     n = points.shape[0]
+    near = None if graph is None else _near_rows(graph, n)
     rounding = Rounding(points, metric)
+    by_means = method == "ward" or (method in ("average", "weighted") and metric != "euclidean")
+    if graph is not None and not by_means:
+        raise ValueError(
+            "expected a graph with Ward's method, or average or weighted linkage of cosine or "
+            f"squared Euclidean distances; found {method!r} and {metric!r}"
+        )
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
     else:
-        distinct, group = _distinct_rows(points)
-        children, cluster = _join_identical(group)
+        first, members = distinct(points)
+        children, cluster = _join_identical(n, members)
         heights = np.zeros(children.shape[0])
-        if distinct.size > 1:
-            points = points[distinct]
-            if method in ("average", "ward"):
-                sizes = np.bincount(group).astype(np.float64)
-                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
+        if first.size > 1:
+            if members is not None:
+                points = points[first]
+                if near is not None:
+                    near = members.group[near[first]]
+            if by_means:
+                sizes = np.ones(n) if members is None else members.size.astype(np.float64)
+                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric, near)
+            elif method == "single":
+                joins, above = _by_spanning_tree(points, metric)
             else:
                 joins, above = _by_scipy(points, method, metric)
             cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
@@ -117,7 +144,7 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     order = np.argsort(heights, kind="stable")  # children come before parents at equal height
     children, heights = children[order], rounding.levelled(heights[order])
     with np.errstate(over="ignore"):  # squares beyond float64 are infinite
-        heights = heights * unit ** (2 if metric == "sqeuclidean" else 1)
+        heights = heights * unit * (unit if metric == "sqeuclidean" else 1.0)
     return _renumbered(children, heights, order)
 
 
@@ -141,6 +168,7 @@ def _by_rounds(
     sizes: np.ndarray,
     method: str,
     metric: str,
+    near: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merges of distinct points by reciprocal nearest neighbours, in order of creation.
 
@@ -151,14 +179,39 @@ def _by_rounds(
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
         lone[:] = ~points.any(axis=1)
-    points = points - (sizes / sizes.sum()) @ points
+    points -= (sizes / sizes.sum()) @ points  # in place: there may be many
     unit = power_of_two(points)
+    points /= unit
     children, heights = merge_rounds(
-        xp, device, points / unit, sizes, lone / unit**2, ward=method == "ward", lone=lone
+        xp, device, points, sizes, lone / unit**2, method=method, lone=lone, graph=near
     )
     if method == "ward":
         return children, np.sqrt(heights) * unit
     return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
+
+
+def _by_spanning_tree(points: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Merges of distinct points by single linkage."""
+    n = len(points)
+    lone = ~points.any(axis=1) & (metric == "cosine")
+    some = np.flatnonzero(~lone)
+    apart = points[some] if lone.any() else points
+    apart = apart - apart.mean(axis=0)
+    unit = power_of_two(apart)
+    apart /= unit
+    parts = []
+    if some.size > 1:
+        first, second, squared = spanning_tree(apart)
+        parts.append(Edges(some[first], some[second], squared))
+    for zero in np.flatnonzero(lone):  # at distance 1 from everything
+        parts.append(Edges(np.full(some.size, zero), some, np.full(some.size, 2 / unit**2)))
+    edges = forest(n, parts)
+    heights = edges.squared * unit**2
+    if metric == "euclidean":
+        heights = np.sqrt(heights)
+    elif metric == "cosine":
+        heights /= 2
+    return merged(edges), heights
 
 
 def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -180,29 +233,30 @@ def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray,
     return z[:, :2].astype(np.intp), z[:, 2]
 
 
-def _distinct_rows(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the first of each set of identical rows, ascending, and the set of every row."""
-    rows = np.ascontiguousarray(points + 0.0)  # −0 becomes 0
-    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(order.size)
-    return first[order], place[group]
+def _near_rows(graph: Array, n: int) -> np.ndarray:
+    """A checked graph on the host; a row without a neighbour, −1, has itself."""
+    given = _xp.to_numpy(plain("graph", graph))
+    if given.ndim != 2 or given.shape[0] != n or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected graph of shape ({n}, k), integers; found shape {given.shape}, {given.dtype}"
+        )
+    if given.size == 0 or given.max() >= n or given.min() < -1:
+        raise ValueError(f"expected rows 0 ... {n - 1} in graph, or -1; found others, or none")
+    return np.where(given < 0, np.arange(n)[:, None], given.astype(np.int32, copy=False))
 
 
-def _join_identical(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merges (M, 2) that join every group's rows, and the cluster each group ends in.
+def _join_identical(n: int, members: Members | None) -> tuple[np.ndarray, np.ndarray]:
+    """Merges (M, 2) that join every set of identical rows, and the cluster each set ends in.
 
     All distances are 0, so that the two lowest numbers go first: a queue, and a balanced tree.
     """
-    n = group.size
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    if members is None:
+        return np.empty((0, 2), dtype=np.intp), np.arange(n)
     children: list[tuple[int, int]] = []
-    cluster = np.empty(len(members), dtype=np.intp)
-    for g, rows in enumerate(members):
-        queue = deque(rows.tolist())
+    cluster = members.order[members.first]
+    for g in np.flatnonzero(members.size > 1):
+        begin = members.first[g]
+        queue = deque(members.order[begin : begin + members.size[g]].tolist())
         while len(queue) > 1:
             queue.append(n + len(children))
             children.append((queue.popleft(), queue.popleft()))

@@ -1,0 +1,205 @@
+"""The exact gradient of a batch that is too large for memory, micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
+
+__all__ = ["large_batch"]
+
+
+def large_batch(
+    model: nn.Module,
+    loss: Callable[[Any], Any],
+    micro_batches: Iterable[Any],
+    *,
+    embed: Callable[[Any], Any] | None = None,
+    dim: int = -2,
+) -> Any:
+    """Backpropagate the loss of a whole batch, of which one micro-batch at a time is in memory.
+
+    The micro-batches are embedded without a graph, the loss and its gradient are computed of all
+    embeddings together, and each micro-batch is embedded again, with a graph, to carry its part of
+    the gradient on to the parameters. So the statistics of the loss are those of the whole batch,
+    where accumulating gradients would use those of each micro-batch. It costs one more forward
+    pass; memory is that of one micro-batch and of all outputs with their gradient. Like
+    ``backward`` it adds to the parameters' ``grad``.
+
+    The second pass repeats the first one: random numbers of torch (on the host and on the devices
+    of the model), NumPy and Python are drawn again, and buffers that a forward pass changes, such
+    as running means, start from where they were. Layers whose outputs depend on the batch have a
+    micro-batch for it: `torch.nn.BatchNorm1d` uses a micro-batch's statistics.
+
+    Parameters
+    ----------
+    model : Module
+        What is trained. Under ``DistributedDataParallel`` and FSDP gradients are reduced once,
+        with the last micro-batch; a loss with ``scope="global"`` is then that of all micro-batches
+        of all processes.
+    loss : callable
+        Takes what `embed` returns, the micro-batches joined, and returns a scalar or a tuple that
+        begins with one, such as the terms of this package's modules. It is called once. Parameters
+        of its own get their gradients, but it must not call `model`.
+    micro_batches : iterable
+        What `embed` takes, one after the other; at least one.
+    embed : callable, optional
+        From a micro-batch to the outputs: a tensor, or tuples, lists or dictionaries of tensors and
+        None. It is `model` if not given, and otherwise calls it; augmentation may be a part of it.
+    dim : int
+        The axis of rows of each of the tensors, along which they are joined.
+
+    Returns
+    -------
+    Tensor or tuple
+        What `loss` returned, detached.
+
+    Raises
+    ------
+    ValueError
+        Where there is no micro-batch, or no output requires a gradient.
+    RuntimeError
+        Where the second pass gave other outputs than the first: `embed` draws from a generator of
+        its own, or has a state that is not among the model's buffers. The gradients are wrong then.
+
+    Notes
+    -----
+    The source of the method is GradCache (Gao et al. 2021). With loss scaling, scale inside of the
+    loss: ``lambda z: scaler.scale(loss(z).total)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from visreg_torch import VISRegLoss
+    >>> model = torch.nn.Linear(6, 4)
+    >>> terms = large_batch(model, VISRegLoss(n_slices=8), torch.randn(64, 6).split(16))
+    >>> model.weight.grad.shape
+    torch.Size([4, 6])
+    """
+    embed = model if embed is None else embed
+    batches = list(micro_batches)
+    if not batches:
+        raise ValueError("expected at least one micro-batch; found none")
+    devices = sorted({p.device for p in model.parameters() if p.device.type != "cpu"}, key=str)
+
+    states, parts = [], []
+    with torch.no_grad(), _as_before(model):
+        for batch in batches:
+            states.append(_random_state(devices))
+            parts.append(pytree.tree_flatten(embed(batch)))
+    # Older torch would hand the second pass 16-bit parameters that the first made without a graph.
+    torch.clear_autocast_cache()
+
+    structure = parts[0][1]
+    outputs = [_Output(leaves, dim) for leaves in zip(*(p[0] for p in parts), strict=True)]
+    del parts
+    result = loss(pytree.tree_unflatten([output.whole for output in outputs], structure))
+    (result[0] if isinstance(result, tuple) else result).backward()
+
+    after = _random_state(devices)
+    differences = []
+    for i, (batch, state) in enumerate(zip(batches, states, strict=True)):
+        _set_random_state(state, devices)
+        last = i + 1 == len(batches)
+        with contextlib.nullcontext() if last else _unsynchronised(model):
+            again = zip(outputs, pytree.tree_leaves(embed(batch)), strict=True)
+            pairs = [(o.part(i), x) for o, x in again if o.has_gradient and x.requires_grad]
+            if not pairs:
+                raise ValueError("expected outputs that require a gradient; found none")
+            torch.autograd.backward([x for _, x in pairs], [part.gradient for part, _ in pairs])
+        differences += [_difference(x.detach(), part.value) for part, x in pairs]
+    _set_random_state(after, devices)
+    if any(bool(d > 1) for d in differences):  # all at the end: the host waits here
+        raise RuntimeError(
+            "expected the same outputs in both passes; found others: embed draws from a generator "
+            "of its own or has a state that is not among the model's buffers"
+        )
+    return pytree.tree_map_only(Tensor, Tensor.detach, result)
+
+
+class _Part(NamedTuple):
+    value: Tensor
+    gradient: Tensor
+
+
+class _Output:
+    """One of the outputs: the micro-batches joined, as a leaf of a new graph."""
+
+    def __init__(self, parts: Sequence[Any], dim: int) -> None:
+        self.whole = parts[0]
+        if isinstance(parts[0], Tensor):
+            self.dim, self.lengths = dim, [part.shape[dim] for part in parts]
+            self.whole = torch.cat(list(parts), dim)
+            self.whole.requires_grad_(self.whole.is_floating_point())
+
+    @property
+    def has_gradient(self) -> bool:
+        return getattr(self.whole, "grad", None) is not None
+
+    def part(self, i: int) -> _Part:
+        """Of micro-batch i."""
+        start, length = sum(self.lengths[:i]), self.lengths[i]
+        both = self.whole.detach(), self.whole.grad
+        return _Part(*(x.narrow(self.dim, start, length) for x in both))
+
+
+def _difference(x: Tensor, before: Tensor) -> Tensor:
+    """Of two passes' outputs, in units of what additions in another order may explain."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    allowed = torch.finfo(x.dtype).eps ** 0.5 * before.norm(dtype=wide)
+    return (x - before).norm(dtype=wide) / allowed.clamp(min=torch.finfo(wide).tiny)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _as_before(model: Any) -> Iterator[None]:
+    """Buffers have their old values at the end."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    for name, buffer in model.named_buffers():
+        buffer.copy_(before[name])
+    if isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = True  # rank 0's were overwritten: to be sent again
+
+
+@contextlib.contextmanager
+def _unsynchronised(model: Any) -> Iterator[None]:
+    """Gradients are added up and not reduced over processes."""
+    if hasattr(model, "no_sync"):  # DDP, FSDP
+        with model.no_sync():
+            yield
+    elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+# --- random numbers -------------------------------------------------------------------------------
+
+
+def _random_state(devices: list[torch.device]) -> tuple[Any, ...]:
+    on_devices = [torch.get_device_module(d).get_rng_state(d) for d in devices]
+    libraries = random.getstate(), np.random.get_state()  # noqa: NPY002  augmentations draw there
+    return (*libraries, torch.get_rng_state(), on_devices)
+
+
+def _set_random_state(state: tuple[Any, ...], devices: list[torch.device]) -> None:
+    python, numpy, host, on_devices = state
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    torch.set_rng_state(host)
+    for d, of_device in zip(devices, on_devices, strict=True):
+        torch.get_device_module(d).set_rng_state(of_device, d)

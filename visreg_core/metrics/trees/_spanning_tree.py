@@ -1,0 +1,267 @@
+"""Minimum spanning trees, which are single linkage: all distances once, and O(N·D) memory.
+
+An edge is of no use where a known spanning tree joins its ends by shorter edges only. Whether it is
+tells the highest edge on the way between them, an ultrametric h: by way of any third point c,
+h(i, j) ≤ max(h(i, c), h(c, j)). So a tile of products is compared with the outer maximum of two
+vectors, and what is below it, to within the products' rounding, is measured by differences. From a
+good tree little is: the first one comes from a sample of the points, whose leaf order brings near
+points together, and after tiles next to the diagonal there is hardly anything to improve.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from visreg_core import threads
+from visreg_core.metrics._inputs import power_of_two
+from visreg_core.metrics.trees._clusters import GROUP
+from visreg_core.metrics.trees._nearest_products import nearest_products
+from visreg_core.metrics.trees._tree import Tree, ancestors, tree
+
+# Points of a tile's rows, and of its columns.
+_BLOCK = 1024
+
+# One in so many points is of the sample, and so many near ones are linked to a point at first.
+_SAMPLED = 32
+_LINKED = 8
+
+# Where so large a share of a tile may be of use, float64 products look again.
+_SHARE = 1 / 8
+
+# Numbers held by the differences of pairs at a time.
+_PAIR_BLOCK = 1 << 16
+
+
+class Edges(NamedTuple):
+    """Edges (E,) of a graph of points, by ascending squared length, then first and second point."""
+
+    first: np.ndarray
+    second: np.ndarray
+    squared: np.ndarray
+
+
+def spanning_tree(points: np.ndarray) -> Edges:
+    """The minimum spanning tree of M ≥ 2 distinct points (M, D), float64 and of magnitude about 1.
+
+    Of edges of one length those of lower points go first, which leaves one tree.
+    """
+    n = len(points)
+    blocks = np.split(np.arange(n), range(_BLOCK, n, _BLOCK))
+    best = _linked(points, _near_samples(points))
+    order = _leaf_order(best)
+    blocks = [order[block] for block in blocks]
+    near = threads.spread(lambda mine: _near_within(points, mine), blocks, points.nbytes)
+    best = forest(n, [best, *near])
+
+    # Tiles next to the diagonal, then twice as far off each time.
+    spans = [0, *(2**k for k in range(len(blocks).bit_length()) if 2**k < len(blocks)), len(blocks)]
+    for low, high in itertools.pairwise(spans):
+        tiles = [
+            (a, b) for a in range(len(blocks)) for b in range(a + low, min(a + high, len(blocks)))
+        ]
+        bound = _Heights(best, blocks)
+
+        def work(mine: Sequence[tuple[int, int]], bound: _Heights = bound) -> Edges:
+            return _useful(points, blocks, bound, mine)
+
+        best = forest(n, [best, *threads.spread(work, tiles, points.nbytes)])
+    return best
+
+
+def merged(edges: Edges) -> np.ndarray:
+    """Children (M − 1, 2) of the merges that a spanning tree's edges make one after the other."""
+    n = edges.first.size + 1
+    parent, cluster = list(range(n)), list(range(n))
+    children = np.empty((n - 1, 2), dtype=np.intp)
+    for k, (a, b) in enumerate(zip(edges.first.tolist(), edges.second.tolist(), strict=True)):
+        while parent[a] != a:
+            parent[a] = a = parent[parent[a]]
+        while parent[b] != b:
+            parent[b] = b = parent[parent[b]]
+        children[k] = cluster[a], cluster[b]
+        parent[b] = a
+        cluster[a] = n + k
+    return children
+
+
+def forest(n: int, parts: Sequence[Edges]) -> Edges:
+    """The least spanning forest of n points by the edges of all parts."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    first, second, squared = _together(parts)
+    first, second = np.minimum(first, second), np.maximum(first, second)
+    order = np.lexsort((second, first, squared))
+    first, second, squared = first[order], second[order], squared[order]
+    new = np.ones(first.size, dtype=bool)  # an edge may come twice
+    new[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
+    first, second, squared = first[new], second[new], squared[new]
+    # By rank: no two edges are equal, and none has length 0.
+    rank = np.arange(1.0, first.size + 1)
+    kept = minimum_spanning_tree(coo_array((rank, (first, second)), shape=(n, n)).tocsr())
+    kept = np.sort(kept.data).astype(np.intp) - 1
+    return Edges(first[kept], second[kept], squared[kept])
+
+
+def _together(parts: Sequence[Edges]) -> Edges:
+    return Edges(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _linked(points: np.ndarray, edges: Edges) -> Edges:
+    """The forest of `edges`, its trees linked one to the next by any edge."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(points)
+    graph = coo_array((np.ones(edges.first.size), (edges.first, edges.second)), shape=(n, n))
+    _, label = connected_components(graph, directed=False)
+    one = np.unique(label, return_index=True)[1]
+    return forest(n, [edges, _measured(points, one[:-1], one[1:])])
+
+
+def _measured(points: np.ndarray, first: np.ndarray, second: np.ndarray) -> Edges:
+    squared = np.empty(first.size)
+    step = max(1, _PAIR_BLOCK // points.shape[1])
+    for start in range(0, first.size, step):
+        difference = points[first[start : start + step]]
+        difference -= points[second[start : start + step]]
+        np.einsum("pd,pd->p", difference, difference, out=squared[start : start + step])
+    return Edges(first, second, squared)
+
+
+def _near_samples(points: np.ndarray) -> Edges:
+    """Edges from every point to the nearest ones of a sample."""
+    n = len(points)
+    sample = np.arange(0, n, _SAMPLED)
+    blocks = np.split(np.arange(n), range(_BLOCK, n, _BLOCK))
+
+    def work(mine: Sequence[np.ndarray]) -> list[Edges]:
+        return [_near(points, block, sample) for block in mine]
+
+    parts = threads.spread(work, blocks, points.nbytes)
+    return forest(n, [edges for part in parts for edges in part])
+
+
+def _near_within(points: np.ndarray, blocks: Sequence[np.ndarray]) -> Edges:
+    """Edges from every point to near ones of its block."""
+    return forest(len(points), [_near(points, block, block) for block in blocks])
+
+
+def _near(points: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Edges:
+    """Edges from `rows` to about the nearest of `columns`: the same, or ascending."""
+    a, b, _ = _operands(points[rows], points[columns], np.dtype(np.float32))
+    empty = -len(b) % GROUP
+    b = np.concatenate([b, np.zeros((empty, b.shape[1]), dtype=b.dtype)])
+    b[len(columns) :, -2] = np.inf
+    own = np.searchsorted(columns, rows) if rows is not columns else np.arange(len(rows))
+    own[columns[np.minimum(own, len(columns) - 1)] != rows] = -1
+    place, value = nearest_products(a, b, own, min(_LINKED, len(b)))
+    row, k = np.nonzero(value < np.inf)
+    return _measured(points, rows[row], columns[place[row, k]])
+
+
+def _operands(
+    a: np.ndarray, b: np.ndarray, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Matrices whose product is the squared distances of rows of a and b, in units squared.
+
+    They are taken from the middle between a and b, so that tight clusters keep their digits.
+    """
+    middle = (a.mean(axis=0) + b.mean(axis=0)) / 2
+    a, b = a - middle, b - middle
+    unit = power_of_two(a, b)
+    left, right = (np.empty((len(x), x.shape[1] + 2), dtype=dtype) for x in (a, b))
+    for operand, x, factor in ((left, a, -2), (right, b, 1)):
+        x /= unit
+        operand[:, :-2] = factor * x
+        operand[:, -2] = operand[:, -1] = np.einsum("nd,nd->n", x, x)
+    left[:, -2] = right[:, -1] = 1
+    return left, right, unit
+
+
+class _Heights:
+    """Bounds of the highest edge between points of a spanning tree, by way of blocks' cores."""
+
+    def __init__(self, edges: Edges, blocks: Sequence[np.ndarray]) -> None:
+        self.layout = _layout(edges)
+        self.ancestor = ancestors(self.layout)
+        gap = np.concatenate([[np.inf], self.layout.gap, [np.inf]])
+        first_merge = np.minimum(gap[:-1], gap[1:])[self.layout.position]
+        self.core = [block[np.argmin(first_merge[block])] for block in blocks]
+
+    def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Squared length of the highest edge between two points, 0 from one to itself."""
+        position = self.layout.position
+        a, b = position[first], position[second]
+        low = np.minimum(np.minimum(a, b), position.size - 2)
+        merge = self.ancestor(low, np.maximum(np.maximum(a, b), low + 1))
+        return np.where(a == b, 0.0, self.layout.height[merge])
+
+
+def _layout(edges: Edges) -> Tree:
+    unused = np.zeros(edges.first.size)
+    return tree(np.column_stack([merged(edges), edges.squared, unused]))
+
+
+def _useful(
+    points: np.ndarray,
+    blocks: Sequence[np.ndarray],
+    bound: _Heights,
+    tiles: Sequence[tuple[int, int]],
+) -> Edges:
+    """Edges between blocks that may be of a better spanning tree."""
+    n = len(points)
+    found: list[Edges] = []
+    for tile in tiles:
+        found.append(_useful_of_tile(points, blocks, bound, tile))
+        if sum(edges.first.size for edges in found) > 4 * n:
+            found = [forest(n, found)]
+    return _together(found)
+
+
+def _useful_of_tile(
+    points: np.ndarray,
+    blocks: Sequence[np.ndarray],
+    bound: _Heights,
+    tile: tuple[int, int],
+) -> Edges:
+    rows, columns = blocks[tile[0]], blocks[tile[1]]
+    # By way of the block's core whose heights are lower.
+    ways = [
+        (bound.between(rows, core), bound.between(columns, core))
+        for core in {bound.core[block] for block in tile}
+    ]
+    u, w = min(ways, key=lambda way: way[0].sum() + way[1].sum())
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        a, b, unit = _operands(points[rows], points[columns], dtype)
+        product, limit, useful = (
+            np.empty((rows.size, columns.size), kind) for kind in (dtype, dtype, bool)
+        )
+        np.matmul(a, b.T, out=product)
+        # As `Screen._error`: products of lengths up to h err by that much.
+        info = np.finfo(dtype)
+        error = (a.shape[1] + 6) * 8 * (float(info.eps) / 2)
+        least = error * float(a[:, -1].max()) + float(info.tiny)
+        u_limit, w_limit = (
+            np.nextafter(((1 + error) * h / unit**2 + least).astype(dtype), dtype.type(np.inf))
+            for h in (u, w)
+        )
+        np.maximum(u_limit[:, None], w_limit, out=limit)
+        np.less_equal(product, limit, out=useful)
+        row, column = np.divmod(np.flatnonzero(useful), columns.size)
+        if row.size <= _SHARE * product.size:
+            break
+    if tile[0] == tile[1]:
+        upper = row < column
+        row, column = row[upper], column[upper]
+    edges = _measured(points, rows[row], columns[column])
+    shorter = edges.squared <= bound.between(edges.first, edges.second)
+    return Edges(*(column[shorter] for column in edges))
+
+
+def _leaf_order(edges: Edges) -> np.ndarray:
+    return _layout(edges).order
