@@ -270,7 +270,7 @@ def _cases():
     add("gaussian_mmd", "imq", {"kernel": "imq", "bandwidth": 0.8})
     add("gaussian_mmd", "laplace", {"kernel": "laplace"})
     add("gaussian_ksd", "imq", {"kernel": "imq", "bandwidth": 1.5})
-    add("spherical_mmd", "narrow", {"t": 5.0})
+    add("spherical_mmd", "wide", {"t": 0.5})
     add("sigreg_limit", "unscaled", {"scale_by_n": False})
     add("epps_pulley", "knots", {"t_max": 5.0, "n_knots": 40})
     add("sigreg_loss", "unscaled", {"scale_by_n": False})
