@@ -44,7 +44,7 @@ def is_needed(tensors: Sequence[Tensor]) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
-        or any(is_traceable_wrapper_subclass(t) for t in tensors)
+        or any([type(t) is not Tensor and is_traceable_wrapper_subclass(t) for t in tensors])  # noqa: C419
     )
 
 

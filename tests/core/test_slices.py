@@ -13,7 +13,13 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import FLOATS
 from tests.core import reference
-from visreg_core import gaussian_sliced_wasserstein, random_slices, slices_for, value_and_grad
+from visreg_core import (
+    gaussian_sliced_wasserstein,
+    random_slices,
+    slices,
+    slices_for,
+    value_and_grad,
+)
 from visreg_core._xp import slices_numpy
 from visreg_core._xp.threefry import threefry2x32, threefry2x32_in_place
 
@@ -278,9 +284,26 @@ def test_the_documented_stream(where, dim, seed, step, start):
 @pytest.mark.parametrize("dim", [8, 31])
 def test_tiles_of_numpy_s_draw(monkeypatch, tile, dim):
     monkeypatch.setattr(slices_numpy, "_TILE", tile)
+    slices._of_successive_steps.cache_clear()
     expected = np.array([reference.direction(dim, 2**32 - 5 + k, 9, 2) for k in range(5)]).T
     got = random_slices(dim, 5, seed=9, step=2, start=2**32 - 5, dtype=np.float64)
     assert_allclose(got, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dim", [1, 8, 31])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_successive_steps_drawn_at_once_are_those_drawn_alone(monkeypatch, dim, dtype):
+    """To the last bit, in any order, and nobody's array is another's."""
+    steps, options = [9, 0, 7, 8, 2**32 - 1], {"seed": 5, "start": 40, "dtype": dtype}
+    found = [random_slices(dim, 3, step=step, **options) for step in steps]
+    for w in found:
+        assert not any(np.shares_memory(w, v) for v in found if v is not w)
+    again = [random_slices(dim, 3, step=step, **options) for step in steps]
+    monkeypatch.setattr(slices, "_FEW", 0)
+    for step, w, v in zip(steps, found, again, strict=True):
+        alone = random_slices(dim, 3, step=step, **options)
+        assert np.array_equal(w, alone)
+        assert np.array_equal(v, alone)
 
 
 @pytest.mark.parametrize(

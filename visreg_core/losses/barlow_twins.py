@@ -138,17 +138,14 @@ def barlow_twins_loss(
     checks.not_negative("eps", eps)
     checks.number("off_diagonal_weight", off_diagonal_weight)
     views, shards = as_views(xp, a, b), execution.shards
-    rows, standard, reciprocals = [], [], []
-    for view in views:
-        r, centred = _rows.centre(xp, view, row_mask, shards)
-        reciprocal = _rows.safe_reciprocal(xp, _rows.standard_deviation(r, centred, eps=eps))
-        rows.append(r)
-        reciprocals.append(reciprocal)
-        standard.append(centred * reciprocal)
+    moments = execution.kernels.get("moments", _rows.moments)
+    rows, centred, deviations = zip(*moments(xp, views, row_mask, shards, eps=eps), strict=True)
+    reciprocals = [_rows.safe_reciprocal(xp, deviation) for deviation in deviations]
+    standard = [x * reciprocal for x, reciprocal in zip(centred, reciprocals, strict=True)]
     n, dim = rows[0].n, views[0].shape[-1]
     pairs = view_pairs(len(views))
-    diagonal = xp.stack(
-        [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
+    diagonal = _stacked(
+        xp, [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
     )
     on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1))
     nothing: list[Array | None] = [None] * len(views)
@@ -174,14 +171,15 @@ def barlow_twins_loss(
             )
         grams, every = own, nothing if shards.size == 1 else gathered
     else:
-        others = xp.stack(
+        others = _stacked(
+            xp,
             [
                 off_diagonal(xp, shards.sum(xp.matrix_transpose(standard[i]) @ standard[j]) / n)
                 for i, j in pairs
-            ]
+            ],
         )
         off = xp.sum(others * others, axis=(-2, -1))
-    on_diagonal, off_diagonal_ = xp.mean(on), xp.mean(off)
+    on_diagonal, off_diagonal_ = (xp.sum(x) / math.prod(x.shape) for x in (on, off))
     total = on_diagonal + off_diagonal_weight * off_diagonal_
     saved = BarlowTwinsSaved(
         tuple(r.first for r in rows),
@@ -195,6 +193,11 @@ def barlow_twins_loss(
         cancels,
     )
     return BarlowTwinsTerms(total, on_diagonal, off_diagonal_), saved
+
+
+def _stacked(xp: Namespace, of_pairs: list[Array]) -> Array:
+    """One array a pair, along a new first axis."""
+    return of_pairs[0][None, ...] if len(of_pairs) == 1 else xp.stack(of_pairs)
 
 
 @barlow_twins_loss.backward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,28 +75,36 @@ def hinge_from_deviation(xp: Namespace, deviation: Array, gamma: float) -> Array
 
 
 def branch_forward(
-    execution: Execution,
-    z: Array,
-    row_mask: Array | None,
+    xp: Namespace,
+    moments: _rows.Moments,
     *,
-    variance: tuple[float, float, int] | None = None,
+    variance: tuple[float, int] | None = None,
     covariance: bool = False,
 ) -> tuple[Array, Array, BranchSaved]:
-    """Variance and covariance of the rows z (..., N, D), each None where not requested.
+    """Variance and covariance of rows from their moments, each None where not requested.
 
-    variance : γ, ε and power of mean_j max(0, γ − sqrt(Var_j + ε))^power.
+    variance : γ and power of mean_j max(0, γ − sqrt(Var_j + ε))^power.
     """
-    xp = _xp.namespace(z, row_mask)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    of_variance = of_covariance = deviation = None
+    rows, centred, deviation = moments
+    of_variance = of_covariance = None
+    saved = BranchSaved(rows.first, rows.rest, rows.masked_n(), *[None] * 6)
     if variance is not None:
-        gamma, eps, power = variance
-        deviation = _rows.standard_deviation(rows, centred, eps=eps, ddof=1)
+        gamma, power = variance
         of_variance = _rows.mean_of(xp, hinge_from_deviation(xp, deviation, gamma) ** power)
-    saved = BranchSaved(rows.first, rows.rest, rows.masked_n(), deviation, *[None] * 5)
+        saved = saved._replace(deviation=deviation)
     if covariance:
         of_covariance, saved = _covariance(xp, rows, centred, saved)
     return of_variance, of_covariance, saved
+
+
+def branch_moments(
+    execution: Execution, views: Sequence[Array], row_mask: Array | None, eps: float = 0.0
+) -> list[_rows.Moments]:
+    """Moments of views, with sqrt(Var + ε) for the deviation, Var unbiased."""
+    xp = _xp.namespace(*views, row_mask)
+    moments = execution.kernels.get("moments", _rows.moments)
+    found: list[_rows.Moments] = moments(xp, views, row_mask, execution.shards, eps=eps, ddof=1)
+    return found
 
 
 def _covariance(
@@ -331,12 +340,13 @@ def variance_loss(
     >>> float(variance_loss(np.array([[1.0], [-1.0]])))
     0.0
     """
-    _xp.namespace(z, row_mask)
+    xp = _xp.namespace(z, row_mask)
     checks.not_negative("eps", eps)
     checks.number("gamma", gamma)
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
-    value, _, saved = branch_forward(execution, z, row_mask, variance=(gamma, eps, 1))
+    (moments,) = branch_moments(execution, [z], row_mask, eps)
+    value, _, saved = branch_forward(xp, moments, variance=(gamma, 1))
     return value, VICRegSaved.of([saved])
 
 
@@ -399,10 +409,11 @@ def covariance_loss(
     >>> float(covariance_loss(np.array([[1.0, 1.0], [-1.0, -1.0]])))
     4.0
     """
-    _xp.namespace(z, row_mask)
+    xp = _xp.namespace(z, row_mask)
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
-    _, value, saved = branch_forward(execution, z, row_mask, covariance=True)
+    (moments,) = branch_moments(execution, [z], row_mask)
+    _, value, saved = branch_forward(xp, moments, covariance=True)
     return value, VICRegSaved.of([saved])
 
 
