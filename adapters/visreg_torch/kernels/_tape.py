@@ -60,9 +60,8 @@ class Recording:
     """Steps of a pass while it runs."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        self.buffers: list[
-            Tensor
-        ] = []  # which hold their memory, so that no other gets its address
+        # They are held, so that no other tensor is given their memory.
+        self.buffers: list[Tensor] = []
         self.of_storage: dict[int, list[int]] = {}
         self.steps: list[tuple[Any, ...]] = []
         self.constants: dict[int, Tensor] = {}
