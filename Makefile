@@ -29,7 +29,7 @@ train-demo: $(VENV)/.installed-train
 	$(VENV)/bin/visreg compare --paired runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
 
 test: $(VENV)/.installed-test
-	$(RUN) pytest --numprocesses auto --dist loadfile --durations 10 $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 check: $(VENV)/.installed-lint
 	$(RUN) ruff check .

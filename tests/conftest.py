@@ -21,6 +21,8 @@ from tests.backends import OPTIONAL, REQUIRED, Backend
 from visreg_core.losses import declaration
 
 FLOATS = ("float64", "float32")
+# Files of few, long tests come first: at the end, one would keep a single worker busy.
+LONG = ("test_kernels_interpreted", "test_kernels_compiled", "test_sharded", "test_compile")
 
 
 def pytest_addoption(parser):
@@ -39,6 +41,10 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "lean_on_jax(**values): parameters to keep on JAX")
     config.addinivalue_line("markers", "dtypes(*names): dtypes of the `where` fixture")
     config.addinivalue_line("markers", "backends(*names): backends a test is meant for")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)  # which leaves the rest as it was
 
 
 def selected(config):

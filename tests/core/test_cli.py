@@ -75,9 +75,10 @@ def test_outputs(files):
     read = json.loads((files / "o.json").read_text())
     assert read["settings"] == {
         "rows": 50, "drop_bad_rows": False, "slices": 8, "seed": 7, "tree_rows": 2000,
-        "linkage": "average", "metric": "cosine", "labels": None, "class_tree": None,
-        "label_rows": None, "probe": "discriminant", "paired": False, "clustering": "dendrogram",
-        "backend": "numpy", "device": None,
+        "linkage": "average", "metric": "cosine", "labels": None, "ids": None,
+        "class_tree": None, "label_rows": None, "probe": "discriminant", "paired": False,
+        "trend": False, "clustering": "dendrogram", "backend": "numpy", "device": None,
+        "engine": "local", "scheduler": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
     assert (files / "o.html").read_text().startswith("<!doctype html>")

@@ -168,9 +168,21 @@ def test_a_sample_is_uniform_over_updates_and_leaves_random_numbers_alone():
     assert torch.equal(torch.get_rng_state(), state)
     counts = torch.bincount(torch.cat(kept).long(), minlength=40)
     assert counts.sum() == 600 and all(len(set(k.tolist())) == 10 for k in kept)
+    # Each update has keys of its own: the places that it keeps are not those of the others.
+    assert max(len({int(v) % 8 for v in k}) for k in kept) > 4
     by_update = counts.reshape(5, 8).sum(1).numpy()
     assert stats.chisquare(by_update).pvalue > 1e-3
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+def test_processes_draw_their_own_keys(monkeypatch):
+    kept = []
+    for rank in range(2):
+        monkeypatch.setattr("visreg_torch.distributed.rank_of", lambda rank=rank: rank)
+        metric = metrics.Uniformity(1, max_rows=10)
+        metric.update(torch.arange(40.0)[:, None])
+        kept.append(set(metric._sets()[0][:, 0].tolist()))
+    assert kept[0] != kept[1]
 
 
 def test_what_does_not_fit_is_told():

@@ -9,6 +9,7 @@ independent.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,22 +21,31 @@ N_PERMUTATIONS = 199
 # Rows of both files together, and rows times slices: some seconds.
 _ROWS = 100_000
 _CELLS = 600_000
+# Numbers of all files' rows (256 MiB).
+_KEPT_VALUES = 1 << 26
+
+
+def drift_rows(of: Embeddings, others: Sequence[Embeddings]) -> int:
+    """How many rows of a file the tests with those others of its width take, at least 2."""
+    n, d = of.shape
+    sizes = [o.shape[0] for o in others if o.shape[1] == d]
+    share = max((min(1.0, _ROWS / (n + m)) for m in sizes), default=0.0)
+    return max(2, min(round(share * n), _KEPT_VALUES // (d * (len(others) + 1))))
 
 
 def drift_test(
-    a: Embeddings,
-    b: Embeddings,
+    of_a: np.ndarray,
+    of_b: np.ndarray,
+    sizes: tuple[int, int],
     slices: np.ndarray,
     *,
     paired: bool,
     seed: int,
     tick: Tick,
 ) -> Drift:
-    """The test on as many rows and of `slices` (D, K) as some seconds allow."""
-    n, m = a.shape[0], b.shape[0]
-    share = min(1.0, _ROWS / (n + m))
-    of_a, of_b = (s.sample(max(2, round(share * s.shape[0])), seed=seed) for s in (a, b))
-    rows = of_a.shape[0], of_b.shape[0]
+    """The test on samples of two files of these `sizes`, of as many `slices` as take seconds."""
+    n, m = sizes
+    rows = len(of_a), len(of_b)
     k = min(slices.shape[1], max(1, _CELLS // sum(rows)))
     directions = slices[:, :k].T
     pooled = np.concatenate(
@@ -71,10 +81,8 @@ def drift_test(
     )
 
 
-def _projections(stored: Embeddings, directions: np.ndarray) -> np.ndarray:
-    wide: type[np.floating] = np.float64 if stored.dtype == np.float64 else np.float32
-    w: np.ndarray = directions.astype(wide)
-    return np.concatenate([w @ z.astype(wide, copy=False).T for z in stored.blocks()], axis=1)
+def _projections(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    return np.asarray(directions.astype(rows.dtype) @ rows.T)
 
 
 def _grid(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

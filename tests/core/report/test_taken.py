@@ -127,7 +127,7 @@ def test_labels(labels):
     ("data", "message"),
     [
         (5, r"an array of shape \(\); expected shape \(N, D\)"),
-        ("s3://bucket/x.npy", "found a URL; expected a file or folder on this machine"),
+        ("memory://bucket/x.npy", "found no such file; expected an existing one"),
         ([[1.0, 2.0], [3.0]], "expected rows of one length"),
         ([["a"], ["b"]], "found dtype <U1|found dtype str"),
         ([object(), object()], "values that are no numbers"),
@@ -171,7 +171,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "left out columns id, name" in out
     assert "3 classes; all 12 rows classified" in out
     assert err == ""
-    for arguments in (["s3://b/x.npy"], ["x.jsonl::w"], ["x.tsv", "--labels", "x.tsv::"]):
+    for arguments in (["memory://b/x.npy"], ["x.jsonl::w"], ["x.tsv", "--labels", "x.tsv::"]):
         assert main(["report", *arguments]) == 2
         err = capsys.readouterr().err
         assert err.startswith("visreg: ")
