@@ -63,9 +63,8 @@ class Recording(TorchDispatchMode):
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.buffers: list[
-            Tensor
-        ] = []  # which hold their memory, so that no other gets its address
+        # They are held, so that no other tensor is given their memory.
+        self.buffers: list[Tensor] = []
         self.of_storage: dict[int, list[int]] = {}
         self.steps: list[tuple[Any, ...]] = []
         self.constants: dict[int, Tensor] = {}
