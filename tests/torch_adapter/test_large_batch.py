@@ -47,6 +47,7 @@ LOSSES = {
     "shape_loss": lambda z: vt.shape_loss(z, slices()),
     "visreg_loss": lambda z: vt.visreg_loss(z, slices()),
     "sigreg_loss": lambda z: vt.sigreg_loss(z, slices()),
+    "weak_sigreg_loss": lambda z: vt.weak_sigreg_loss(z, slices()),
     "gaussian_sliced_wasserstein": lambda z: vt.gaussian_sliced_wasserstein(z, slices()),
     "gaussian_sliced_energy_distance": lambda z: vt.gaussian_sliced_energy_distance(z, slices()),
     "sliced_wasserstein": lambda z: vt.sliced_wasserstein(*z, slices()),
