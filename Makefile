@@ -29,7 +29,7 @@ train-demo: $(VENV)/.installed-train
 	$(VENV)/bin/visreg compare --paired runs/demo/embeddings/pixels.npy runs/demo/embeddings/untrained.npy runs/demo/embeddings/trained.npy
 
 test: $(VENV)/.installed-test
-	$(RUN) pytest --numprocesses auto --dist loadfile --durations 10 $(ARGS)
+	$(RUN) pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 10 $(ARGS)
 
 check: $(VENV)/.installed-lint
 	$(RUN) ruff check .
@@ -47,6 +47,7 @@ bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_trees --json docs/benchmarks/trees.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_jax --json docs/benchmarks/jax.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_sharding --json docs/benchmarks/sharding.json $(ARGS)
+	$(RUN) tests.benchmarks.bench_slices --json docs/benchmarks/slices.json --figure docs/_static/slices.png $(ARGS)
 	$(RUN) tests.benchmarks.bench_cost --json docs/benchmarks/cost.json --figure docs/_static/cost.png $(ARGS)
 
 # With whatever Python holds the machine's CUDA build of torch: no environment is made for it.

@@ -21,6 +21,8 @@ from tests.backends import OPTIONAL, REQUIRED, Backend
 from visreg_core.losses import declaration
 
 FLOATS = ("float64", "float32")
+# Files of few, long tests come first: at the end, one would keep a single worker busy.
+LONG = ("test_kernels_interpreted", "test_kernels_compiled", "test_sharded", "test_compile")
 
 
 def pytest_addoption(parser):
@@ -108,6 +110,7 @@ def pytest_collection_modifyitems(config, items):
     skipped = [item for item in items if not _worth_compiling(item)]
     config.hook.pytest_deselected(items=skipped)
     items[:] = [item for item in items if _worth_compiling(item)]
+    items.sort(key=lambda item: item.path.stem not in LONG)  # which leaves the rest in order
 
 
 @pytest.fixture

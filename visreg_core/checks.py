@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from visreg_core import _xp
 from visreg_core.typing import Array, Namespace
 
@@ -15,6 +17,16 @@ def choice(argument: str, value: object, known: Iterable[object]) -> None:
     """ValueError listing `known` unless `value` is one of them."""
     if type(value) not in (str, int) or value not in tuple(known):
         raise ValueError(f"expected {argument} to be one of {list(known)}; found {value!r}")
+
+
+def plain(argument: str, x: object) -> None:
+    """TypeError for arrays of a class that derives from NumPy's: masks, units, matrices.
+
+    Their sums and products mean something else. Memory maps are plain.
+    """
+    if type(x) is not np.ndarray and isinstance(x, np.ndarray) and not isinstance(x, np.memmap):
+        kind = f"{type(x).__module__}.{type(x).__qualname__}"
+        raise TypeError(f"expected {argument} as a plain array; found {kind}")
 
 
 def floating(argument: str, x: Array) -> None:

@@ -26,6 +26,11 @@ _SMALL_BYTES = 1 << 17
 _LIMIT: contextvars.ContextVar[int | None] = contextvars.ContextVar("_LIMIT", default=None)
 
 
+def is_small(nbytes: int) -> bool:
+    """Whether so little data is at work that calls cost more than what they compute."""
+    return nbytes < _SMALL_BYTES
+
+
 def spread(
     work: Callable[[Sequence[Item]], Output],
     items: Sequence[Item],

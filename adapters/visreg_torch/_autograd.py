@@ -5,6 +5,7 @@ Every loss of `visreg_torch.functional` calls `evaluate`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]
             )
     left = list(ctx.saved_tensors)
     for i, dtype, shape in ctx.shapes:  # in order, so that each is inserted at its index
-        left.insert(i, left[0].new_empty((), dtype=dtype).expand(shape))
+        left.insert(i, _shape_alone(shape, dtype, left[0].device))
     tensors, saved = left[:n], left[n:]
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         present = [c is not None for c in given]
@@ -141,6 +142,12 @@ def _back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]
         donated = not torch._C._autograd._get_current_graph_task_keep_graph()
         gradients = _passes.backward(call, tensors, saved, given, donated=donated)
     return (None, *gradients, *[None] * (n - len(gradients)))
+
+
+@functools.lru_cache(maxsize=16)
+def _shape_alone(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of which nothing but the shape is looked at."""
+    return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
 class _Gradient(Function):

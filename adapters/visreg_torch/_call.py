@@ -12,45 +12,37 @@ from torch import Tensor
 from visreg_core.losses.declaration import Declaration
 
 
-class Slot(NamedTuple):
-    """Place of a tensor among a call's tensors."""
-
-    number: int
-
-
 class LossCall(NamedTuple):
     """A call without its tensors.
 
-    inputs : all arguments by name, with a `Slot` for each tensor; names : of the embeddings, which
-    are the first tensors; group : name of the process group whose batch it is the loss of, None
-    for this process's own; kernels : the two passes of kernels that compute it whole, None where
-    the core does.
+    inputs : all arguments by name, with None in the place of each tensor; names : of the
+    embeddings, which are the first tensors; places : of each tensor its argument, and where among
+    a tuple's parts it is, or None; group : name of the process group whose batch it is the loss
+    of, None for this process's own; kernels : the two passes of kernels that compute it whole,
+    None where the core does.
     """
 
     declaration: Declaration
     inputs: dict[str, Any]
     names: list[str]
+    places: Sequence[tuple[str, int | None]] = ()
     group: str | None = None
     kernels: Any = None
 
     def filled(self, arrays: Sequence[Any]) -> dict[str, Any]:
-        """The arguments with arrays in the slots."""
-        return {name: _filled(value, arrays) for name, value in self.inputs.items()}
+        """The arguments with arrays in the tensors' places."""
+        inputs = dict(self.inputs)
+        for (name, part), x in zip(self.places, arrays, strict=True):
+            if part is None:
+                inputs[name] = x
+            else:
+                inputs[name] = (*inputs[name][:part], x, *inputs[name][part + 1 :])
+        return inputs
 
     def shape_only(self) -> list[int]:
         """The tensors of which the backward pass needs only the shape."""
-        given = (self.inputs[name] for name in self.declaration.shape_only)
-        return [slot.number for slot in given if isinstance(slot, Slot)]
-
-
-# Not an inner function: a recursive closure is a reference cycle, which would keep the arrays of a
-# hundred steps alive until the garbage collector runs.
-def _filled(value: Any, arrays: Sequence[Any]) -> Any:
-    if isinstance(value, Slot):
-        return arrays[value.number]
-    if isinstance(value, tuple):
-        return tuple([_filled(part, arrays) for part in value])
-    return value
+        names = self.declaration.shape_only
+        return [i for i, (name, _) in enumerate(self.places) if name in names]
 
 
 def split(
@@ -59,28 +51,28 @@ def split(
     """The call, and its tensors by name, embeddings first."""
     names = declaration.embeddings(inputs)
     tensors: dict[str, Tensor] = {}
+    places: list[tuple[str, int | None]] = []
+    held = dict(inputs)
+
+    def take(name: str, value: Any, part: int | None = None) -> None:
+        told = name if part is None else f"{name}[{part}]"
+        check_tensor(told, value)
+        tensors[told] = value
+        places.append((name, part))
+
     for name in names:
-        check_tensor(name, inputs[name])
-        tensors[name] = inputs[name]
-    held: dict[str, Any] = {}
-    for name, value in inputs.items():
-        if name in names:
-            held[name] = Slot(names.index(name))
+        take(name, inputs[name])
+        held[name] = None
+    for name, value in held.items():
+        if isinstance(value, (Tensor, np.ndarray)):
+            take(name, value)
+            held[name] = None
         elif isinstance(value, (tuple, list)):
-            held[name] = tuple([_slot(f"{name}[{i}]", v, tensors) for i, v in enumerate(value)])
-        else:
-            held[name] = _slot(name, value, tensors)
-    return LossCall(declaration, held, names, group), tensors
-
-
-def _slot(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, np.ndarray):
-        check_tensor(name, value)
-    if not isinstance(value, Tensor):
-        return value
-    check_tensor(name, value)
-    tensors[name] = value
-    return Slot(len(tensors) - 1)
+            held[name] = tuple([None if isinstance(x, Tensor) else x for x in value])
+            for part, x in enumerate(value):
+                if isinstance(x, (Tensor, np.ndarray)):
+                    take(name, x, part)
+    return LossCall(declaration, held, names, places, group), tensors
 
 
 def check_tensor(name: str, value: Any) -> None:

@@ -7,6 +7,7 @@ a flat list of tensors (`flat`), which the backward pass takes.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,11 +55,16 @@ def passes_of(call: LossCall) -> Any:
 
 
 def execution(
-    call: LossCall, device: torch.device, on_numpy: bool, *, need_gradient: bool = False
+    call: LossCall,
+    device: torch.device,
+    on_numpy: bool,
+    *,
+    need_gradient: bool = False,
+    donated: bool = False,
 ) -> Execution:
     """Shards and kernels of a call."""
     kernels = NUMPY if on_numpy else KERNELS
-    here = PLAIN._replace(kernels=kernels, need_gradient=need_gradient)
+    here = Execution(kernels=kernels, need_gradient=need_gradient, donated=donated)
     if call.group is None:
         return here
     shards, sorting = distributed.shards_of(call.group, call.declaration.name, device, on_numpy)
@@ -77,10 +83,18 @@ def apart(tensors: Sequence[Tensor], on_numpy: bool) -> contextlib.AbstractConte
     if on_numpy:
         nbytes = max([t.nbytes for t in tensors])
         return threads.at_most_threads(torch.get_num_threads(), nbytes)
+    device = tensors[0].device
+    if not torch.is_grad_enabled() and not _is_cast(device):
+        return contextlib.nullcontext()
     context = contextlib.ExitStack()
     context.enter_context(torch.no_grad())
-    context.enter_context(without_autocast(tensors[0].device))
+    context.enter_context(without_autocast(device))
     return context
+
+
+def _is_cast(device: torch.device) -> bool:
+    """Whether autocast changes what is computed on a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 # --- meta tensors ---------------------------------------------------------------------------------
@@ -114,7 +128,9 @@ def widened(call: LossCall, tensors: Sequence[Tensor], on_numpy: bool) -> list[T
     compute = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
     out = []
     for i, t in enumerate(tensors):
-        t, dtype = t.detach().resolve_neg(), t.dtype
+        t, dtype = t.detach(), t.dtype
+        if t.is_neg():
+            t = t.resolve_neg()
         if call.kernels is not None:
             pass  # kernels take 16-bit numbers as they are, and round gradients to infinity
         elif dtype == torch.float16 and (i < len(call.names) or on_numpy):
@@ -214,12 +230,12 @@ def backward(
     """
     on_numpy = runs_on_numpy(call, tensors)
     with apart(tensors, on_numpy):
-        how = execution(call, tensors[0].device, on_numpy)
+        how = execution(call, tensors[0].device, on_numpy, donated=donated)
         factor = distributed.gradient_factor(how.shards.size)
         inputs = _inputs(call, tensors, on_numpy)
         passes = passes_of(call)
         found = passes.backward(
-            how._replace(donated=donated),
+            how,
             inputs,
             structured(passes.saved, saved, on_numpy),
             *[_cotangent(c, factor, on_numpy) for c in cotangents],
@@ -259,12 +275,17 @@ def without_none(saved: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
 def structured(kind: Any, saved: Sequence[Tensor | None], on_numpy: bool) -> Any:
     """The ``Saved`` of class `kind` that `flat` listed; fields that are tuples are equally long."""
     arrays: list[Any] = [
-        None if t is None or (t.ndim and t.shape[0] == 0) else _as_array(t) if on_numpy else t
-        for t in saved
+        None if t is None or not t.numel() else _as_array(t) if on_numpy else t for t in saved
     ]
-    tuples = ["tuple[" in str(annotation) for annotation in kind.__annotations__.values()]
+    tuples = _are_tuples(kind)
     if not any(tuples):
         return kind(*arrays)
     length = (len(arrays) - tuples.count(False)) // tuples.count(True)
     left = iter(arrays)
     return kind(*[tuple([next(left) for _ in range(length)]) if t else next(left) for t in tuples])
+
+
+@functools.cache
+def _are_tuples(kind: Any) -> list[bool]:
+    """Which fields of a ``Saved`` have an entry a view."""
+    return ["tuple[" in str(annotation) for annotation in kind.__annotations__.values()]

@@ -14,7 +14,13 @@ from torch import Tensor
 
 import visreg_core
 from visreg_core import arrays, checks, threads
-from visreg_core.slices import DOMAIN_SLICES, check_range, key_word, orthogonal_columns
+from visreg_core.slices import (
+    DOMAIN_SLICES,
+    check_range,
+    key_word,
+    orthogonal_columns,
+    unit_columns_numpy,
+)
 from visreg_torch import _operators
 from visreg_torch.kernels.dispatch import choose, load
 
@@ -92,14 +98,21 @@ def _drawn_by_numpy(
     NumPy's QR would run in float64 and take several times as long.
     """
     wide: Any = np.float64 if dtype == torch.float64 else np.float32
-    key: dict[str, Any] = {"seed": seed, "step": step}
     if sampler == "gaussian":
-        drawn = visreg_core.random_slices(dim, n_slices, start=start, dtype=wide, **key)
+        drawn = unit_columns_numpy(dim, n_slices, start, seed, step, wide)
         return torch.from_numpy(drawn).to(dtype)
 
     def normals(first: int, count: int) -> Tensor:
         return torch.from_numpy(
-            arrays.normals(dim, count, first=first, domain=DOMAIN_SLICES << 28, dtype=wide, **key)
+            arrays.normals(
+                dim,
+                count,
+                first=first,
+                domain=DOMAIN_SLICES << 28,
+                seed=seed,
+                step=step,
+                dtype=wide,
+            )
         )
 
     xp = arrays.as_namespace(torch)

@@ -59,8 +59,10 @@ def disagreeing(records):
 def test_every_public_loss_is_checked():
     checked = {c.function for c in _registry.all_checks()}
     functions = {n for n in visreg_core.__all__ if n.islower() and not n.startswith("_")}
-    # Every gradient comes from value_and_vjp, of which value_and_grad is one call.
-    assert functions - {"declare_loss", "value_and_grad", "value_and_vjp"} <= checked
+    # Every gradient comes from value_and_vjp, of which value_and_grad is one call; slices_for
+    # returns a number of numbers.
+    others = {"declare_loss", "slices_for", "value_and_grad", "value_and_vjp"}
+    assert functions - others <= checked
     differentiable = {d.name for d in declared()}
     assert differentiable == {c.function for c in _registry.all_checks() if c.of == "gradient"}
     assert differentiable == {loss.function for loss in examples() if loss.example.differentiable}
@@ -94,7 +96,7 @@ def test_what_is_computed_on_the_host_agrees():
 
 
 def test_jax_agrees_without_and_with_64_bit_types():
-    """A few functions: JAX compiles every operation of every shape."""
+    """A few functions: JAX takes long to compile all."""
     records = crosscheck(["jax"], dtypes=["float64", "float32"], only=["center_loss"])
     records += crosscheck(["jax"], dtypes=["float32", "bfloat16"], only=["normal_quantiles"])
     assert {r.dtype for r in records} == {"float64", "float32", "bfloat16"}
@@ -165,6 +167,54 @@ def test_a_lost_factor_in_a_shared_gradient_is_caught(monkeypatch, name):
     monkeypatch.setattr(declaration, "backward", halved)
     records = crosscheck(["numpy"], dtypes=["float64"], only=[name])
     assert {r.of for r in records if not r.agrees} == {"difference"}
+
+
+def _on_jax(monkeypatch, name, which, change):
+    """A pass of a loss returns something else where it runs on JAX."""
+    declaration = declaration_of(getattr(visreg_core, name))
+    right = getattr(declaration, which)
+
+    def changed(execution, *args, **kwargs):
+        found = right(execution, *args, **kwargs)
+        inputs = args[0] if which == "backward" else kwargs
+        on_jax = _xp.library(inputs[declaration.differentiated[0]]) == "jax"
+        return change(found) if on_jax else found
+
+    monkeypatch.setattr(declaration, which, changed)
+
+
+def _bad_on_jax(name, dtype="float64"):
+    records = crosscheck(["numpy", "jax"], dtypes=[dtype], only=[name])
+    return [r for r in records if not r.agrees]
+
+
+def test_a_flipped_sign_in_a_compiled_gradient_is_caught(monkeypatch):
+    _on_jax(monkeypatch, "scale_loss", "backward", lambda gradient: -gradient)
+    (bad,) = _bad_on_jax("scale_loss")
+    assert (bad.backend, bad.of, bad.error) == ("jax", "gradient", pytest.approx(2))
+
+
+def test_a_constant_of_float32_in_a_compiled_value_is_caught(monkeypatch):
+    rounding = float(np.float32(0.1)) / 0.1
+    _on_jax(monkeypatch, "center_loss", "forward", lambda found: (found[0] * rounding, *found[1:]))
+    (bad,) = _bad_on_jax("center_loss")
+    assert (bad.backend, bad.of) == ("jax", "value")
+    assert 1e-10 < bad.error <= abs(rounding - 1) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda g: g if g[0, 0] > 0 else -g, "TracerBoolConversionError"),
+        (lambda g: np.zeros(g.shape), "expected all arrays from one library; found jax and numpy"),
+    ],
+)
+def test_what_no_program_can_be_made_of_is_caught(monkeypatch, change, note):
+    """By itself: the values of the same program agree."""
+    _on_jax(monkeypatch, "center_loss", "backward", change)
+    (bad,) = _bad_on_jax("center_loss", "float32")
+    assert (bad.backend, bad.of) == ("jax", "gradient")
+    assert note in bad.note
 
 
 def test_wrong_words_are_caught(monkeypatch):

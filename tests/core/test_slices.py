@@ -1,5 +1,7 @@
 """Random slices: one stream on every backend, addressable, with known answers."""
 
+import math
+
 import array_api_compat.numpy
 import array_api_compat.torch
 import numpy as np
@@ -11,7 +13,13 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import FLOATS
 from tests.core import reference
-from visreg_core import gaussian_sliced_wasserstein, random_slices
+from visreg_core import (
+    gaussian_sliced_wasserstein,
+    random_slices,
+    slices,
+    slices_for,
+    value_and_grad,
+)
 from visreg_core._xp import slices_numpy
 from visreg_core._xp.threefry import threefry2x32, threefry2x32_in_place
 
@@ -276,9 +284,26 @@ def test_the_documented_stream(where, dim, seed, step, start):
 @pytest.mark.parametrize("dim", [8, 31])
 def test_tiles_of_numpy_s_draw(monkeypatch, tile, dim):
     monkeypatch.setattr(slices_numpy, "_TILE", tile)
+    slices._of_successive_steps.cache_clear()
     expected = np.array([reference.direction(dim, 2**32 - 5 + k, 9, 2) for k in range(5)]).T
     got = random_slices(dim, 5, seed=9, step=2, start=2**32 - 5, dtype=np.float64)
     assert_allclose(got, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dim", [1, 8, 31])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_successive_steps_drawn_at_once_are_those_drawn_alone(monkeypatch, dim, dtype):
+    """To the last bit, in any order, and nobody's array is another's."""
+    steps, options = [9, 0, 7, 8, 2**32 - 1], {"seed": 5, "start": 40, "dtype": dtype}
+    found = [random_slices(dim, 3, step=step, **options) for step in steps]
+    for w in found:
+        assert not any(np.shares_memory(w, v) for v in found if v is not w)
+    again = [random_slices(dim, 3, step=step, **options) for step in steps]
+    monkeypatch.setattr(slices, "_FEW", 0)
+    for step, w, v in zip(steps, found, again, strict=True):
+        alone = random_slices(dim, 3, step=step, **options)
+        assert np.array_equal(w, alone)
+        assert np.array_equal(v, alone)
 
 
 @pytest.mark.parametrize(
@@ -356,6 +381,30 @@ def test_orthogonal_slices_vary_less():
         for sampler in SAMPLERS
     }
     assert spread["orthogonal"] < 0.5 * spread["gaussian"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("error", [0.5, 1.0, 2.0])
+def test_slices_for_an_error_leave_it(sampler, error):
+    """On a cloud that is 1.5 times too large, whose rows are quantiles along each slice."""
+    dim = 24
+    z = 1.5 * np.random.default_rng(0).standard_normal((4000, dim))
+    k = slices_for(dim, error, sampler=sampler)
+    draws = [random_slices(dim, k, step=s, sampler=sampler) for s in range(40)]
+    found = [value_and_grad(gaussian_sliced_wasserstein)(z, w)[1] for w in draws]
+    # Of infinitely many slices the gradient is 2 (z − z/1.5)/(N D), but for what N leaves.
+    expected = 2 * (z - z / 1.5) / z.size
+    squared = np.mean([np.sum((g - expected) ** 2) for g in found]) / np.sum(expected**2)
+    assert math.sqrt(squared) == pytest.approx(error, rel=0.1)
+    if k > 1:  # and one slice fewer would leave more
+        fewer = (dim - 1) / (k - 1) if sampler == "gaussian" else (dim - k + 1) / (k - 1)
+        assert math.sqrt(fewer) > error * (1 - 1e-9)
+
+
+def test_slices_for_refuses_what_is_no_number():
+    for options in ({"dim": 0}, {"error": 0.0}, {"error": math.inf}, {"sampler": "sobol"}):
+        with pytest.raises(ValueError, match="expected"):
+            slices_for(**{"dim": 8, "error": 0.5, **options})
 
 
 # Traced steps ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from scipy.linalg import hadamard
 
 import visreg_core
 import visreg_jax
@@ -186,6 +187,35 @@ def test_gradients_from_outside_are_exact(check_vma, rng):
         )(a, b)
 
     assert_close(found(case, function, arrays), want(case, arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "check_vma"),
+    [
+        ("vicreg_loss", 1.0, True),
+        ("vicreg_loss", 64.0, True),
+        ("vicreg_loss", 64.0, False),
+        ("barlow_twins_loss", 64.0, True),
+    ],
+)
+def test_uncorrelated_dimensions_of_a_gram_matrix(name, ratio, check_vma, rng):
+    """N < D, with and without columns that hide the others: both ways on all devices."""
+    case = next(c for c in PRIMARY if c.loss.name == name)
+    arrays = {v: rng.normal(size=(16, 40)) for v in "ab"}
+    for z in arrays.values():
+        z[:, :12] = ratio * hadamard(16)[:, 1:13] + rng.normal(size=(16, 12)) / ratio
+        z[:, 12:] *= ratio == 1 or name == "vicreg_loss"
+
+    def function(a, b):
+        return jax.shard_map(
+            lambda a, b: getattr(sharded, name)(a, b, axis_name="data"),
+            mesh=mesh(8),
+            in_specs=(P("data"), P("data")),
+            out_specs=P(),
+            check_vma=check_vma,
+        )(a, b)
+
+    assert_close(found(case, function, arrays), want(case, arrays), rtol=1e-8)
 
 
 # --- what moves -----------------------------------------------------------------------------------

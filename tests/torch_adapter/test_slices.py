@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 import visreg_core
 from visreg_core import arrays, threads
 from visreg_core._xp import slices_numpy
-from visreg_core.slices import SAMPLERS
+from visreg_core.slices import SAMPLERS, _of_successive_steps
 from visreg_torch import random_slices
 from visreg_torch.kernels import dispatch
 
@@ -52,6 +52,7 @@ def test_numpy_draws_their_normals(sampler, monkeypatch):
     counts, normals = [], slices_numpy.normals
     for module in (slices_numpy, arrays):
         monkeypatch.setattr(module, "normals", counted)
+    _of_successive_steps.cache_clear()
     random_slices(6, 20, seed=torch.tensor(3), start=4, sampler=sampler, dtype=torch.bfloat16)
     # By whole groups of 32, of the slices or of each block.
     assert counts == ([32] if sampler == "gaussian" else [32, 32, 32, 32])
@@ -109,6 +110,7 @@ def test_as_many_threads_as_torch(sampler, monkeypatch):
     seen, before, normals = [], torch.get_num_threads(), slices_numpy.normals
     for module in (slices_numpy, arrays):
         monkeypatch.setattr(module, "normals", counted)
+    _of_successive_steps.cache_clear()
     try:
         torch.set_num_threads(1)
         random_slices(3, 3, sampler=sampler)

@@ -107,10 +107,12 @@ class Search:
         self.operand = np.empty((len(self.rows), rows.shape[1] + 1), self.dtype)
         centred = self.operand[:, :-1]
         np.subtract(self.middle, self.rows, out=centred, casting="same_kind")
-        largest = max(float(centred.max()), -float(centred.min()))
+        largest = 0.0 if directions else max(float(centred.max()), -float(centred.min()))
         self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
-        centred /= self.unit
+        if not directions:
+            centred /= self.unit
         offset = np.einsum("nd,nd->n", centred, centred) / 2
+        self.longest = float(np.sqrt(2 * offset.max()))
         offset[self.lone_rows] += 0.5 / self.unit**2
         self.operand[:, -1] = offset
         self.on_device: tuple[Namespace, Device, Array] | None = None
@@ -131,15 +133,16 @@ class Search:
         chosen = start + np.flatnonzero(~without)
         taken, squares = self._taken(chosen)
         if self.on_device is None:
-            parts = self._screened(taken @ self.operand.T, squares, chosen, None, self.unit)
+            parts = self._screened(taken @ self.operand.T, squares, chosen)
         else:
             parts = self._screened_on_device(taken, squares, chosen)
         lost = start + np.flatnonzero(without)
         if lost.size:
             every = np.broadcast_to(np.arange(len(self.rows)), (lost.size, len(self.rows)))
             parts.append(self._finished(lost, every, np.ones(every.shape)))
-        query, index, distance = (np.concatenate(a) for a in zip(*parts, strict=True))
+        query, index, distance = parts[0]
         if len(parts) > 1:
+            query, index, distance = (np.concatenate(a) for a in zip(*parts, strict=True))
             order = np.argsort(query, kind="stable")
             query, index, distance = query[order], index[order], distance[order]
         first = np.searchsorted(query, np.arange(start, stop))
@@ -152,7 +155,8 @@ class Search:
         taken = np.empty((len(chosen), self.operand.shape[1]), self.dtype)
         centred = taken[:, :-1]
         np.subtract(queries, self.middle, out=centred, casting="same_kind")
-        centred /= self.unit
+        if not self.directions:
+            centred /= self.unit
         taken[:, -1] = 1
         return taken, np.einsum("nd,nd->n", centred, centred).astype(np.float64)
 
@@ -173,31 +177,34 @@ class Search:
             place = _xp.smallest(xp, product, most)
             least = _xp.to_numpy(xp.take_along_axis(product, place, axis=-1))
         place = _xp.to_numpy(place)
-        error = _Error(squares, self.rows.shape[1], least.dtype)
+        error = _Error(squares, self.longest, self.rows.shape[1], least.dtype)
         beyond = least[:, -1] <= error.limit(least[:, self.wanted - 1])
         beyond &= most < len(self.rows)
         rest, done = np.flatnonzero(beyond), np.flatnonzero(~beyond)
-        parts = self._screened(least[done], squares[done], queries[done], place[done], self.unit)
+        parts = self._screened(least[done], squares[done], queries[done], place[done])
         again = taken[rest] @ self.operand.T
-        return parts + self._screened(again, squares[rest], queries[rest], None, self.unit)
+        return parts + self._screened(again, squares[rest], queries[rest])
 
     def _screened(
         self,
         product: np.ndarray,
         squares: np.ndarray,
         queries: np.ndarray,
-        columns: np.ndarray | None,
-        unit: float,
+        columns: np.ndarray | None = None,
+        longest: float | None = None,
     ) -> list[_Entries]:
         """What is near to `queries` by half the squared distances less half of `squares`.
 
-        `product` (B, C) are these, in units of unit², with all rows, or those of `columns` (C,)
-        or (B, C).
+        `product` (B, C) are these with all rows, or those of `columns` (C,) or (B, C): in units of
+        `self.unit` from the common middle, or in units of 1 from another, from which the rows are
+        at most at `longest`.
         """
         if not len(queries):
             return []
         parts: list[_Entries] = []
-        error = _Error(squares, self.rows.shape[1], product.dtype)
+        unit = self.unit if longest is None else 1.0
+        longest = self.longest if longest is None else longest
+        error = _Error(squares, longest, self.rows.shape[1], product.dtype)
         limit = error.limit(bound_of_smallest(product, self.wanted))
         query, column = np.divmod(np.flatnonzero(product <= limit[:, None]), product.shape[1])
         count = np.bincount(query, minlength=len(queries))
@@ -208,9 +215,8 @@ class Search:
                 few = np.flatnonzero(~crowd)
                 if not few.size:
                     return parts
-                return parts + self._screened(
-                    product[few], squares[few], queries[few], np.arange(len(self.rows)), unit
-                )
+                every = np.arange(len(self.rows))
+                return parts + self._screened(product[few], squares[few], queries[few], every)
         first = np.cumsum(count) - count
         shape = len(queries), int(count.max())
         at = query, np.arange(query.size) - first[query]
@@ -230,9 +236,9 @@ class Search:
         wide = unit**2 * error.of(limit)[:, None]
         distance = (value + squares[:, None] / 2) * unit**2
         finite = distance < np.inf
-        least = distance[:, :-1] + 2 * wide + self._rounding(distance[:, :-1])
-        close = (distance[:, 1:] <= least) & finite[:, 1:]
-        unsure = finite & ((wide > _SHARE * distance) | self.exact)
+        gap = 2 * wide + self._rounding((limit[:, None] + squares[:, None] / 2) * unit**2)
+        close = (distance[:, 1:] <= distance[:, :-1] + gap) & finite[:, 1:]
+        unsure = finite if self.exact else distance < wide / _SHARE
         unsure[:, 1:] |= close
         unsure[:, :-1] |= close
         query, place = np.nonzero(unsure)
@@ -257,10 +263,11 @@ class Search:
             middle = self.queries[queries[one]]
             taken, rows = self.queries[queries[group]] - middle, self.rows[columns] - middle
             offset = np.einsum("nd,nd->n", rows, rows) / 2
+            longest = float(np.sqrt(2 * offset.max()))
             offset[self.lone_rows[columns]] += 0.5
             again = offset - taken @ rows.T
             squares = np.einsum("nd,nd->n", taken, taken)
-            parts += self._screened(again, squares, queries[group], columns, 1.0)
+            parts += self._screened(again, squares, queries[group], columns, longest)
         return parts
 
     def _distances(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -299,10 +306,13 @@ class Search:
         """Entries, of all rows instead of distinct ones, without the queries' own."""
         if self.members is not None:
             return self._with_members(queries, name, distance)
-        some = distance < np.inf
+        last = distance[:, self.k - 1]
         if self.own:
-            some &= name != queries[:, None]
-        some = _up_to_the_last(some, distance, self.k)
+            others = name != queries[:, None]
+            last = np.where(np.all(others[:, : self.k], axis=1), last, distance[:, self.k])
+        some = distance <= last[:, None]
+        if self.own:
+            some &= others
         query, place = np.nonzero(some)
         return queries[query], name[query, place], distance[query, place]
 
@@ -358,6 +368,13 @@ class Members(NamedTuple):
     first: np.ndarray
     size: np.ndarray
 
+    @property
+    def group(self) -> np.ndarray:
+        """The distinct row that each row is equal to."""
+        out = np.empty_like(self.order)
+        out[self.order] = np.repeat(np.arange(self.size.size), self.size)
+        return out
+
 
 def distinct(rows: np.ndarray) -> tuple[np.ndarray, Members | None]:
     """Indices of the first of each set of equal rows, ascending, and the sets; None without any."""
@@ -382,26 +399,26 @@ class _Error:
     """Bounds of the rounding error of t = ‖v‖²/2 − ⟨u, v⟩, in terms of ‖u‖² and t.
 
     With unit roundoff ε a product of D + 1 terms errs by at most c (‖u‖‖v‖ + ‖v‖²/2), where
-    c = (D + 16) ε covers the rounding of what is multiplied, too. At distance r from u,
-    ‖v‖ ≤ ‖u‖ + r, so that this is at most c (3‖u‖²/2 + 2‖u‖r + r²/2) ≤ 3c (‖u‖² + r²), with
-    r² = 2t + ‖u‖² but for the same error. A constant that is added to t counts in r². `tiny`
-    covers what underflows.
+    c = (D + 16) ε covers the rounding of what is multiplied, too. No ‖v‖ is more than `longest`,
+    and at distance r from u it is at most ‖u‖ + r, with r² = 2t + ‖u‖² but for the same error. A
+    constant that is added to t counts in r². `tiny` covers what underflows.
     """
 
-    def __init__(self, squares: np.ndarray, dim: int, dtype: np.dtype) -> None:
+    def __init__(self, squares: np.ndarray, longest: float, dim: int, dtype: np.dtype) -> None:
         info = np.finfo(dtype)
         self.dtype = dtype
         self.c = min((dim + 16) * float(info.eps) / 2, 0.04)
         self.squares = squares
+        self.longest = longest
         self.tiny = (dim + 16) * float(info.tiny)
 
     def of(self, t: np.ndarray) -> np.ndarray:
         """Of products up to t."""
         slack = 6 * self.c
         squares = (t + (0.5 + slack) * self.squares) / (0.5 - slack)
-        reach = np.sqrt(np.maximum(squares, 0))
         own = np.sqrt(self.squares)
-        return self.c * (1.5 * own**2 + 2 * own * reach + reach**2 / 2) + self.tiny
+        length = np.minimum(own + np.sqrt(np.maximum(squares, 0)), self.longest)
+        return self.c * (own + length / 2) * length + self.tiny
 
     def limit(self, t: np.ndarray) -> np.ndarray:
         """Up to which products are candidates, when so many as are wanted are up to t."""
@@ -411,10 +428,12 @@ class _Error:
 
 
 def _middle(rows: np.ndarray, lone: np.ndarray) -> np.ndarray:
-    """The row nearest to the mean: a row, so that whole numbers stay whole."""
+    """The row nearest to the mean, or 0 where rows are nearer to that: whole numbers stay whole."""
     some = rows[~lone] if lone.any() and not lone.all() else rows
     mean = some.mean(axis=0)
-    return some[np.argmin(np.einsum("nd,nd->n", some, some) / 2 - some @ mean)]
+    squares = np.einsum("nd,nd->n", some, some)
+    row = some[np.argmin(squares / 2 - some @ mean)]
+    return row if row @ row < 2 * (row @ mean) else np.zeros_like(row)
 
 
 def directions(x: np.ndarray) -> np.ndarray:
@@ -426,10 +445,3 @@ def directions(x: np.ndarray) -> np.ndarray:
     norm = np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
     unit /= np.where(norm > 0, norm, 1.0)
     return unit
-
-
-def _up_to_the_last(some: np.ndarray, distance: np.ndarray, k: int) -> np.ndarray:
-    """The first k of `some` in each row of ascending distances, and those as near as the last."""
-    wanted = some & (np.cumsum(some, axis=1) <= k)
-    last = np.max(np.where(wanted, distance, -np.inf), axis=1, keepdims=True)
-    return some & (distance <= last)

@@ -22,6 +22,7 @@ class JAXRoom(Standard):
     module = "jax.numpy"
     array = ("jax", "Array")
     numpy_dtypes = True
+    compiles = True
 
     def device(self, x: Array) -> Device:
         if isinstance(x, sys.modules["jax"].core.Tracer):
@@ -54,6 +55,12 @@ class JAXRoom(Standard):
         jax = sys.modules["jax"]
         with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
             yield
+
+    def forget_programs(self) -> None:
+        sys.modules["jax"].clear_caches()
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return sys.modules["jax"].jit(function, static_argnames=static)
 
     def float64_inside(self) -> contextlib.AbstractContextManager[None]:
         return sys.modules["jax"].enable_x64(True)  # traced or not
@@ -94,6 +101,11 @@ class JAXRoom(Standard):
         x = xp.where(xp.isnan(x), xp.inf, x)
         # To `top_k` −0 is less than 0.
         return sys.modules["jax"].lax.top_k(xp.where(x == 0, xp.zeros_like(x), -x), k)[1]
+
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return sys.modules["jax"].lax.cond(condition, then, otherwise)
 
     def beside(self, x: Array, other: Array) -> Array:
         return x

@@ -45,6 +45,11 @@ class NumPyRoom(Standard):
     def smallest(self, xp: Namespace, x: Array, k: int) -> Array:
         return selection.smallest_of_rows(x, k)
 
+    def sum_rows(self, xp: Namespace, x: Array) -> Array:
+        if x.shape[-2] < 128:  # as in the standard's, without two functions around the sum
+            return np.add.reduce(x, axis=-2, keepdims=True, dtype=x.dtype)
+        return super().sum_rows(xp, x)
+
     def put_last(self, xp: Namespace, index: Array, values: Array) -> Array:
         rows, size = values.shape
         out = np.empty(values.size, values.dtype)

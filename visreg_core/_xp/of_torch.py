@@ -21,6 +21,7 @@ class TorchRoom(Standard):
     name = "torch"
     module = "array_api_compat.torch"
     array = ("torch", "Tensor")
+    branches = False  # it would wait for a device, and no tracer follows it
 
     def namespace(self) -> Namespace:
         # The first call may be traced: `compile` traces an import statement, but no function that

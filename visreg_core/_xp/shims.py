@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from visreg_core._xp.dtypes import cast, dtype_name
 from visreg_core._xp.rooms import room, room_of
@@ -56,6 +57,11 @@ def ndtri(xp: Namespace, p: Array) -> Array:
 def erf(xp: Namespace, x: Array) -> Array:
     """The error function, elementwise, on the device of `x`."""
     return room(xp).special(xp, "erf", x)
+
+
+def log_ndtr(xp: Namespace, x: Array) -> Array:
+    """log Φ(x), elementwise, on the device of `x`; accurate in both tails."""
+    return room(xp).special(xp, "log_ndtr", x)
 
 
 def sign(xp: Namespace, x: Array) -> Array:
@@ -166,7 +172,19 @@ def of_rank(xp: Namespace, x: Array, ndim: int) -> Array:
     return xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) if x.ndim < ndim else x
 
 
-# --- control flow over chunks ---------------------------------------------------------------------
+# --- control flow ---------------------------------------------------------------------------------
+
+
+def branches(xp: Namespace) -> bool:
+    """Whether a program may branch on a value: no device is waited for, no tracer stopped."""
+    return room(xp).branches
+
+
+def either(
+    xp: Namespace, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+) -> Any:
+    """`then()` if `condition`, of no axes, holds, else `otherwise()`; where xp `branches`."""
+    return room(xp).either(condition, then, otherwise)
 
 
 def accumulate(
@@ -182,3 +200,11 @@ def accumulate(
     that the compiled program holds one chunk's arrays at a time.
     """
     return room(xp).accumulate(xp, body, columns, chunk)
+
+
+def compiled(xp: Namespace, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+    """`function` as one program where the library compiles; its `static` arguments are no arrays.
+
+    Programs are kept for the function, so that it should be one of a module.
+    """
+    return room(xp).compiled(function, static)

@@ -32,6 +32,8 @@ class Standard:
     array = ("array_api_strict._array_object", "Array")  # module and name of the arrays' class
     numpy_dtypes = False  # whether dtypes are NumPy's own
     one_device = False  # whether all arrays are on the same one
+    compiles = False  # whether `compiled` makes one program of a function
+    branches = True  # whether a program may branch on a value
     works_in_tiles = False  # whether each operation passes over memory separately
 
     # --- detection ---
@@ -77,6 +79,12 @@ class Standard:
         self, xp: Namespace, x64: bool
     ) -> contextlib.AbstractContextManager[None, bool | None]:
         return contextlib.nullcontext()
+
+    def forget_programs(self) -> None:
+        """Free the memory of what was compiled."""
+
+    def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
+        return function
 
     # --- float64 ---
 
@@ -161,7 +169,12 @@ class Standard:
     def matmul_accumulate(self, xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
         return cast(xp, a @ b, dtype)
 
-    # --- control flow over chunks ---
+    # --- control flow ---
+
+    def either(
+        self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
+    ) -> Any:
+        return then() if condition else otherwise()
 
     def accumulate(
         self, xp: Namespace, body: Callable[[Array], ChunkResults], columns: Array, chunk: int

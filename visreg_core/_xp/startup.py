@@ -60,3 +60,13 @@ def pinned_precision(
 ) -> contextlib.AbstractContextManager[None, bool | None]:
     """Matrix products in full precision (no TF32), JAX's 64-bit types as told; then as before."""
     return room(xp).pinned_precision(xp, x64)
+
+
+def compiles(xp: Namespace) -> bool:
+    """Whether `compiled` makes one program of a function: operations by themselves take long."""
+    return room(xp).compiles
+
+
+def forget_programs(xp: Namespace) -> None:
+    """Free the memory of all programs that the library has compiled."""
+    room(xp).forget_programs()

@@ -50,7 +50,9 @@ def threefry2x32(key0: Array, key1: Array, counter0: Array, counter1: Array) -> 
     return x0, x1
 
 
-def threefry2x32_in_place(key0: int, key1: int, x0: np.ndarray, x1: np.ndarray) -> None:
+def threefry2x32_in_place(
+    key0: int, key1: int | np.ndarray, x0: np.ndarray, x1: np.ndarray
+) -> None:
     """The same on two uint32 counters of one shape, which become the words.
 
     Nothing but one array is made, and unsigned words need no mask after a right shift.

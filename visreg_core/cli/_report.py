@@ -13,16 +13,17 @@ from visreg_core import _xp
 from visreg_core.cli import _outputs
 from visreg_core.cli._command import Parser, UsageError, say, show, usage_errors, write
 from visreg_core.cli._progress import ProgressBar
-from visreg_core.embeddings import Embeddings, EmbeddingsError, EmbeddingsWarning
+from visreg_core.embeddings import Embeddings, EmbeddingsWarning
 from visreg_core.embeddings._source import one_line
 from visreg_core.metrics.trees.linkage import METHODS, METRICS
 from visreg_core.optional import MissingExtraError
 from visreg_core.report import Comparison, Place, TreeOptions, _conditions, compare, report
-from visreg_core.report._compute import PROBES
+from visreg_core.report._compute import ENGINES, PROBES
 from visreg_core.report._files import KNOWN, open_embeddings
 from visreg_core.report._html import to_html
 from visreg_core.report._json import to_json
 from visreg_core.report._labels import load_labels
+from visreg_core.report._measures import step_of
 from visreg_core.report._model import CLUSTERINGS, DEFAULT_TREE
 from visreg_core.report._taken import labels_of
 from visreg_core.report._terminal import print_tables
@@ -34,7 +35,8 @@ _FILES = f"""\
 FILE holds floating numbers, one row for each item; FILE::NAME picks one array of several.
 The suffix tells the format, and nothing is ever unpickled:
 {" ".join(KNOWN)}
-or a folder that Hugging Face's datasets saved
+or a folder that Hugging Face's datasets saved. A pattern ('shards/*.npy'), a folder of shards and
+an index of .safetensors files are one input; a URL (https://, s3://, hf://) is fetched by fsspec.
 
 exit status: 0; 2 for wrong input or arguments; 3 where a condition of --fail-if is met.
 """
@@ -74,9 +76,16 @@ def add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("file", metavar="FILE", help="embeddings, FILE or FILE::NAME")
     parser.add_argument("files", metavar="FILE", nargs="+", help="embeddings to compare with it")
     parser.add_argument(
+        "--trend",
+        action="store_true",
+        help="files are checkpoints: order them by the last number in their names, and add the "
+        "trend of every measure",
+    )
+    parser.add_argument(
         "--paired",
         action="store_true",
-        help="row i is the same item in every file: compares them item by item",
+        help="rows are the same items in every file, by their ids if all files have them, else row "
+        "by row: compares them item by item",
     )
     _add_common(parser, pairs=True)
     parser.set_defaults(run=run_compare)
@@ -149,6 +158,13 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "hierarchical accuracies, LiDAR and Rand indices",
     )
     parser.add_argument(
+        "--ids",
+        metavar="COLUMN|FILE",
+        action="append",
+        help="names of the rows: a column or array in each file, or a file of them (.npy, or "
+        "FILE::COLUMN); compare joins files by them, given once or once for each file",
+    )
+    parser.add_argument(
         "--label-rows",
         metavar="COUNT",
         type=_integer(2),
@@ -178,10 +194,18 @@ def _add_common(parser: argparse.ArgumentParser, *, pairs: bool) -> None:
         "--backend",
         choices=_BACKENDS,
         default="numpy",
-        help="library that computes the sliced losses; moments and spectrum are computed on the "
-        "host in float64 (default: %(default)s)",
+        help="library that computes the sliced losses on a GPU; on a CPU numpy does. Moments and "
+        "spectrum are computed on the host in float64 (default: %(default)s)",
     )
     parser.add_argument("--device", help="device of the backend, such as cuda:0 (default: its own)")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="what reads the rows: this process, or the workers of a dask cluster, on this machine "
+        "unless --scheduler says where (default: %(default)s)",
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="such as tcp://host:8786")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE")
     parser.add_argument("--html", metavar="FILE", help="write tables and pictures to FILE")
     parser.add_argument(
@@ -231,9 +255,12 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         "tree": tree,
         "labels": _labels(stored, arguments.labels, arguments.class_tree),
         "label_rows": arguments.label_rows,
+        "ids": _ids(arguments.ids, len(files)),
         "probe": arguments.probe,
         "drop_bad_rows": arguments.drop_bad_rows,
         "place": place,
+        "engine": arguments.engine,
+        "scheduler": arguments.scheduler,
     }
     with usage_errors():
         tree.check()
@@ -242,12 +269,16 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
             if len(stored) == 1:
                 comparison = Comparison([report(stored[0], tick=bar, **options)], [], tree)
             else:
-                comparison = compare(stored, paired=arguments.paired, tick=bar, **options)
+                steps = [step_of(s.name) for s in stored] if arguments.trend else None
+                comparison = compare(
+                    stored, paired=arguments.paired, steps=steps, tick=bar, **options
+                )
     settings = {
-        name: getattr(arguments, name, False)  # "paired" is `compare`'s alone
+        name: getattr(arguments, name, False)  # "paired" and "trend" are `compare`'s alone
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
-            "class_tree", "label_rows", "probe", "paired", "clustering", "backend", "device",
+            "ids", "class_tree", "label_rows", "probe", "paired", "trend", "clustering", "backend",
+            "device", "engine", "scheduler",
         )
     }  # fmt: skip
     texts = {}
@@ -265,15 +296,20 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     return 3 if met else 0
 
 
+def _ids(given: list[str] | None, files: int) -> str | list[str] | None:
+    """One for all files, or one for each."""
+    if given is None or len(given) == 1:
+        return given and given[0]
+    if len(given) != files:
+        raise UsageError(f"--ids: expected it once, or once for each of {files} files")
+    return given
+
+
 def _labels(
     stored: Sequence[Embeddings], file: str | None, class_tree: str | None
 ) -> np.ndarray | None:
     if file is None:
         return None
-    for other in stored[1:]:
-        if other.shape[0] != stored[0].shape[0]:
-            found = f"{other.shape[0]} rows in {other.name}"
-            raise EmbeddingsError(file, found, f"{stored[0].shape[0]}, for labels of all files")
     n = stored[0].shape[0]
     if class_tree is None:
         return labels_of(file, n, stored[0].name)
@@ -290,5 +326,5 @@ def _place(backend: str, device: str | None) -> Place:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if backend != "numpy" and place.is_cpu:
-        say(f"--backend {backend} computes on the CPU here, where numpy is faster")
+        say(f"--backend {backend}: its device is the CPU, where numpy is faster and computes")
     return place

@@ -19,36 +19,18 @@ from visreg_core.typing import Array
 
 def _words(call: Call) -> Fields:
     """Words of the known answers, and of a block of counters under one key."""
-    xp, device, _ = call.place
-
-    def int32(values: Any) -> Array:
-        words = np.asarray(values, dtype=np.uint64).astype(np.uint32).view(np.int32)
-        return _xp.from_numpy(xp, words, device=device, dtype=xp.int32)
-
-    known = threefry2x32(*(int32(column) for column in zip(*_KNOWN_INPUTS, strict=True)))
-    block = np.arange(1 << 12)
-    key = [np.full(block.size, k) for k in (0x9E3779B9, 0xDEADBEEF)]
-    many = threefry2x32(*map(int32, (*key, block * 0x000F1234, block % 61)))
+    known, many = (
+        threefry2x32(*(call.arrays[name][i, :] for i in range(4))) for name in ("known", "block")
+    )
     return (*known, *many)
 
 
-_KNOWN_INPUTS = (
-    (0, 0, 0, 0),
-    (0xFFFFFFFF,) * 4,
-    (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3),
-)
 _KNOWN_WORDS = ((0x6B200159, 0x1CB996FC, 0xC4923A9C), (0x99BA4EFE, 0xBB002BE7, 0x483DF7A0))
 
 
 def _dyadic_walk(call: Call) -> Fields:
     """A walk whose cumulative probabilities are multiples of 1/8: exact in every dtype."""
-    shares = np.array([0.125, 0.25, 0.5, 0.125])
-    transition = np.zeros((64, 64))
-    for i in range(64):
-        transition[i, (i + 7 * np.arange(4)) % 64] = np.roll(shares, i)
-    xp, device, dtype = call.place
-    p = _xp.from_numpy(xp, transition, device=device, dtype=getattr(xp, dtype))
-    return (visreg_core.sample_random_walk(p, seed=5, step=6, n_steps=3),)
+    return (visreg_core.sample_random_walk(call.arrays["walk"], seed=5, step=6, n_steps=3),)
 
 
 def _array(
@@ -57,6 +39,7 @@ def _array(
     call: Callable[[Call], Any],
     tolerance: str = "array",
     *,
+    inputs: str = "given",
     result: str = "input",
     scale: Callable[[Arrays], float] | None = None,
     conditioned: bool = False,
@@ -68,7 +51,7 @@ def _array(
         function,
         variant,
         "array",
-        "given",
+        inputs,
         lambda c: as_fields(call(c)),
         scales,
         TOLERANCES[tolerance],
@@ -92,7 +75,7 @@ FUNCTIONS: tuple[Check, ...] = (
         "random_slices",
         "Threefry words",
         "words",
-        "given",
+        "exact",
         _words,
         lambda arrays, reference: (1.0,) * len(reference),
         TOLERANCES["exact"],
@@ -111,6 +94,13 @@ FUNCTIONS: tuple[Check, ...] = (
             13, 40, seed=7, sampler="orthogonal", **c.place.options
         ),
         scale=lambda arrays: 30.0,
+    ),
+    _array(
+        "rectified_generalized_gaussian",
+        "",
+        lambda c: visreg_core.rectified_generalized_gaussian(
+            13, 8, p=1.0, nonzero=0.3, **c.place.options
+        ),
     ),
     _array("normal_quantiles", "", lambda c: visreg_core.normal_quantiles(101, **c.place.options)),
     _array(
@@ -136,7 +126,7 @@ FUNCTIONS: tuple[Check, ...] = (
         "value",
         result="compute",
     ),
-    _array("sample_random_walk", "", _dyadic_walk, "exact", result="integer"),
+    _array("sample_random_walk", "", _dyadic_walk, "exact", inputs="exact", result="integer"),
     _array(
         "random_walk_pairs",
         "nearest",

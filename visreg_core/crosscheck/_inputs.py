@@ -71,11 +71,11 @@ def users_embeddings(given: Array | Embeddings) -> np.ndarray:
 
 
 def input_sets(z: np.ndarray) -> dict[str, Arrays]:
-    """Host arrays by name: of `z` (N, D), of the checks' own embeddings, and two special sets.
+    """Host arrays by name: of `z` (N, D), of the checks' own embeddings, and three special sets.
 
     "given" and "own" hold what every loss and metric takes, "wide" has fewer rows than dimensions
     (where losses go through Gram matrices), and the projections of "ties" are small multiples of
-    1/2, exact in every dtype, and many of them equal.
+    1/2, exact in every dtype, and many of them equal. "exact" is for what must not round at all.
     """
     own = own_embeddings()
     rng = np.random.default_rng(1)
@@ -91,6 +91,22 @@ def input_sets(z: np.ndarray) -> dict[str, Arrays]:
             "y": rng.integers(-2, 5, size=(_ROWS, 4)).astype(np.float64),
             "slices": signs,
         },
+        "exact": _exact(),
+    }
+
+
+def _exact() -> Arrays:
+    """What functions that must be exact take: keys and counters of words, and a transition."""
+    known = [(0, 0, 0, 0), (0xFFFFFFFF,) * 4, (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3)]
+    count = np.arange(1 << 12, dtype=np.uint32)
+    block = np.broadcast_arrays(0x9E3779B9, 0xDEADBEEF, count * 0x000F1234, count % 61)
+    walk = np.zeros((64, 64))
+    for i in range(64):
+        walk[i, (i + 7 * np.arange(4)) % 64] = np.roll((0.125, 0.25, 0.5, 0.125), i)
+    words = {"known": np.transpose(known), "block": block}
+    return {
+        "walk": walk,
+        **{name: np.asarray(w, dtype=np.uint32).view(np.int32) for name, w in words.items()},
     }
 
 

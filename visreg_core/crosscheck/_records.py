@@ -22,7 +22,8 @@ class CheckRecord(NamedTuple):
     agrees
         Whether it is, and the result is of the right library, device, dtype and shape.
     seconds
-        Of the first call, compilation included.
+        Of the first call, compilation included. What a library compiled as one program has equal
+        shares of its time.
     note
         What else is to be said: "on the host", or why there is no number.
     """

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from visreg_core import _xp, checks
-from visreg_core.crosscheck._check import Call, Check, Target
+from visreg_core.crosscheck._check import Call, Check, Fields, Target
 from visreg_core.crosscheck._compare import (
     Reference,
     error_of,
@@ -31,7 +37,7 @@ from visreg_core.crosscheck._records import CheckRecord, Combination
 from visreg_core.crosscheck._registry import all_checks
 from visreg_core.embeddings import Embeddings
 from visreg_core.optional import MissingExtraError
-from visreg_core.typing import Array
+from visreg_core.typing import Array, Namespace
 
 
 def crosscheck(
@@ -100,7 +106,9 @@ def crosscheck(
 
     While it runs, matrix products are pinned to full precision (no TF32), and JAX makes 64-bit
     arrays for float64 only; both are as before afterwards. CuPy uses TF32 only where the
-    environment variable ``CUPY_TF32`` asked for it before it was imported; that stays.
+    environment variable ``CUPY_TF32`` asked for it before it was imported; that stays. On JAX the
+    checks of a function that returns arrays are one compiled program; JAX has forgotten this and
+    all other programs afterwards.
 
     The reference shares its formulas with what it checks. Its gradients are therefore held
     against central differences of its values (records of "difference").
@@ -203,54 +211,138 @@ def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]
 
 # --- one library, device and dtype ----------------------------------------------------------------
 
+# Programs that are compiled at a time.
+_COMPILERS = 2
+
 
 def _run(
     combination: Combination,
-    functions: Iterable[Check],
+    functions: Sequence[Check],
     sets: dict[str, Arrays],
     references: dict[tuple[str, Check], Reference],
 ) -> Iterator[CheckRecord]:
-    xp = _xp.import_namespace(combination.backend)
-    with _xp.pinned_precision(xp, x64=combination.dtype == "float64"):
-        device = _xp.find_device(xp, combination.device)
-        place = Target(xp, device, combination.dtype)
-        given = {name: shipped(a, xp, device, combination.dtype) for name, a in sets.items()}
-        for check in functions:
-            key = combination.dtype, check
-            if key not in references:
-                references[key] = reference_of(check, sets[check.inputs], combination.dtype)
-            yield _one(check, combination, place, given[check.inputs], references[key])
+    xp, dtype = _xp.import_namespace(combination.backend), combination.dtype
+    device = _xp.find_device(xp, combination.device)
+    place = Target(xp, device, dtype)
+    for check in functions:
+        if (dtype, check) not in references:
+            references[dtype, check] = reference_of(check, sets[check.inputs], dtype)
+    with _xp.pinned_precision(xp, x64=dtype == "float64"):
+        given = {name: shipped(a, xp, device, dtype) for name, a in sets.items()}
+
+    def run(group: list[Check]) -> tuple[list[_Outcome], float]:
+        start = time.perf_counter()
+        with _xp.pinned_precision(xp, x64=dtype == "float64"):  # JAX's holds for one thread
+            outcomes = _outcomes(group, [references[dtype, c] for c in group], place, given)
+        if _xp.compiles(xp):
+            _trim()
+        return outcomes, (time.perf_counter() - start) / len(group)
+
+    groups = list(_groups(xp, functions))
+    # Compilers leave Python's lock to others.
+    pool = ThreadPoolExecutor(_COMPILERS) if _xp.compiles(xp) else None
+    try:
+        for group, (outcomes, seconds) in zip(
+            groups, (map if pool is None else pool.map)(run, groups), strict=True
+        ):
+            for check, outcome in zip(group, outcomes, strict=True):
+                reference = references[dtype, check]
+                yield _record(check, combination, place, reference, outcome, seconds)
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        _xp.forget_programs(xp)  # hundreds of megabytes that the next dtype has little use for
 
 
-def _one(
-    check: Check, combination: Combination, place: Target, arrays: Arrays, reference: Reference
+def _trim() -> None:
+    """Give the system what compilers have freed, gigabytes in all, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc
+        trim(0)
+
+
+def _groups(xp: Namespace, functions: Iterable[Check]) -> Iterator[list[Check]]:
+    """Checks that run together: where a library compiles, all of a function, values and gradients.
+
+    Metrics go to the host and back, and are no programs.
+    """
+    for (_, together), group in itertools.groupby(
+        functions, lambda c: (c.function, _xp.compiles(xp) and c.result != "host")
+    ):
+        if together:
+            yield list(group)
+        else:
+            yield from ([check] for check in group)
+
+
+# What a check's call returns, on the host in float64, and what is wrong with its kind; or what it
+# raises.
+_Outcome = tuple[list[np.ndarray], str] | Exception
+
+
+def _outcomes(
+    functions: list[Check], references: list[Reference], place: Target, given: dict[str, Arrays]
+) -> list[_Outcome]:
+    """Outcome of each check; where one raises in a program of several, each is run by itself."""
+
+    def fields(given: dict[str, Arrays]) -> list[Fields]:
+        return [
+            check.call(Call(place, given[check.inputs], reference.upstream))
+            for check, reference in zip(functions, references, strict=True)
+        ]
+
+    def program(given: dict[str, Arrays]) -> list[Fields]:
+        found = fields(given)
+        for f in itertools.chain.from_iterable(found):
+            _xp.namespace(next(iter(given["given"].values())), f)  # else it would be made an array
+        return found
+
+    whole = _xp.compiles(place.xp) and functions[0].result != "host"
+    run = _xp.compiled(place.xp, program) if whole else fields
+    try:
+        found = run(given)
+        return [
+            (
+                [on_host(f) / reference.upstream for f in result],  # waits for the device
+                wrong_kind(check, place, result, reference),
+            )
+            for check, result, reference in zip(functions, found, references, strict=True)
+        ]
+    except Exception as failed:  # a library may raise anything; that is the finding
+        if len(functions) == 1:
+            return [failed]
+    pairs = zip(functions, references, strict=True)
+    return [o for c, r in pairs for o in _outcomes([c], [r], place, given)]
+
+
+def _record(
+    check: Check,
+    combination: Combination,
+    place: Target,
+    reference: Reference,
+    outcome: _Outcome,
+    seconds: float,
 ) -> CheckRecord:
-    start = time.perf_counter()
     note = "on the host" if check.host else ""
     error = math.nan
-    try:
-        fields = check.call(Call(place, arrays, reference.upstream))
-        host = [on_host(f) / reference.upstream for f in fields]  # waits for the device
-    except (ValueError, MissingExtraError) as refused:
+    if isinstance(outcome, ValueError | MissingExtraError):
         # What the reference refuses must be refused everywhere, and in the same words.
-        note = str(refused).split("\n")[0]
+        note = str(outcome).split("\n")[0]
         agrees = bool(reference.refusal) and note == reference.refusal
-        seconds = time.perf_counter() - start
-    except Exception as failed:  # a library may raise anything; that is the finding
-        note = f"{type(failed).__name__}: {str(failed).strip()}".split("\n")[0][:200]
-        agrees, seconds = False, time.perf_counter() - start
+    elif isinstance(outcome, Exception):
+        note = f"{type(outcome).__name__}: {str(outcome).strip()}".split("\n")[0][:200]
+        agrees = False
+    elif outcome[1]:
+        note, agrees = outcome[1], False
     else:
-        seconds = time.perf_counter() - start
-        wrong = wrong_kind(check, place, fields, reference)
-        if wrong:
-            note, agrees = wrong, False
-        else:
-            size = size_of(check, combination.dtype)
-            error = max(
-                error_of(got, wanted, scale, size)
-                for got, wanted, scale in zip(host, reference.fields, reference.scales, strict=True)
+        size = size_of(check, combination.dtype)
+        error = max(
+            error_of(got, wanted, scale, size)
+            for got, wanted, scale in zip(
+                outcome[0], reference.fields, reference.scales, strict=True
             )
-            agrees = error <= check.tolerance[combination.dtype]
+        )
+        agrees = error <= check.tolerance[combination.dtype]
     return CheckRecord(
         *combination,
         check.function,

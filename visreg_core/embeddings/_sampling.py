@@ -22,14 +22,15 @@ def draw(n: int, count: int, seed: int) -> np.ndarray:
     kept_rows = np.empty(0, np.int64)
     for start in range(0, n, _STEP):
         rows = np.arange(start, min(start + _STEP, n))
-        words = np.concatenate([kept_words, _words(rows, seed)])
+        words = np.concatenate([kept_words, row_words(rows, seed)])
         rows = np.concatenate([kept_rows, rows])
         smallest = np.argsort(words, kind="stable")[:count]
         kept_words, kept_rows = words[smallest], rows[smallest]
     return np.sort(kept_rows)
 
 
-def _words(rows: np.ndarray, seed: int) -> np.ndarray:
+def row_words(rows: np.ndarray, seed: int) -> np.ndarray:
+    """64-bit words of row numbers: the smallest are drawn."""
     key = np.array([seed], np.uint32).view(np.int32)
     low = (rows & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
     high = ((DOMAIN_ROWS << 28) + (rows >> 32)).astype(np.uint32).view(np.int32)

@@ -94,7 +94,9 @@ class Embeddings:
     dtype : numpy.dtype
         float16, bfloat16, float32 or float64, in native byte order.
     notes : tuple of str
-        What was left out of the file, one line each, as `load` warns.
+        What was left out of the file, a line each; `load` warns of it, too.
+    ids : numpy.ndarray, optional
+        Integers or strings that name the rows, one for each row of the file.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Embeddings:
     pieces: Pieces
     selection: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    ids: np.ndarray | None = None
 
     def blocks(self, block_rows: int | None = None) -> Iterator[np.ndarray]:
         """Consecutive ``(block_rows, D)`` arrays; only the last may be shorter.
@@ -124,6 +127,33 @@ class Embeddings:
         if self.selection is not None:
             rows = self.selection[rows]
         return replace(self, shape=(len(rows), self.shape[1]), selection=rows)
+
+    def ordered(self, rows: np.ndarray) -> Embeddings:
+        """The embeddings of these row numbers, in this order.
+
+        Selected where they increase. Else a file that is mapped is read where the rows are, and
+        any other is held in memory.
+        """
+        ids = None if self.ids is None else self.names(rows)
+        if np.all(np.diff(rows) > 0):
+            return self.select(rows)
+        held: list[np.ndarray] = []
+
+        def pieces(count: int) -> Iterator[np.ndarray]:
+            if not held:
+                first = next(iter(self.pieces(count)))
+                whole = self.selection is None and len(first) == self.shape[0]
+                held.append(first if whole else self.to_numpy())
+            for start in range(0, len(rows), count):
+                yield held[0][rows[start : start + count]]
+
+        shape = len(rows), self.shape[1]
+        return replace(self, shape=shape, pieces=pieces, selection=None, ids=ids)
+
+    def names(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of these rows, or their numbers in the file where it has no ids."""
+        numbers = rows if self.selection is None else self.selection[rows]
+        return numbers if self.ids is None else self.ids[numbers]
 
     def sample(self, count: int, *, seed: int = 0) -> Embeddings:
         """`count` rows drawn without replacement, in the file's order; all where there are fewer.

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 # What pandas writes for an index: nothing, what it calls a column without a name when it has read
-# such a file, what `reset_index` makes of it, and what it calls one in Arrow.
-_NAME = re.compile(r"|Unnamed: \d+(\.\d+)?|index|__index_level_\d+__")
+# such a file, what `reset_index` makes of it, and what it calls one in Arrow; and what people call
+# the ids of items.
+_NAME = re.compile(r"|Unnamed: \d+(\.\d+)?|index|__index_level_\d+__|ids?|ID|uuid")
 
 # From this many rows on, integers that count the rows are row numbers.
 _COUNTED_ROWS = 3

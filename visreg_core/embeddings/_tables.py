@@ -102,6 +102,9 @@ def _columns(schema: Any, name: str | None, label: str) -> _TableColumns:
             )
         dtype = np.result_type(*(_FLOATS[t] for t in found))
         return _TableColumns(list(types), dtype, left_out(index))
+    if name is not None and _is_binary(types.get(name)):
+        note = f"bytes of {name} read as float32 numbers, the least significant byte first"
+        return _TableColumns([name], np.dtype(np.float32), (note,))
     column = pick(label, lists, name)
     value_type = str(_value_type(types[column]))
     if value_type not in _FLOATS:
@@ -112,6 +115,13 @@ def _columns(schema: Any, name: str | None, label: str) -> _TableColumns:
     if tensor is not None and len(tensor) != 1:
         raise EmbeddingsError(label, f"tensors of shape {tuple(tensor)}", "a vector in every row")
     return _TableColumns([column], np.dtype(_FLOATS[value_type]))
+
+
+_BINARY = {"binary", "large_binary", "fixed_size_binary", "binary_view"}
+
+
+def _is_binary(column_type: Any) -> bool:
+    return str(column_type).split("[")[0] in _BINARY
 
 
 _LISTS = {"list", "large_list", "fixed_size_list", "list_view", "large_list_view"}
@@ -144,6 +154,8 @@ def _table(batches: Any, columns: _TableColumns, rows: int, label: str) -> Embed
 def _matrix(arrays: list[Any], dtype: np.dtype, label: str) -> np.ndarray:
     """(rows, D) numbers of one column of lists, or of D columns; a missing number is NaN."""
     array = getattr(arrays[0], "storage", arrays[0])
+    if _is_binary(array.type):
+        return _of_bytes(array, label)
     if _value_type(array.type) is None:
         numbers = [a.to_numpy(zero_copy_only=False) for a in arrays]
         return np.stack(numbers, axis=1, dtype=dtype)
@@ -157,3 +169,15 @@ def _matrix(arrays: list[Any], dtype: np.dtype, label: str) -> np.ndarray:
             label, f"lists of {lengths[0]} to {lengths[-1]} numbers", "lists of one length"
         )
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+
+
+def _of_bytes(array: Any, label: str) -> np.ndarray:
+    """Vectors that were stored as the bytes of their float32 numbers, as databases do."""
+    if array.null_count:
+        raise EmbeddingsError(label, f"{array.null_count} missing vectors", "one in every row")
+    rows = array.to_pylist()
+    sizes = {len(r) for r in rows}
+    if len(sizes) != 1 or min(sizes) % 4 or not min(sizes):
+        found = f"values of {min(sizes)} to {max(sizes)} bytes"
+        raise EmbeddingsError(label, found, "4 bytes for each dimension, as many in each row")
+    return np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), -1)

@@ -10,7 +10,7 @@ import numpy as np
 from visreg_core import _xp, checks
 from visreg_core.losses import rows as _rows
 from visreg_core.losses.declaration import Example, Inputs, declare_loss
-from visreg_core.losses.execution import Execution
+from visreg_core.losses.execution import Execution, Shards
 from visreg_core.losses.variance_covariance import off_diagonal
 from visreg_core.losses.views import (
     VIEWS,
@@ -23,6 +23,9 @@ from visreg_core.losses.views import (
 )
 from visreg_core.typing import Array, Namespace, Scalar
 
+# How many times the off-diagonal term what its rounding scales with may be.
+_MOST_CANCELLED = 4
+
 
 class BarlowTwinsTerms(NamedTuple):
     """Terms of `barlow_twins_loss`; `off_diagonal` is not weighted."""
@@ -33,12 +36,13 @@ class BarlowTwinsTerms(NamedTuple):
 
 
 class BarlowTwinsSaved(NamedTuple):
-    """What Barlow Twins saves: each field but the last three has one entry a view.
+    """What Barlow Twins saves: each field but the last four has one entry a view.
 
     first, rest : the batch mean in two parts, (..., 1, D); reciprocal : 1/σ, 0 for σ = 0,
     (..., 1, D); gram : own rows of x̂x̂ᵀ, (..., N, ΣN), where N < D, else None; every : x̂ of all
     shards (..., ΣN, D), None on one; n : kept rows, () or None; diagonal : C_ii of each pair of
-    views, (P, ..., 1, D); others : C without its diagonal, (P, ..., D, D), where N >= D, else None.
+    views, (P, ..., 1, D); others : C without its diagonal, (P, ..., D, D), where N >= D, else None;
+    cancels : whether the Gram matrices do not do, () or None.
     """
 
     first: tuple[Array, ...]
@@ -49,6 +53,7 @@ class BarlowTwinsSaved(NamedTuple):
     n: Array | None
     diagonal: Array
     others: Array | None
+    cancels: Array | None
 
 
 def _magnitude(
@@ -116,7 +121,10 @@ def barlow_twins_loss(
     Notes
     -----
     Source: Zbontar et al. 2021, eq. 1 and 2. Where N < D it is computed through the N × N Gram
-    matrices of the views.
+    matrices of the views, ‖ââᵀ‖‖b̂b̂ᵀ‖/N² times the rounding exact; where the term is less than a
+    quarter of that, from N rows of C at a time. With CuPy's and torch's arrays it is the former
+    always, unless `visreg_torch` is given tensors on a CPU: the total is exact to N times the
+    rounding, `off_diagonal` alone may be noise near 0, on either side.
 
     Examples
     --------
@@ -131,39 +139,48 @@ def barlow_twins_loss(
     checks.not_negative("eps", eps)
     checks.number("off_diagonal_weight", off_diagonal_weight)
     views, shards = as_views(xp, a, b), execution.shards
-    rows, standard, reciprocals = [], [], []
-    for view in views:
-        r, centred = _rows.centre(xp, view, row_mask, shards)
-        reciprocal = _rows.safe_reciprocal(xp, _rows.standard_deviation(r, centred, eps=eps))
-        rows.append(r)
-        reciprocals.append(reciprocal)
-        standard.append(centred * reciprocal)
+    moments = execution.kernels.get("moments", _rows.moments)
+    rows, centred, deviations = zip(*moments(xp, views, row_mask, shards, eps=eps), strict=True)
+    reciprocals = [_rows.safe_reciprocal(xp, deviation) for deviation in deviations]
+    standard = [x * reciprocal for x, reciprocal in zip(centred, reciprocals, strict=True)]
     n, dim = rows[0].n, views[0].shape[-1]
     pairs = view_pairs(len(views))
-    diagonal = xp.stack(
-        [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
+    diagonal = _stacked(
+        xp, [shards.sum(_xp.sum_rows(xp, standard[i] * standard[j])) / n for i, j in pairs]
     )
     on = xp.sum((1 - diagonal) ** 2, axis=(-2, -1))
     nothing: list[Array | None] = [None] * len(views)
-    grams, every, others = nothing, nothing, None
+    grams, every, others, cancels = nothing, nothing, None, None
     if views[0].shape[-2] * shards.size < dim:
         # Σ_ij C_ij² = ⟨ââᵀ, b̂b̂ᵀ⟩/n², and no D × D array is made. A shard gathers all rows, which
         # are fewer numbers, and makes its own rows of the Gram matrices.
         gathered = [shards.gather(x, axis=-2) for x in standard]
         own = [x @ xp.matrix_transpose(e) for x, e in zip(standard, gathered, strict=True)]
-        products = [xp.sum(own[i] * own[j], axis=(-2, -1)) for i, j in pairs]
-        off = shards.sum(xp.stack(products)) / (n * n)
-        off = off - xp.sum(diagonal * diagonal, axis=(-2, -1))
+        products = [(own[i] * own[j], own[i] * own[i], own[j] * own[j]) for i, j in pairs]
+        sums = xp.stack([xp.stack([xp.sum(x, axis=(-2, -1)) for x in p]) for p in products])
+        sums = shards.sum(sums) / (n * n)
+        off = sums[:, 0, ...] - xp.sum(diagonal * diagonal, axis=(-2, -1))
+        # Rounding is of the size of ‖ââᵀ‖ ‖b̂b̂ᵀ‖, whatever their scalar product is.
+        size = xp.sqrt(sums[:, 1, ...] * sums[:, 2, ...])
+        cancels, by_gram = xp.any(size > _MOST_CANCELLED * off), off
+        if _xp.branches(xp):
+            off = _xp.either(
+                xp,
+                cancels,
+                lambda: xp.stack([_in_tiles(xp, standard, p, n, shards)[0] for p in pairs]),
+                lambda: by_gram,
+            )
         grams, every = own, nothing if shards.size == 1 else gathered
     else:
-        others = xp.stack(
+        others = _stacked(
+            xp,
             [
                 off_diagonal(xp, shards.sum(xp.matrix_transpose(standard[i]) @ standard[j]) / n)
                 for i, j in pairs
-            ]
+            ],
         )
         off = xp.sum(others * others, axis=(-2, -1))
-    on_diagonal, off_diagonal_ = xp.mean(on), xp.mean(off)
+    on_diagonal, off_diagonal_ = (xp.sum(x) / math.prod(x.shape) for x in (on, off))
     total = on_diagonal + off_diagonal_weight * off_diagonal_
     saved = BarlowTwinsSaved(
         tuple(r.first for r in rows),
@@ -174,8 +191,14 @@ def barlow_twins_loss(
         rows[0].masked_n(),
         diagonal,
         others,
+        cancels,
     )
     return BarlowTwinsTerms(total, on_diagonal, off_diagonal_), saved
+
+
+def _stacked(xp: Namespace, of_pairs: list[Array]) -> Array:
+    """One array a pair, along a new first axis."""
+    return of_pairs[0][None, ...] if len(of_pairs) == 1 else xp.stack(of_pairs)
 
 
 @barlow_twins_loss.backward
@@ -202,11 +225,9 @@ def _backward(
     off_factor = 2 * ((on_total * inputs["off_diagonal_weight"] + on_off) / share) / n
     gradients: list[Array | None] = [None] * len(views)
     for p, (i, j) in enumerate(pairs):
-        on_other = (saved.diagonal[p, ...] - 1) * on_factor
-        if saved.others is None:
-            on_other = on_other - saved.diagonal[p, ...] * off_factor
-        for v, other in ((i, j), (j, i)):
-            g = _product(xp, saved, standard, p, v, other, off_factor, n)
+        products, diagonal = _products(xp, saved, standard, p, (i, j), off_factor, n, shards)
+        on_other = (saved.diagonal[p, ...] - 1) * on_factor - diagonal
+        for v, other, g in ((i, j, products[0]), (j, i, products[1])):
             g += standard[other] * on_other
             gradients[v] = g if gradients[v] is None else gradients[v] + g
     through = []
@@ -218,19 +239,54 @@ def _backward(
     return view_gradients(xp, through, b)
 
 
-def _product(
+def _products(
     xp: Namespace,
     saved: BarlowTwinsSaved,
     standard: list[Array],
     p: int,
-    v: int,
-    other: int,
+    pair: tuple[int, int],
     factor: Scalar,
     n: Scalar,
-) -> Array:
-    """Gradient for x̂_v of factor n / 2 times Σ_ij C_ij² of pair p, diagonal as in `saved`."""
-    if saved.others is None:
-        every = saved.every[v]
-        return (saved.gram[other] * (factor / n)) @ (standard[v] if every is None else every)
-    scaled = saved.others[p, ...] * factor
-    return standard[other] @ (xp.matrix_transpose(scaled) if v < other else scaled)
+    shards: Shards,
+) -> tuple[tuple[Array, Array], Scalar]:
+    """Gradients for both x̂ of factor n / 2 times Σ_ij C_ij² of pair p.
+
+    And what the diagonal has in them, as a factor (..., 1, D) of the other view's x̂.
+    """
+    a, b = (standard[v] for v in pair)
+    if saved.others is not None:
+        scaled = saved.others[p, ...] * factor
+        return (b @ xp.matrix_transpose(scaled), a @ scaled), 0.0
+
+    def by_gram() -> tuple[tuple[Array, Array], Array]:
+        i, j = pair
+        rows = [x if e is None else e for x, e in zip(standard, saved.every, strict=True)]
+        of_a = (saved.gram[j] * (factor / n)) @ rows[i]
+        return (of_a, (saved.gram[i] * (factor / n)) @ rows[j]), saved.diagonal[p, ...] * factor
+
+    def in_tiles() -> tuple[tuple[Array, Array], Array]:
+        _, of_a, of_b = _in_tiles(xp, standard, pair, n, shards)
+        return (of_a * factor, of_b * factor), xp.zeros_like(saved.diagonal[p, ...])
+
+    return _xp.either(xp, saved.cancels, in_tiles, by_gram) if _xp.branches(xp) else by_gram()
+
+
+def _in_tiles(
+    xp: Namespace, standard: list[Array], pair: tuple[int, int], n: Scalar, shards: Shards
+) -> tuple[Array, Array, Array]:
+    """Σ_{i≠j} C_ij² of a pair of views, and x̂_b Cᵀ and x̂_a C without C's diagonal.
+
+    From the matrix itself, as many rows of it at a time as the views have.
+    """
+    a, b = (standard[v] for v in pair)
+    columns = xp.arange(a.shape[-1], **_xp.on_device(a))
+
+    def tile(chosen: Array) -> tuple[list[Array], list[Array]]:
+        some = xp.take(a, chosen, axis=-1)
+        c = shards.sum(xp.matrix_transpose(some) @ b) / n
+        own = _xp.of_rank(xp, chosen[:, None] == columns[None, :], c.ndim)
+        c = xp.where(own, xp.zeros_like(c), c)
+        return [b @ xp.matrix_transpose(c)], [xp.sum(c * c, axis=(-2, -1)), some @ c]
+
+    (of_a,), (off, of_b) = _xp.accumulate(xp, tile, columns, a.shape[-2] * shards.size)
+    return off, of_a, of_b

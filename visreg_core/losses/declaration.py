@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
-from visreg_core import _xp
+from visreg_core import _xp, checks
 from visreg_core.losses.execution import Execution
 from visreg_core.losses.kernels import kernels_of
 from visreg_core.typing import Array, Namespace, Scalar
@@ -144,6 +144,8 @@ class Declaration:
         first = inputs[self.differentiated[0]]
         if first is None:
             raise TypeError("expected an array; found None")
+        for name, value in inputs.items():
+            checks.plain(name, value)
         return Execution(kernels=kernels_of(_xp.library(first)))
 
     def value(self, inputs: Inputs) -> Any:

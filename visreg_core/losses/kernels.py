@@ -16,6 +16,7 @@ Kernels = Mapping[str, Callable[..., Any]]
 
 NUMPY: Kernels = {
     "over_chunks": numpy_kernels.over_threads,
+    "moments": numpy_kernels.moments,
     "divide": numpy_kernels.divide,
     "combine": numpy_kernels.combine,
     "multiples": epps_pulley_numpy.multiples,

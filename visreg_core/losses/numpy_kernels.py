@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from visreg_core import threads
+from visreg_core import _xp, threads
 from visreg_core.gaussian import masked_normal_quantiles, normal_quantiles
+from visreg_core.losses import rows as _rows
+from visreg_core.losses.execution import Shards
 from visreg_core.losses.rows import Rows
 from visreg_core.losses.sliced import chunk_of
 
 _BLOCK_BYTES = 1 << 19
 _MAX_CACHED = 16
+_SMALLEST = {np.dtype(f): np.finfo(f).smallest_normal for f in (np.float32, np.float64)}
 _QUANTILES: dict[tuple[int, np.dtype], np.ndarray] = {}
 
 
@@ -35,6 +39,9 @@ def over_threads(
     rows = sum(x.shape[1] for x in samples)
     dtype = samples[0].dtype
     chunk = chunk_of(np, slices, chunk_size, rows * dtype.itemsize, multiple)
+    if chunk >= n_slices and threads.is_small(batch * n_slices * rows * dtype.itemsize):
+        (values,), parts = body(slices)  # all at once: what counts is how often NumPy is called
+        return values, tuple(parts)
     values = np.empty((batch, n_slices), dtype)
     gradients = tuple(np.empty(x.shape, dtype) for x in samples if need_gradient)
 
@@ -77,6 +84,77 @@ def quantiles(xp: object, size: int, z: np.ndarray, n: float, masked: bool) -> n
         found = _QUANTILES[key] = normal_quantiles(size, dtype=z.dtype)
         found.flags.writeable = False
     return found
+
+
+def moments(
+    xp: object,
+    views: Sequence[np.ndarray],
+    row_mask: np.ndarray | None,
+    shards: Shards,
+    *,
+    eps: float = 0.0,
+    ddof: int = 0,
+) -> list[_rows.Moments]:
+    """In place of the function of rows: the same operations, in place, and none for a derivative.
+
+    Small views are worked on together: what counts is how often NumPy is called.
+    """
+    if row_mask is not None or shards.size > 1:
+        return _rows.moments(np, views, row_mask, shards, eps=eps, ddof=ddof)
+    if len(views) > 1 and threads.is_small(sum(z.nbytes for z in views)):
+        (all_,) = moments(np, [np.stack(views)], None, shards, eps=eps, ddof=ddof)
+        return [_view(all_, z, v) for v, z in enumerate(views)]
+    found = []
+    for z in views:
+        rows, centred = _centre(z, shards)
+        found.append(_rows.Moments(rows, centred, _deviation(rows, centred, eps, ddof)))
+    return found
+
+
+def _view(found: _rows.Moments, z: np.ndarray, v: int) -> _rows.Moments:
+    rows, centred, deviation = found
+    own = rows._replace(z=z, first=rows.first[v], rest=rows.rest[v], unit=rows.unit[v])
+    return _rows.Moments(own, centred[v], deviation[v])
+
+
+def _centre(z: np.ndarray, shards: Shards) -> tuple[Rows, np.ndarray]:
+    n = float(z.shape[-2])
+    wide = z if z.dtype == np.float64 else z.astype(np.float32, copy=False)
+    mean = _xp.sum_rows(np, wide)
+    mean /= n
+    low = np.minimum.reduce(wide, axis=-2, keepdims=True)
+    high = np.maximum.reduce(wide, axis=-2, keepdims=True)
+    first = np.maximum(mean, low)
+    np.minimum(first, high, out=first)
+    first -= mean
+    first += mean
+    centred = wide - first
+    rest = _xp.sum_rows(np, centred)
+    rest /= n
+    centred -= rest
+    reach = np.maximum(high - mean, mean - low)
+    np.maximum(reach, _SMALLEST[reach.dtype], out=reach)
+    unit = np.ldexp(reach.dtype.type(0.5), np.frexp(reach)[1])
+    return Rows(np, z, first, rest, n, None, shards, unit), centred
+
+
+def _deviation(rows: Rows, centred: np.ndarray, eps: float, ddof: int) -> np.ndarray:
+    scaled = centred * (1 / rows.unit)
+    scaled *= scaled
+    deviation: np.ndarray = _xp.sum_rows(np, scaled)
+    deviation /= rows.n - ddof
+    np.sqrt(deviation, out=deviation)
+    deviation *= rows.unit
+    if eps == 0:
+        return deviation
+    root = math.sqrt(eps)
+    larger = np.maximum(deviation, deviation.dtype.type(root))
+    deviation /= larger
+    deviation *= deviation
+    deviation += np.square(root / larger)
+    np.sqrt(deviation, out=deviation)
+    deviation *= larger
+    return deviation
 
 
 def divide(x: np.ndarray, divisor: np.ndarray) -> np.ndarray:

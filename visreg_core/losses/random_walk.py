@@ -176,6 +176,7 @@ def check_call(
     """TypeError or ValueError for arguments that do not fit, without a look at values."""
     _xp.namespace(a, b)
     for argument, x in (("a", a), ("b", b)):
+        checks.plain(argument, x)
         checks.embeddings(argument, x, min_rows=1, shape="(N, D)")
         if x.ndim != 2:
             raise ValueError(f"expected {argument} of shape (N, D); found {tuple(x.shape)}")
@@ -477,6 +478,7 @@ def _walk(
 
 
 def _check_square(argument: str, x: Array) -> None:
+    checks.plain(argument, x)
     checks.floating(argument, x)
     if x.ndim != 2 or x.shape[0] != x.shape[1]:
         raise ValueError(f"expected {argument} of shape (N, N); found {tuple(x.shape)}")

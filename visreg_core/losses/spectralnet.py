@@ -162,6 +162,7 @@ def orthonormalize(y: Array) -> Array:
     True
     """
     xp = _xp.namespace(y)
+    checks.plain("y", y)
     checks.embeddings("y", y)
     if y.shape[-2] < y.shape[-1]:
         raise ValueError(f"expected y with N >= D; found shape {tuple(y.shape)}")

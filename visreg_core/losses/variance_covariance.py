@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,8 @@ from visreg_core.losses.declaration import Example, Inputs, declare_loss
 from visreg_core.losses.execution import Execution, Shards
 from visreg_core.typing import Array, Namespace, Scalar
 
-# Columns whose scale may dominate the Gram matrix and are therefore left out of it.
-_HEAVY = 8
+# How many times what is left the diagonal may be that is taken from a Gram matrix's squares.
+_MOST_CANCELLED = 4
 
 
 class BranchSaved(NamedTuple):
@@ -23,9 +24,9 @@ class BranchSaved(NamedTuple):
     first, rest : the batch mean in two parts, (..., 1, D); n : kept rows, () or None; deviation :
     sqrt(Var + ε), (..., 1, D); scale : a power of two, (..., 1, 1), by which the centred rows are
     divided to u; product : uᵀu without its diagonal (..., D, D), or where N < D the Gram matrix
-    (..., N, N) of u without its heavy columns. Of the latter also heavy : indices (..., 1, H) of
-    the heavy columns; cross : their products with all columns (..., H, D); diagonal : squared norms
-    of the light columns (..., 1, D); every : u of all shards, None on one.
+    (..., N, N) of u, or of its light columns. Of the latter also squares : squared norms of the
+    columns of u (..., 1, D); apart : whether the heavy ones are left out, (); every : u of all
+    shards, None on one.
     """
 
     first: Array
@@ -34,9 +35,8 @@ class BranchSaved(NamedTuple):
     deviation: Array | None
     scale: Array | None
     product: Array | None
-    heavy: Array | None
-    cross: Array | None
-    diagonal: Array | None
+    squares: Array | None
+    apart: Array | None
     every: Array | None
 
 
@@ -53,9 +53,8 @@ class VICRegSaved(NamedTuple):
     deviation: tuple[Array | None, ...]
     scale: tuple[Array | None, ...]
     product: tuple[Array | None, ...]
-    heavy: tuple[Array | None, ...]
-    cross: tuple[Array | None, ...]
-    diagonal: tuple[Array | None, ...]
+    squares: tuple[Array | None, ...]
+    apart: tuple[Array | None, ...]
     every: tuple[Array | None, ...]
     n_rows: Array | None = None
     difference: Array | None = None
@@ -67,7 +66,7 @@ class VICRegSaved(NamedTuple):
 
     def branches(self) -> list[BranchSaved]:
         """The branches one by one."""
-        return [BranchSaved(*fields) for fields in zip(*self[:10], strict=True)]
+        return [BranchSaved(*fields) for fields in zip(*self[:9], strict=True)]
 
 
 def hinge_from_deviation(xp: Namespace, deviation: Array, gamma: float) -> Array:
@@ -76,28 +75,36 @@ def hinge_from_deviation(xp: Namespace, deviation: Array, gamma: float) -> Array
 
 
 def branch_forward(
-    execution: Execution,
-    z: Array,
-    row_mask: Array | None,
+    xp: Namespace,
+    moments: _rows.Moments,
     *,
-    variance: tuple[float, float, int] | None = None,
+    variance: tuple[float, int] | None = None,
     covariance: bool = False,
 ) -> tuple[Array, Array, BranchSaved]:
-    """Variance and covariance of the rows z (..., N, D), each None where not requested.
+    """Variance and covariance of rows from their moments, each None where not requested.
 
-    variance : γ, ε and power of mean_j max(0, γ − sqrt(Var_j + ε))^power.
+    variance : γ and power of mean_j max(0, γ − sqrt(Var_j + ε))^power.
     """
-    xp = _xp.namespace(z, row_mask)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    of_variance = of_covariance = deviation = None
+    rows, centred, deviation = moments
+    of_variance = of_covariance = None
+    saved = BranchSaved(rows.first, rows.rest, rows.masked_n(), *[None] * 6)
     if variance is not None:
-        gamma, eps, power = variance
-        deviation = _rows.standard_deviation(rows, centred, eps=eps, ddof=1)
+        gamma, power = variance
         of_variance = _rows.mean_of(xp, hinge_from_deviation(xp, deviation, gamma) ** power)
-    saved = BranchSaved(rows.first, rows.rest, rows.masked_n(), deviation, *[None] * 6)
+        saved = saved._replace(deviation=deviation)
     if covariance:
         of_covariance, saved = _covariance(xp, rows, centred, saved)
     return of_variance, of_covariance, saved
+
+
+def branch_moments(
+    execution: Execution, views: Sequence[Array], row_mask: Array | None, eps: float = 0.0
+) -> list[_rows.Moments]:
+    """Moments of views, with sqrt(Var + ε) for the deviation, Var unbiased."""
+    xp = _xp.namespace(*views, row_mask)
+    moments = execution.kernels.get("moments", _rows.moments)
+    found: list[_rows.Moments] = moments(xp, views, row_mask, execution.shards, eps=eps, ddof=1)
+    return found
 
 
 def _covariance(
@@ -138,45 +145,90 @@ def _off_diagonal(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, dict[
 def _off_diagonal_gram(xp: Namespace, u: Array, shards: Shards) -> tuple[Array, dict[str, Array]]:
     """The same by the N × N Gram matrix: Σ_ij (u_i · u_j)² = ‖u uᵀ‖², less the diagonal.
 
-    Subtracting the diagonal cancels only where a few columns make up nearly all of the Gram matrix.
-    Therefore the heaviest columns are multiplied with every column directly, and the Gram matrix is
-    that of the light ones, of which there are more than N. A shard gathers all rows, which are
-    fewer numbers than the D × D product, and makes its own rows of the Gram matrix.
+    Taking the diagonal away cancels where a few columns that hardly correlate carry nearly all of
+    the Gram matrix. Once the result tells, the N heaviest are multiplied with every column
+    directly, and the Gram matrix is that of the light ones alone. That cannot cancel: let δ be the
+    largest light square, L the sum of the light ones, and shrink the heavy columns to δ, which
+    makes the result no larger. It is then (Nδ + L)²/N or more, for the Gram matrix has rank N,
+    less Nδ² + δL for the diagonal: at least δL, which is at least the light diagonal.
+
+    A shard gathers all rows, which are fewer numbers than the D × D product, and makes its own
+    rows of the Gram matrix.
     """
     squares = shards.sum(xp.sum(u * u, axis=-2, keepdims=True))
-    order = xp.argsort(_xp.stop_gradient(squares), axis=-1, descending=True, stable=True)
-    heavy = order[..., : min(_HEAVY, u.shape[-1])]
-    own = _is_heavy(xp, heavy, u)
-    light = ~xp.any(own, axis=-2, keepdims=True)
-    rest = xp.where(light, u, xp.zeros_like(u))
     every = shards.gather(u, axis=-2)
-    # The heavy columns of one factor alone need to be 0, but NumPy multiplies a matrix with itself
-    # in half the time.
-    gram = rest @ xp.matrix_transpose(rest if shards.size == 1 else every)
-    cross = shards.sum(xp.matrix_transpose(_columns(xp, u, heavy)) @ u)
-    cross = xp.where(own, xp.zeros_like(cross), cross)
-    diagonal = xp.where(light, squares, xp.zeros_like(squares))
-    # Products of a light and a heavy column count twice, (i, j) and (j, i); cross has them once.
-    times = 1 + xp.astype(light, u.dtype)
-    value = shards.sum(xp.sum(gram * gram, axis=(-2, -1), keepdims=True)) + xp.sum(
-        times * xp.sum(cross * cross, axis=-2, keepdims=True) - diagonal * diagonal,
-        axis=-1,
-        keepdims=True,
-    )
-    products = {"product": gram, "heavy": heavy, "cross": cross, "diagonal": diagonal}
+
+    def of_gram(rows: Array, others: Array, diagonal: Array) -> tuple[Array, Array]:
+        gram = rows @ xp.matrix_transpose(others)
+        square = shards.sum(xp.sum(gram * gram, axis=(-2, -1), keepdims=True))
+        return square - xp.sum(diagonal * diagonal, axis=-1, keepdims=True), gram
+
+    def together() -> tuple[Array, Array]:
+        return of_gram(u, every, squares)
+
+    def cancels(value: Array, _: Array) -> Array:
+        diagonal = xp.sum(squares * squares, axis=-1, keepdims=True)
+        return xp.any(diagonal > _MOST_CANCELLED * value)
+
+    def apart() -> tuple[Array, Array]:
+        heavy, light = _heaviest(xp, squares, every.shape[-2])
+        rest, nothing = xp.where(light, u, xp.zeros_like(u)), xp.zeros_like(squares)
+        # The product of a matrix with itself takes NumPy half the time, though the heavy columns
+        # of only one factor need to be 0.
+        value, gram = of_gram(
+            rest, rest if shards.size == 1 else every, xp.where(light, squares, nothing)
+        )
+        cross = _cross(xp, u, heavy, shards)
+        # A light column meets a heavy one in two products, (i, j) and (j, i), which cross has once.
+        times = 1 + xp.astype(light, u.dtype)
+        return value + xp.sum(times * cross * cross, axis=(-2, -1), keepdims=True), gram
+
+    if _xp.branches(xp):
+        found = together()
+        taken_apart = cancels(*found)
+        found = _xp.either(xp, taken_apart, apart, lambda: found)
+    else:  # at twice the work
+        found, taken_apart = apart(), xp.ones((), dtype=xp.bool, **_xp.on_device(u))
+    value, gram = found
+    products = {"product": gram, "squares": squares, "apart": taken_apart}
     return value, {**products, "every": None if shards.size == 1 else every}
 
 
-def _is_heavy(xp: Namespace, heavy: Array, u: Array) -> Array:
-    """Whether heavy column h is column d of u, (..., H, D)."""
+def _heaviest(xp: Namespace, squares: Array, n: int) -> tuple[Array, Array]:
+    """Indices of the n columns of the largest `squares` (..., 1, D), and which are not of them."""
+    order = xp.argsort(_xp.stop_gradient(squares), axis=-1, descending=True, stable=True)
+    rank = xp.argsort(order, axis=-1)
+    return order[..., : min(n, order.shape[-1])], rank >= n
+
+
+def _cross(xp: Namespace, u: Array, heavy: Array, shards: Shards) -> Array:
+    """Products of the heavy columns of u with all (..., H, D), 0 with themselves."""
+    cross = shards.sum(xp.matrix_transpose(_columns(xp, u, heavy)) @ u)
     columns = xp.arange(u.shape[-1], dtype=heavy.dtype, **_xp.on_device(u))
-    return xp.matrix_transpose(heavy) == _xp.of_rank(xp, columns, u.ndim)
+    own = xp.matrix_transpose(heavy) == _xp.of_rank(xp, columns, u.ndim)
+    return xp.where(own, xp.zeros_like(cross), cross)
 
 
 def _columns(xp: Namespace, u: Array, heavy: Array) -> Array:
     """The heavy columns of u, (..., N, H)."""
     index = xp.broadcast_to(heavy, (*u.shape[:-1], heavy.shape[-1]))
     return _xp.take_last(xp, u, index)
+
+
+def _heavy_gradient(
+    xp: Namespace, centred: Array, saved: BranchSaved, shards: Shards
+) -> tuple[Array, Array]:
+    """What the Gram matrix lacks of the gradient, and what it has beyond in light columns' squares.
+
+    The first, (..., N, D), is the heavy columns times their products with all.
+    """
+    assert saved.squares is not None
+    assert saved.product is not None
+    assert saved.scale is not None
+    heavy, light = _heaviest(xp, saved.squares, saved.product.shape[-1])
+    cross = _cross(xp, centred * (1 / saved.scale), heavy, shards)
+    diagonal = xp.where(light, saved.squares, xp.zeros_like(saved.squares))
+    return _columns(xp, centred, heavy) @ cross, diagonal
 
 
 def branch_gradient(
@@ -207,15 +259,23 @@ def branch_gradient(
     if saved.scale is not None:
         # With u = centred / scale the gradient for u times scale³ is that for the rows.
         of_centred = (4 * on_covariance / _divisor(rows)) * saved.scale * saved.scale
-        if saved.heavy is None:
+        if saved.squares is None:
             gradient = centred @ (saved.product * of_centred)
         else:
             alone = saved.every is None
             every = centred if alone else saved.every
             gradient = (saved.product * (of_centred if alone else of_centred * saved.scale)) @ every
-            gradient += _columns(xp, centred, saved.heavy) @ (saved.cross * of_centred)
-            assert saved.diagonal is not None
-            of_diagonal = -saved.diagonal * of_centred
+
+            def apart() -> tuple[Array, Array]:
+                lacking, diagonal = _heavy_gradient(xp, centred, saved, execution.shards)
+                return gradient + lacking * of_centred, diagonal
+
+            if _xp.branches(xp):
+                whole = gradient, saved.squares
+                gradient, diagonal = _xp.either(xp, saved.apart, apart, lambda: whole)
+            else:
+                gradient, diagonal = apart()
+            of_diagonal = -diagonal * of_centred
             factor = of_diagonal if factor is None else factor + of_diagonal
     if gradient is None:
         return centred * factor
@@ -280,12 +340,13 @@ def variance_loss(
     >>> float(variance_loss(np.array([[1.0], [-1.0]])))
     0.0
     """
-    _xp.namespace(z, row_mask)
+    xp = _xp.namespace(z, row_mask)
     checks.not_negative("eps", eps)
     checks.number("gamma", gamma)
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
-    value, _, saved = branch_forward(execution, z, row_mask, variance=(gamma, eps, 1))
+    (moments,) = branch_moments(execution, [z], row_mask, eps)
+    value, _, saved = branch_forward(xp, moments, variance=(gamma, 1))
     return value, VICRegSaved.of([saved])
 
 
@@ -337,7 +398,11 @@ def covariance_loss(
     Notes
     -----
     Source: Bardes, Ponce & LeCun 2022, eq. 4. Where N < D it is computed through the N × N Gram
-    matrix, Σ_ij C_ij² = ‖ẑẑᵀ‖²/(N−1)², and no D × D array is made.
+    matrix, Σ_ij C_ij² = ‖ẑẑᵀ‖²/(N−1)², and no D × D array is made. Where the diagonal is more than
+    four times the rest, the N largest columns are multiplied with all directly, so that nothing
+    cancels. With CuPy's and torch's arrays, for which a branch would wait, that is always so, at
+    twice the work, unless `visreg_torch` is given tensors on a CPU; its fused CUDA kernels take the
+    8 largest columns out, and no more.
 
     Examples
     --------
@@ -345,10 +410,11 @@ def covariance_loss(
     >>> float(covariance_loss(np.array([[1.0, 1.0], [-1.0, -1.0]])))
     4.0
     """
-    _xp.namespace(z, row_mask)
+    xp = _xp.namespace(z, row_mask)
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
-    _, value, saved = branch_forward(execution, z, row_mask, covariance=True)
+    (moments,) = branch_moments(execution, [z], row_mask)
+    _, value, saved = branch_forward(xp, moments, covariance=True)
     return value, VICRegSaved.of([saved])
 
 

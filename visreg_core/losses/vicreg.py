@@ -16,6 +16,7 @@ from visreg_core.losses.variance_covariance import (
     VICRegSaved,
     branch_forward,
     branch_gradient,
+    branch_moments,
     covariance_magnitude,
     variance_magnitude,
 )
@@ -77,8 +78,10 @@ def branches_forward(
     xp = _xp.namespace(*views)
     batches, mask = _batches(xp, views, row_mask, convention)
     on_variance, on_covariance, power = _shares(len(views), convention)
-    terms = (gamma, eps, power)
-    found = [branch_forward(execution, z, mask, variance=terms, covariance=True) for z in batches]
+    found = [
+        branch_forward(xp, moments, variance=(gamma, power), covariance=True)
+        for moments in branch_moments(execution, batches, mask, eps)
+    ]
     variances, covariances, saved = zip(*found, strict=True)
     variance = sum(variances[1:], variances[0]) * on_variance
     return variance, sum(covariances[1:], covariances[0]) * on_covariance, list(saved)

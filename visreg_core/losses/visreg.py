@@ -78,8 +78,8 @@ def _shape_term(
     checks.row_mask(row_mask, z)
     checks.flag("detach_scale", detach_scale)
     checks.positive("eps", eps)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
+    moments = execution.kernels.get("moments", _rows.moments)
+    ((rows, centred, sigma),) = moments(xp, [z], row_mask, execution.shards)
     divisor = (_xp.stop_gradient(sigma) if detach_scale else sigma) + eps
     total, gradient = sliced_gaussian(
         xp,
@@ -263,8 +263,8 @@ def scale_loss(
     xp = _xp.namespace(z, row_mask)
     checks.embeddings("z", z)
     checks.row_mask(row_mask, z)
-    rows, centred = _rows.centre(xp, z, row_mask, execution.shards)
-    sigma = _rows.standard_deviation(rows, centred)
+    moments = execution.kernels.get("moments", _rows.moments)
+    ((rows, _, sigma),) = moments(xp, [z], row_mask, execution.shards)
     saved = VISRegSaved(rows.first, rows.rest, rows.masked_n(), sigma)
     return scale_from_deviation(xp, sigma), saved
 

@@ -163,7 +163,7 @@ def gaussianity(
     checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     host_slices = np.asarray(_xp.to_numpy(slices), dtype=np.float64)
-    _check_directions(host_slices)
+    check_directions(host_slices)
     n, k = x.shape[0], slices.shape[1]
     n_worst = min(3, k) if n_worst is None else n_worst
     if n_worst > k:
@@ -288,7 +288,7 @@ def worst_direction(
     slices = plain("slices", slices)
     checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
-    _check_directions(_xp.to_numpy(slices))
+    check_directions(_xp.to_numpy(slices))
     which = _STATISTICS.index(statistic)
     n, device = x.shape[0], _xp.device(x)
     order = _xp.from_numpy(xp, np.random.default_rng(seed).permutation(n), device=device)
@@ -300,14 +300,13 @@ def worst_direction(
     start = np.argsort(-_statistics(xp, searched, w, t_max, n_knots)[which], kind="stable")
     w = xp.take(w, _xp.from_numpy(xp, start[:8], device=device), axis=1)
     best, best_value = w[:, :1], -math.inf
+    ascended = _xp.compiled(xp, _ascended, "xp", "statistic", "t_max", "n_knots")
     for step in range(n_steps + 1):
         values = _statistics(xp, searched, w, t_max, n_knots)[which]
         top = int(np.argmax(values))
         if values[top] > best_value:
             best, best_value = w[:, top : top + 1], float(values[top])
-        uphill = _slice_gradient(xp, searched, w, statistic, t_max, n_knots)
-        uphill = uphill - w * xp.sum(uphill * w, axis=0, keepdims=True)
-        w = _unit_columns(xp, w + 0.3 * 0.95**step * _unit_columns(xp, uphill))
+        w = ascended(xp, searched, w, 0.3 * 0.95**step, statistic, t_max, n_knots)
 
     values = _statistics(xp, tested, best, t_max, n_knots)[which]
     m = n - n // 2
@@ -320,6 +319,21 @@ def worst_direction(
     unit = 1.0 if statistic == "epps_pulley" else 1.0 / m
     z = (float(values[0]) - mean) / math.sqrt(variance)
     return WorstDirection(best[:, 0], float(values[0]) * unit, z, float(p[0]))
+
+
+def _ascended(
+    xp: Namespace,
+    x: Array,
+    w: Array,
+    length: float,
+    statistic: str,
+    t_max: float,
+    n_knots: int,
+) -> Array:
+    """The directions after a step of this length, uphill on the sphere."""
+    uphill = _slice_gradient(xp, x, w, statistic, t_max, n_knots)
+    uphill = uphill - w * xp.sum(uphill * w, axis=0, keepdims=True)
+    return _unit_columns(xp, w + length * _unit_columns(xp, uphill))
 
 
 def _slice_gradient(
@@ -373,15 +387,29 @@ def _statistics(
     quantiles = normal_quantiles(n, xp=xp, dtype=x.dtype, device=_xp.device(x))
     step = tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
     samples = xp.matrix_transpose(x)
+    of_chunk = _xp.compiled(xp, _chunk_statistics, "xp", "t_max", "n_knots")
     values: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for start in range(0, k, step):
         columns = slices[:, start : min(start + step, k)]
-        projections = xp.matrix_transpose(columns) @ samples
-        values[0].append(_xp.to_numpy(epps_pulley(projections, t_max, n_knots)))
-        difference = xp.sort(projections, axis=-1) - quantiles
-        values[1].append(_xp.to_numpy(xp.sum(difference * difference, axis=-1)))
+        for kept, found in zip(
+            values, of_chunk(xp, columns, samples, quantiles, t_max, n_knots), strict=True
+        ):
+            kept.append(_xp.to_numpy(found))
     epps, wasserstein = (np.concatenate(v).astype(np.float64) for v in values)
     return epps, wasserstein
+
+
+def _chunk_statistics(
+    xp: Namespace,
+    columns: Array,
+    samples: Array,
+    quantiles: Array,
+    t_max: float,
+    n_knots: int,
+) -> tuple[Array, Array]:
+    projections = xp.matrix_transpose(columns) @ samples
+    difference = xp.sort(projections, axis=-1) - quantiles
+    return epps_pulley(projections, t_max, n_knots), xp.sum(difference * difference, axis=-1)
 
 
 def _simulated(
@@ -416,7 +444,8 @@ def _rank_p(value: float, simulated: np.ndarray) -> float:
     return (1 + at_least) / (1 + simulated.size)
 
 
-def _check_directions(slices: np.ndarray) -> None:
+def check_directions(slices: np.ndarray) -> None:
+    """ValueError unless columns are of unit length, to one in a hundred."""
     norms = np.linalg.norm(slices, axis=0)
     bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))
     if bad.size:

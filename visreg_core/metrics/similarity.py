@@ -70,9 +70,12 @@ def linear_cka(
     checks.choice("convention", convention, _CKA)
     xp, x, y = paired(x, y, min_rows=2 if convention == "biased" else 4)
     same_ids(ids_x, ids_y, x.shape[0])
-    x, y = _centred_unit(xp, x), _centred_unit(xp, y)
-    inner = _hsic_sums if convention == "biased" else _hsic_unbiased
-    return _ratio(inner(xp, x, y), inner(xp, x, x), inner(xp, y, y))
+    if convention == "biased":
+        x, y = _centred_unit(xp, x), _centred_unit(xp, y)
+        return _ratio(_hsic_sums(xp, x, y), _hsic_sums(xp, x, x), _hsic_sums(xp, y, y))
+    with _xp.float64_inside(xp):  # the diagonal, which is subtracted, may be nearly all
+        x, y = (_centred_unit(xp, _xp.cast(xp, z, _xp.widest(xp, z))) for z in (x, y))
+        return _ratio(*(_hsic_unbiased(xp, *pair) for pair in ((x, y), (x, x), (y, y))))
 
 
 def linear_cka_from_covariances(cov_xx: Any, cov_yy: Any, cov_xy: Any) -> float:

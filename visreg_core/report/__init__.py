@@ -1,4 +1,10 @@
-"""Reports on saved embeddings: what `visreg report` and `visreg compare` compute and print."""
+"""Reports on saved embeddings: what `visreg report` and `visreg compare` compute and print.
+
+The package can be called as its function is: ``visreg_core.report(array)``.
+"""
+
+import sys
+import types
 
 from visreg_core.report._compute import compare, report
 from visreg_core.report._model import (
@@ -34,3 +40,10 @@ __all__ = [
     "compare",
     "report",
 ]
+
+
+class _Callable(types.ModuleType):
+    __call__ = staticmethod(report)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -79,9 +79,10 @@ class Value(NamedTuple):
 def met(conditions: Sequence[Condition], comparison: Comparison) -> list[str]:
     """One line for each file, level of its labels, or pair of files that meets a condition.
 
-    A value that is NaN or missing meets every condition: a check that cannot be made must not pass.
-    So does the value of a sample whose interval contains a number that would. The line has the
-    number of rows that a value is of.
+    A value that is NaN, or that these files do not have, meets every condition: a check that
+    cannot be made must not pass. So does the value of a sample whose interval has a number in it
+    that would, and one of histograms whose bound reaches one. The line says of how many rows a
+    value is.
     """
     return [
         f"{value.label}: {c.name} = {_shown(value)} {verb} {c}"
@@ -106,6 +107,9 @@ def _verb(c: Condition, value: Value) -> str:
     found = value.found
     if found is None or math.isnan(found.value) or _OPERATORS[c.sign](found.value, c.bound):
         return "meets"
+    bound = found.bound if isinstance(found, Measurement) else None
+    if bound and any(_OPERATORS[c.sign](found.value + b, c.bound) for b in (-bound, bound)):
+        return "may meet"
     if not value.sample:
         return ""
     if isinstance(found, Interval) and found.low is not None and found.high is not None:
@@ -122,6 +126,8 @@ def _shown(value: Value) -> str:
     if found is None:
         return "not defined"
     text = f"{found.value:.6g}"
+    if isinstance(found, Measurement) and found.bound:
+        text += f" (to {found.bound:.2g})"
     if isinstance(found, Interval) and found.low is not None:
         text += f" [{found.low:.4g}, {found.high:.4g}]"
     return f"{text}, of {value.sample}," if value.sample else text

@@ -1,4 +1,4 @@
-"""Files that `visreg_core.embeddings.load` does not read: other tables, datasets, quantised rows.
+"""Inputs that `visreg_core.embeddings.load` does not read: many files, URLs, other tables.
 
 Tables are read as a whole, by pyarrow. A table's one column of vectors, or else its floating
 columns, are the embeddings; columns of anything else are left out, which is noted.
@@ -7,14 +7,27 @@ columns, are the embeddings; columns of anything else are left out, which is not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, load
+from visreg_core.embeddings._many import (
+    INDEX,
+    in_folder,
+    in_index,
+    is_pattern,
+    joined,
+    matching,
+    open_all,
+)
+from visreg_core.embeddings._remote import fetch, is_url, matching_urls
 from visreg_core.embeddings._source import embeddings, listing, one_line, parsing, pick
+from visreg_core.embeddings._tar import read_tar
 from visreg_core.optional import require
+from visreg_core.report._ids import carried
 
 _TABLES = (".jsonl", ".ndjson", ".tsv", ".tab")
 _LABEL_TABLES = (*_TABLES, ".csv", ".parquet", ".pq", ".arrow", ".feather")
@@ -22,19 +35,81 @@ _PARQUET = (".parquet", ".pq")
 
 
 def open_embeddings(spec: str) -> Embeddings:
-    """What `load` opens, and the files of this module; EmbeddingsError, one line, for others."""
-    if "://" in spec:
-        raise EmbeddingsError(spec, "a URL", "a file or folder on this machine: fetch it first")
+    """What `load` opens, and the files of this module; EmbeddingsError, one line, for others.
+
+    A pattern, a folder of shards or an index of .safetensors files is one input, its files one
+    after the other; a URL is fetched first. Ids that the trainer's exports have come with them.
+    """
+    if is_url(spec):
+        return _of_urls(spec)
+    files = shards(spec)
+    if files != [spec]:
+        return open_all(spec, files, open_embeddings)
     path, name = _split(spec)
+    return carried(_open_one(spec, path, name), spec)
+
+
+def shards(spec: str) -> list[str]:
+    """The files that an input consists of; of a single one, and of a URL, itself."""
+    if is_url(spec):
+        return [spec]
+    path, name = _split(spec)
+    index = path if path.name.endswith(INDEX) else next(iter(sorted(path.glob(f"*{INDEX}"))), None)
+    if index is not None and index.is_file():
+        with parsing(spec, "a readable index of .safetensors files"):
+            return in_index(index, name, spec)
+    if is_pattern(str(path)):
+        files = matching(str(path), KNOWN)
+    elif path.is_dir() and path.suffix != ".zarr" and not _is_dataset(path):
+        files = in_folder(path, spec, KNOWN)
+    elif path.exists():
+        return [spec]
+    else:
+        raise EmbeddingsError(spec, "no such file", "an existing one")
+    return files if name is None else [f"{file}::{name}" for file in files]
+
+
+def _of_urls(spec: str) -> Embeddings:
+    url, _, name = spec.partition("::")
+    urls = matching_urls(url)
+    local = {str(fetch(u)): u for u in urls}
+    end = f"::{name}" if name else ""
+    try:
+        opened = [replace(open_embeddings(file + end), name=u + end) for file, u in local.items()]
+    except EmbeddingsError as error:
+        said = str(error)
+        for file, u in local.items():
+            said = said.replace(file, u)
+        error.args = (said,)
+        raise
+    note = f"fetched {sum(Path(f).stat().st_size for f in local):,} bytes"
+    stored = opened[0] if len(opened) == 1 else joined(spec, opened)
+    return replace(stored, notes=(*stored.notes, note))
+
+
+def _open_one(spec: str, path: Path, name: str | None) -> Embeddings:
     suffix = path.suffix.lower()
     if suffix in _TABLES or _is_dataset(path):
         return _of_table(spec, _table(path, spec), name)
+    if suffix == ".tar":
+        with parsing(spec, "a WebDataset shard"):
+            return read_tar(path, name, spec)
     if name is None and path.is_file():
         if suffix == ".npy" and (quantised := _quantised(path)) is not None:
             return _of_array(spec, quantised)
         if suffix in _PARQUET and _has_other_columns(path, spec):
             return _of_table(spec, _table(path, spec), None)
     return load(spec)
+
+
+def table_columns(path: Path, label: str) -> list[str]:
+    """Names of a table's columns."""
+    return list(_table(path, label).column_names)
+
+
+def column(label: str, name: str, path: Path) -> np.ndarray:
+    """One column of ids: integers or strings, none of them missing."""
+    return _labels(label, _table(path, label).column(name))
 
 
 def _quantised(path: Path) -> np.ndarray | None:
@@ -188,5 +263,5 @@ def _vectors(spec: str, column: Any) -> np.ndarray:
     return np.concatenate(parts).reshape(len(column), -1)
 
 
-KNOWN = (*FORMATS, *_TABLES)
+KNOWN = (*FORMATS, *_TABLES, ".tar")
 """Suffixes of the files that the commands read."""

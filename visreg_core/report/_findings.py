@@ -6,7 +6,7 @@ test, its p-value has Bonferroni's correction for the directions tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -43,14 +43,14 @@ def findings(
     drawn: np.ndarray,
     direction: Direction | None,
 ) -> list[Finding]:
-    """Judgements of rows and dimensions; `drawn`: places of the rows that `geometry` is of."""
-    of_file = _numbers(chosen)
+    """Judgements of rows and dimensions; `drawn` are the places of the rows that pairs are of."""
+    of_file = chosen.names
     found = [
         *_dimensions(sigma, dimensions),
-        _collapse(dimensions, min(chosen.shape)),
+        _collapse(dimensions, min(survey.rows, chosen.shape[1])),
         _anisotropy(survey),
         *_rows(survey, of_file),
-        *_pairs(geometry, of_file[drawn]),
+        *_pairs(geometry, of_file(drawn)),
         *_shape(direction),
     ]
     return ordered(found)
@@ -61,13 +61,11 @@ def ordered(found: list[Finding]) -> list[Finding]:
     return sorted(found, key=lambda f: _VERDICTS.index(f.verdict))
 
 
-def _numbers(chosen: Embeddings) -> np.ndarray:
-    """Row numbers of the file of each row read."""
-    return np.arange(chosen.shape[0]) if chosen.selection is None else chosen.selection
+Numbers = Callable[[np.ndarray], np.ndarray]
 
 
-def _shown(rows: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(r) for r in rows[:_SHOWN])
+def _shown(rows: np.ndarray) -> tuple[int | str, ...]:
+    return tuple(rows[:_SHOWN].tolist())
 
 
 def _some(numbers: np.ndarray) -> str:
@@ -170,7 +168,7 @@ def _anisotropy(survey: Survey) -> Finding:
     )
 
 
-def _rows(survey: Survey, of_file: np.ndarray) -> Iterator[Finding]:
+def _rows(survey: Survey, of_file: Numbers) -> Iterator[Finding]:
     n = survey.rows
     if survey.n_zero:
         yield Finding(
@@ -180,7 +178,7 @@ def _rows(survey: Survey, of_file: np.ndarray) -> Iterator[Finding]:
             "none",
             "items that failed to be embedded, or rows allocated and never written",
             "embed them again or leave them out: a zero vector has no cosine",
-            _shown(of_file[survey.zero_rows]),
+            _shown(of_file(np.array(survey.zero_rows, np.int64))),
         )
     repeats = survey.repeats()
     among = "" if repeats.counted == n else f" of the first {repeats.counted:,}"
@@ -194,7 +192,7 @@ def _rows(survey: Survey, of_file: np.ndarray) -> Iterator[Finding]:
             f"at most {_REPEATED:.0%}",
             "items given twice, or an encoder that does not distinguish them",
             "keep one of each: neighbours and accuracies are flattered by copies",
-            _shown(of_file[list(repeats.rows)]),
+            _shown(of_file(np.array(repeats.rows, np.int64))),
         )
     else:
         yield Finding("good", "repeated rows", f"none{among}", f"at most {_REPEATED:.0%}")
@@ -207,7 +205,7 @@ def _rows(survey: Survey, of_file: np.ndarray) -> Iterator[Finding]:
             f"up to {_NORMS:.0%}",
             "rows of several models or poolings in one file, or a norm that means something",
             "normalise the rows, or take the Euclidean distance knowingly",
-            _shown(of_file[np.argsort(-survey.norms, kind="stable")[:_SHOWN]]),
+            _shown(of_file(survey.largest)),
         )
 
 
@@ -292,7 +290,7 @@ def of_labels(
             found += _nested(levels, level)
     if labelled.n_classes:
         found += _levels(levels, labelled)
-        found += _wrong(levels, answers, _numbers(chosen))
+        found += _wrong(levels, answers, chosen.names)
     return found
 
 
@@ -399,7 +397,7 @@ def _interval(found: Interval) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _wrong(levels: Levels, answers: Answers, of_file: np.ndarray) -> Iterator[Finding]:
+def _wrong(levels: Levels, answers: Answers, of_file: Numbers) -> Iterator[Finding]:
     level = len(levels.codes) - 1
     pair = confused(answers, level)
     if pair is not None and pair[2] >= _CONFUSED:
@@ -422,5 +420,5 @@ def _wrong(levels: Levels, answers: Answers, of_file: np.ndarray) -> Iterator[Fi
             "none",
             "mislabelled rows, or classes that overlap",
             "look at these rows",
-            _shown(of_file[answers.rows[wrong]]),
+            _shown(of_file(answers.rows[wrong])),
         )

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from visreg_core import __version__
+from visreg_core.report._measures import trends
 from visreg_core.report._model import SAME_ITEMS, Comparison, Interval, Measurement, Pair, Report
+
+SCHEMA = 1
+"""Version of the document, docs/report.schema.json: raised where a name goes or changes meaning."""
 
 
 def to_json(comparison: Comparison, settings: Mapping[str, Any]) -> str:
@@ -18,10 +22,23 @@ def to_json(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     both Python's ``float`` and JavaScript's ``Number`` read back.
     """
     document = {
+        "schema": SCHEMA,
         "visreg_core": __version__,
         "settings": dict(settings),
         "embeddings": [_report(r, comparison) for r in comparison.reports],
         "pairs": [_pair(p) for p in comparison.pairs],
+        "by_ids": comparison.by_ids,
+        "steps": list(comparison.steps),
+        "trends": [
+            {
+                "measure": t.measure.name,
+                "level": t.measure.level,
+                "first": _number(t.first),
+                "last": _number(t.last),
+                "spearman": _number(t.spearman),
+            }
+            for t in (trends(comparison) if comparison.steps else [])
+        ],
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
@@ -69,6 +86,15 @@ def _pair(p: Pair) -> dict[str, Any]:
         "drift_p": p.drift and p.drift.p,
         "drift": p.drift and {**p.drift._asdict(), "rows": list(p.drift.rows)},
         **{name: _estimate(p.measure(name)) for name in SAME_ITEMS},
+        "branches": p.trees
+        and [
+            {
+                "correlation": b.correlation,
+                "height": _number(b.height),
+                "rows": p.trees.rows[b.leaves].tolist(),
+            }
+            for b in p.trees.branches
+        ],
     }
 
 

@@ -7,17 +7,15 @@ classified is bounded by time; where it is not all, accuracies have intervals.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core.embeddings import Embeddings
 from visreg_core.metrics import _discriminant, lidar
 from visreg_core.metrics._inputs import unit_rows
 from visreg_core.metrics.similarity import nearest
 from visreg_core.report._model import Interval
-from visreg_core.report._streaming import Moments, Tick
+from visreg_core.statistics import Moments
 
 NEIGHBORS = 20
 # Multiplications for all classified rows: some ten seconds.
@@ -83,40 +81,98 @@ def asked_rows(n: int, d: int) -> int:
     return min(n, max(_FEWEST_CLASSIFIED, int(_PRODUCTS / (n * (d + 64)))))
 
 
-def ask(
-    chosen: Embeddings,
-    of: Moments,
-    levels: Levels,
-    count: int | None,
-    metric: str,
-    *,
-    linear: bool,
-    seed: int,
-    tick: Tick,
-) -> Answers:
-    """Classify `count` rows (by default as many as some seconds allow) on each level."""
-    n, d = chosen.shape
-    asked = chosen.sample(asked_rows(n, d) if count is None else min(n, max(2, count)), seed=seed)
-    if asked is chosen or asked.selection is None:
-        rows = np.arange(n)
-    elif chosen.selection is None:
-        rows = asked.selection
-    else:
-        rows = np.searchsorted(chosen.selection, asked.selection)
-    queries = asked.to_numpy()
-    queries = queries.astype(np.float64 if queries.dtype == np.float64 else np.float32, copy=False)
-    true = tuple(c[rows] for c in levels.codes)
-    predicted: list[np.ndarray | None] = []
-    votes: list[np.ndarray | None] = []
-    known = [level for level in range(len(levels.codes)) if levels.has_classes(level)]
-    if known:
-        index = _neighbors(chosen, queries, rows, min(NEIGHBORS, n - 1), metric, tick)
-    for level, codes in enumerate(levels.codes):
-        answer, share = majority(codes[index]) if level in known else (None, None)
-        predicted.append(answer)
-        votes.append(share)
-    lines = _linear(chosen, of, levels, queries, true, known if linear else [], tick)
-    return Answers(rows, true, tuple(predicted), tuple(votes), lines)
+class Asking:
+    """What the second pass over all rows answers; shown each block of rows with their places.
+
+    `rows` are the places of the `queries` (M, D) among all n rows. Neighbours are found block by
+    block; what the blocks offer is ordered by distances from differences, in float64. The linear
+    rule needs the sums of the classes' rows.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        of: Moments,
+        levels: Levels,
+        rows: np.ndarray,
+        queries: np.ndarray,
+        metric: str,
+        *,
+        linear: bool,
+    ) -> None:
+        self.n, self.of, self.levels, self.metric = n, of, levels, metric
+        self.rows, self.queries = rows, queries
+        self.known = [k for k in range(len(levels.codes)) if levels.has_classes(k)]
+        d = queries.shape[1]
+        lines = [k for k in self.known if linear and len(levels.names[k]) * d <= _MEANS]
+        self.sums = {k: np.zeros((len(levels.names[k]), d)) for k in lines}
+        self.k = min(NEIGHBORS, n - 1)
+        self._best = np.full((len(rows), self.k), np.inf)
+        self._index = np.zeros((len(rows), self.k), np.intp)
+        self._held: list[tuple[slice, np.ndarray]] = []
+
+    def update(self, places: slice, block: np.ndarray) -> None:
+        """Let these rows of all answer."""
+        if not self.known:
+            return
+        # Blocks are searched together: the more rows, the fewer offers there are to order.
+        if self._held and self._held[-1][0].stop != places.start:
+            self._search()
+        self._held.append((places, block))
+        if (places.stop - self._held[0][0].start) * block.shape[1] >= _BLOCK_VALUES:
+            self._search()
+        if self.sums:
+            z = block.astype(np.float64) - self.of.mean
+            for level, sums in self.sums.items():
+                codes = self.levels.codes[level][places]
+                sums += _discriminant.class_sums(z, codes, len(sums))
+
+    def _search(self) -> None:
+        if not self._held:
+            return
+        start = self._held[0][0].start
+        block = np.concatenate([b for _, b in self._held]).astype(self.queries.dtype, copy=False)
+        self._held = []
+        few = min(len(block), self.k + 1)  # one may be the row itself
+        found = nearest(self.queries, block, few, metric=self.metric)[0]
+        distance = _distances(self.queries, block, found, self.metric)
+        found = found + start
+        distance[found == self.rows[:, None]] = np.inf
+        self._keep(distance, found)
+
+    def _keep(self, distance: np.ndarray, found: np.ndarray) -> None:
+        both = np.concatenate([self._best, distance], axis=1)
+        places = np.concatenate([self._index, found], axis=1)
+        order = np.lexsort((places, both), axis=1)[:, : self.k]
+        self._best = np.take_along_axis(both, order, axis=1)
+        self._index = np.take_along_axis(places, order, axis=1)
+
+    def merge(self, other: Asking) -> None:
+        """Let the rows that answered to another state of the same queries answer here, too."""
+        other._search()
+        self._keep(other._best, other._index)
+        for level, sums in self.sums.items():
+            sums += other.sums[level]
+
+    def answers(self) -> Answers:
+        """What all rows say."""
+        self._search()
+        true = tuple(c[self.rows] for c in self.levels.codes)
+        predicted: list[np.ndarray | None] = []
+        votes: list[np.ndarray | None] = []
+        lines: list[np.ndarray | None] = []
+        for level, codes in enumerate(self.levels.codes):
+            known = level in self.known
+            answer, share = majority(codes[self._index]) if known else (None, None)
+            predicted.append(answer)
+            votes.append(share)
+            line = None
+            if level in self.sums:
+                of, sizes = self.of, self.levels.sizes(level)
+                rule = _discriminant.fit(sizes, self.sums[level], of.mean, of.scatter())
+                line = _discriminant.predict(rule, self.queries, true[level])
+            lines.append(line)
+        return Answers(self.rows, true, tuple(predicted), tuple(votes), tuple(lines))
 
 
 def accuracy(predicted: np.ndarray | None, true: np.ndarray, n: int) -> Interval | None:
@@ -189,35 +245,6 @@ def majority(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(predicted), np.concatenate(share)
 
 
-def _neighbors(
-    chosen: Embeddings, queries: np.ndarray, rows: np.ndarray, k: int, metric: str, tick: Tick
-) -> np.ndarray:
-    """Places (M, k) of the nearest other rows of `chosen`.
-
-    Block by block; the blocks' candidates are ordered by differences in float64.
-    """
-    n, d = chosen.shape
-    best = np.full((len(queries), k), np.inf)
-    index = np.zeros((len(queries), k), np.intp)
-    step = max(4 * k, _BLOCK_VALUES // d)
-    start = 0
-    for block in chosen.blocks(min(n, step)):
-        block = block.astype(queries.dtype, copy=False)
-        few = min(len(block), k + 1)  # one may be the row itself
-        found = nearest(queries, block, few, metric=metric)[0]
-        distance = _distances(queries, block, found, metric)
-        found = found + start
-        distance[found == rows[:, None]] = np.inf
-        both = np.concatenate([best, distance], axis=1)
-        places = np.concatenate([index, found], axis=1)
-        order = np.lexsort((places, both), axis=1)[:, :k]
-        best = np.take_along_axis(both, order, axis=1)
-        index = np.take_along_axis(places, order, axis=1)
-        start += len(block)
-        tick("neighbours", start, n)
-    return index
-
-
 def _distances(queries: np.ndarray, x: np.ndarray, index: np.ndarray, metric: str) -> np.ndarray:
     """Squared distances (M, k), of unit rows for the cosine; a zero row is at 1 from all others."""
     q, p = queries.astype(np.float64), x.astype(np.float64)
@@ -233,36 +260,3 @@ def _distances(queries: np.ndarray, x: np.ndarray, index: np.ndarray, metric: st
         if metric == "cosine":
             out[part][lonely_p[index[part]] | lonely_q[part, None]] = 2.0
     return out
-
-
-# --- the linear rule ------------------------------------------------------------------------------
-
-
-def _linear(
-    chosen: Embeddings,
-    of: Moments,
-    levels: Levels,
-    queries: np.ndarray,
-    true: Sequence[np.ndarray],
-    known: Sequence[int],
-    tick: Tick,
-) -> tuple[np.ndarray | None, ...]:
-    known = [k for k in known if len(levels.names[k]) * chosen.shape[1] <= _MEANS]
-    sums = {level: np.zeros((len(levels.names[level]), chosen.shape[1])) for level in known}
-    for rows, z in _centred(chosen, of, tick) if known else ():
-        for level in known:
-            codes = levels.codes[level][rows]
-            sums[level] += _discriminant.class_sums(z, codes, len(levels.names[level]))
-    predicted: list[np.ndarray | None] = [None] * len(levels.codes)
-    for level in known:
-        rule = _discriminant.fit(levels.sizes(level), sums[level], of.mean, of.scatter())
-        predicted[level] = _discriminant.predict(rule, queries, true[level])
-    return tuple(predicted)
-
-
-def _centred(chosen: Embeddings, of: Moments, tick: Tick) -> Iterator[tuple[slice, np.ndarray]]:
-    start = 0
-    for block in chosen.blocks():
-        yield slice(start, start + len(block)), block.astype(np.float64) - of.mean
-        start += len(block)
-        tick("linear rule", start, chosen.shape[0])

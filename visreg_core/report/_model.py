@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from visreg_core import checks
 from visreg_core.metrics import PowerLaw, Tanglegram
+from visreg_core.metrics.trees.branches import Branch
 from visreg_core.metrics.trees.linkage import METHODS, METRICS
 
 DIMENSIONS: tuple[str, ...] = (
@@ -91,10 +92,15 @@ DEFAULT_TREE = TreeOptions()
 
 
 class Measurement(NamedTuple):
-    """A value and, where it is a mean over random slices, the standard error of that mean."""
+    """A value and, where it is a mean over random slices, the standard error of that mean.
+
+    `bound`: where it comes from histograms, how far it may be from the value of all rows (for the
+    distances from the Gaussian, that is only larger).
+    """
 
     value: float
     standard_error: float | None = None
+    bound: float | None = None
 
 
 class Interval(NamedTuple):
@@ -117,7 +123,7 @@ class Finding(NamedTuple):
     cause, next_step
         The usual cause, and what to do about it.
     rows
-        The first numbers of the rows that it is about.
+        Row numbers of the file that it is about, the first of them; their ids where it has ids.
     """
 
     verdict: str
@@ -126,7 +132,7 @@ class Finding(NamedTuple):
     expected: str
     cause: str = ""
     next_step: str = ""
-    rows: tuple[int, ...] = ()
+    rows: tuple[int | str, ...] = ()
 
 
 class Hierarchy(NamedTuple):
@@ -168,10 +174,16 @@ class Labelled(NamedTuple):
 
 
 class TreePair(NamedTuple):
-    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout."""
+    """Similarity of two files' dendrograms, by the names of `PAIR_OF_TREES`, and their layout.
+
+    `branches` of the first that the second arranges most differently; `rows` (T,) are the numbers
+    of their leaves in the file, or their ids.
+    """
 
     measures: dict[str, Interval]
     layout: Tanglegram
+    branches: list[Branch]
+    rows: np.ndarray
 
 
 class Drift(NamedTuple):
@@ -256,6 +268,17 @@ class Report:
     notes: tuple[str, ...]
     pictures: Pictures = field(repr=False)
 
+    def to_frame(self, backend: str = "pandas") -> Any:
+        """A frame of pandas or polars with a row for each measure.
+
+        Columns: ``file``, ``measure``, ``level`` of the labels from 1 or 0, ``value``,
+        ``standard_error`` over slices, ``bound`` of histograms, ``low`` and ``high`` of an
+        interval, and ``sample``, the number of rows where it is not all of them.
+        """
+        from visreg_core.report._measures import frame
+
+        return frame([self], backend)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -290,3 +313,11 @@ class Comparison:
     pairs: list[Pair]
     tree: TreeOptions = DEFAULT_TREE
     paired: bool = False
+    by_ids: bool = False
+    steps: tuple[int, ...] = ()
+
+    def to_frame(self, backend: str = "pandas") -> Any:
+        """As `Report.to_frame`, of all files."""
+        from visreg_core.report._measures import frame
+
+        return frame(self.reports, backend)

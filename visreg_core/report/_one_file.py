@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from visreg_core.embeddings import Embeddings
-from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import center_loss, covariance_loss, scale_loss, variance_loss
 from visreg_core.metrics import (
     PowerLaw,
@@ -23,8 +23,9 @@ from visreg_core.metrics import (
 from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
 from visreg_core.report import _findings, _labelled
+from visreg_core.report._dask import Cluster
 from visreg_core.report._geometry import Direction, direction, geometry
-from visreg_core.report._labelled import Levels
+from visreg_core.report._labelled import Asking, Levels
 from visreg_core.report._model import (
     GAUSSIANITY,
     LABELLED,
@@ -39,78 +40,117 @@ from visreg_core.report._model import (
     TreeOptions,
 )
 from visreg_core.report._streaming import (
-    Moments,
+    Counted,
+    Exact,
+    First,
     Place,
     SliceValues,
     Tick,
-    moments,
-    ordered_projections,
-    slice_values,
+    Visit,
+    check_rows,
+    shown_ranks,
 )
-from visreg_core.report._survey import Survey
-from visreg_core.report._trees import TreeRows, hierarchy, rand_indices, rows_of
-from visreg_core.slices import random_slices
+from visreg_core.report._trees import TreeRows, hierarchy, rand_indices
+from visreg_core.statistics import Moments
 
 # Points of a quantile plot, and dimensions of a correlation picture.
 _QUANTILES = 400
-
-
 _DIMENSIONS = 256
-
-
 _FOLDS = 5
 
 
+class Plan(NamedTuple):
+    """What is to be computed of each file."""
+
+    levels: Levels | None
+    paired: bool
+    rows: int | None
+    seed: int
+    n_slices: int
+    tree: TreeOptions
+    label_rows: int | None
+    probe: str
+    drop_bad_rows: bool
+    place: Place
+    tick: Tick
+    cluster: Cluster | None = None
+
+    def asked(self, n: int, d: int) -> int:
+        """How many rows are asked for their class."""
+        if self.levels is None:
+            return 0
+        return _labelled.asked_rows(n, d) if self.label_rows is None else max(2, self.label_rows)
+
+
 class File:
-    """One file, what was read of it once, and what pairs of files need of it again."""
+    """One file, and what its two passes know."""
 
-    def __init__(
-        self, stored: Embeddings, chosen: Embeddings, dropped: np.ndarray, tree: TreeOptions,
-        seed: int, tick: Tick,
-    ) -> None:  # fmt: skip
-        self.stored, self.chosen, self.dropped = stored, chosen, dropped
-        self.survey = Survey(chosen.shape[1])
-        self.moments = moments(chosen, tick, self.survey)
-        tick("dendrogram", 0, 1)
-        self.rows = TreeRows(chosen, tree, seed)
+    def __init__(self, stored: Embeddings, source: Embeddings, first: First, plan: Plan) -> None:
+        check_rows(source, first, drop=plan.drop_bad_rows)
+        self.stored, self.source = stored, source
+        self.chosen = source  # without the bad rows
+        if first.n_bad:
+            self.chosen = source.select(np.setdiff1d(np.arange(source.shape[0]), first.bad))
+        self.dropped = first.bad if source.selection is None else source.selection[first.bad]
+        self.first = first
+        self.summary = first.result()
+        self.moments = self.summary.moments
+        self.drawn, points = first.sample.result(plan.tree.rows)
+        self.rows = TreeRows(points, source.names(self.drawn), plan.tree, plan.seed)
+        self.projected: Exact | Counted | None = None
+        self.asking: Asking | None = None
+        if plan.levels is not None:
+            numbers, queries = first.sample.result(plan.asked(*source.shape))
+            self.asking = Asking(
+                self.chosen.shape[0], self.moments, self.levels(plan.levels),
+                numbers - np.searchsorted(first.bad, numbers), queries,
+                "cosine" if plan.tree.metric == "cosine" else "euclidean",
+                linear=plan.probe == "discriminant",
+            )  # fmt: skip
 
-    def drawn(self) -> np.ndarray:
-        """Places of the dendrogram's rows among those read."""
-        places = rows_of(self.chosen, self.rows.selection)
-        return np.arange(self.chosen.shape[0]) if isinstance(places, slice) else places
+    def levels(self, of_stored: Levels) -> Levels:
+        """Labels of the rows kept, of those of all rows."""
+        kept, within = self.chosen.selection, self.stored.selection
+        if kept is None or kept is within:
+            return of_stored
+        return of_stored.at(kept if within is None else np.searchsorted(within, kept))
+
+    def second(self, plan: Plan, *, exact: bool) -> list[Visit]:
+        """What the second pass shows the rows to."""
+        made: Exact | Counted
+        if exact:
+            made = Exact(self.chosen, self.moments, self.first.slices, plan.place)
+        else:
+            made = Counted(self.first.distributions())
+        self.projected = made
+        visits: list[Visit] = [lambda _, block: made.update(block)]
+        return visits if self.asking is None else [*visits, self.asking.update]
 
 
-def report_of(
-    file: File,
-    levels: Levels | None,
-    seed: int,
-    n_slices: int,
-    label_rows: int | None,
-    probe: str,
-    place: Place,
-    tick: Tick,
-) -> Report:
-    stored, chosen, of = file.stored, file.chosen, file.moments
-    slices = random_slices(chosen.shape[1], n_slices, seed=seed)
-    values = slice_values(chosen, of, slices, place, tick)
+def report_of(file: File, plan: Plan) -> Report:
+    """The report of a file whose passes are done."""
+    stored, chosen, of, projected = file.stored, file.chosen, file.moments, file.projected
+    assert projected is not None
+    projected.finish()
+    values, slices = projected.values(), file.first.slices
     centred = of.singular_values(center=True)
     # Singular values of float32 embeddings are known to float32's rounding only.
     unit = 2.0**-52 if chosen.dtype == np.float64 else 2.0**-23
     rtol = min(chosen.shape) * unit
     fit = power_law_fit(centred / math.sqrt(of.n - 1), rtol=rtol)
     dimensions = _dimensions(of.singular_values(center=False), centred, fit)
-    tick("neighbours of the rows drawn", 0, 1)
+    plan.tick("neighbours of the rows drawn", 0, 1)
     pairs = geometry(file.rows.points)
-    line = direction(file.rows.points, of.mean, of.sigma, slices, seed)
+    line = direction(file.rows.points, of.mean, of.sigma, slices, plan.seed)
+    survey = file.first.survey
     findings = _findings.findings(
-        chosen, of.sigma, dimensions, file.survey, pairs, file.drawn(), line
+        file.source, of.sigma, dimensions, survey, pairs, file.drawn, line
     )
-    if levels is not None and stored.shape[0] != chosen.shape[0]:
-        levels = levels.at(rows_of(stored, chosen.selection))
-    found = hierarchy(file.rows, None if levels is None else levels.at(file.drawn()))
-    labelled = None
-    if levels is not None:
-        labelled, judged = _agreement(file, levels, found, label_rows, probe, seed, tick)
+    asking, labelled = file.asking, None
+    drawn = file.drawn - np.searchsorted(file.summary.bad, file.drawn)
+    found = hierarchy(file.rows, None if asking is None else asking.levels.at(drawn))
+    if asking is not None:
+        labelled, judged = _agreement(file, asking, found, plan)
         findings = _findings.ordered(findings + judged)
     return Report(
         name=stored.name,
@@ -120,36 +160,26 @@ def report_of(
         dropped=file.dropped,
         dimensions=dimensions,
         geometry={
-            "mean_cosine": file.survey.mean_cosine(),
-            "norm_variation": file.survey.norm_variation(),
+            "mean_cosine": survey.mean_cosine(),
+            "norm_variation": survey.norm_variation(),
             "uniformity": pairs.uniformity,
             "anti_hubs": pairs.anti_hubs,
         },
-        losses=_losses(of, values),
-        gaussianity=_gaussianity(values, of.n, slices, line),
+        losses=_losses(of, values, file.summary.sigreg),
+        gaussianity=_gaussianity(values, file.summary.sigreg, of.n, slices, line),
         hierarchy=found,
         labelled=labelled,
         findings=findings,
         notes=stored.notes,
-        pictures=_pictures(chosen, of, values, slices, centred, fit, place),
+        pictures=_pictures(of, values, projected, centred, fit),
     )
 
 
 def _agreement(
-    file: File,
-    levels: Levels,
-    found: Hierarchy,
-    count: int | None,
-    probe: str,
-    seed: int,
-    tick: Tick,
+    file: File, asking: Asking, found: Hierarchy, plan: Plan
 ) -> tuple[Labelled, list[Finding]]:
-    chosen, points = file.chosen, file.rows.points
-    metric = "cosine" if file.rows.options.metric == "cosine" else "euclidean"
-    answers = _labelled.ask(
-        chosen, file.moments, levels, count, metric,
-        linear=probe == "discriminant", seed=seed, tick=tick,
-    )  # fmt: skip
+    chosen, points, levels, probe = file.chosen, file.rows.points, asking.levels, plan.probe
+    answers = asking.answers()
     n = chosen.shape[0]
 
     def accuracies(predicted: Sequence[np.ndarray | None]) -> tuple[Interval | None, ...]:
@@ -165,8 +195,8 @@ def _agreement(
         "none": "not requested",
     }
     if probe == "logistic":
-        tick("logistic regression", 0, 1)
-        linear = tuple(_logistic(points, column, seed) for column in found.labels.T)
+        plan.tick("logistic regression", 0, 1)
+        linear = tuple(_logistic(points, column, plan.seed) for column in found.labels.T)
     else:
         linear = accuracies(answers.linear)
     rand = rand_indices(file.rows, found)
@@ -199,25 +229,27 @@ def _logistic(points: np.ndarray, column: np.ndarray, seed: int) -> Interval | N
     return Interval(found[0])
 
 
-def _losses(of: Moments, values: SliceValues) -> dict[str, Measurement]:
+def _losses(of: Moments, values: SliceValues, sigreg: np.ndarray) -> dict[str, Measurement]:
     biased, unbiased = of.equivalent(ddof=0), of.equivalent(ddof=1)
     scale, center = float(scale_loss(biased)), float(center_loss(biased))
-    shape = mean_of(values.shape)
+    shape = mean_of(*values.shape)
     found = {
-        "visreg_loss": Measurement(scale + shape.value + center, shape.standard_error),
+        "visreg_loss": shape._replace(value=scale + shape.value + center),
         "scale_loss": Measurement(scale),
         "shape_loss": shape,
         "center_loss": Measurement(center),
-        "gaussian_sliced_wasserstein": mean_of(values.gaussian),
-        "sigreg_loss": mean_of(values.sigreg),
+        "gaussian_sliced_wasserstein": mean_of(*values.gaussian),
+        "sigreg_loss": mean_of(sigreg),
         "variance_loss": Measurement(float(variance_loss(unbiased))),
         "covariance_loss": Measurement(float(covariance_loss(unbiased))),
     }
     return {name: found[name] for name in LOSSES}
 
 
-def mean_of(values: np.ndarray) -> Measurement:
-    return Measurement(float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))))
+def mean_of(values: np.ndarray, bounds: np.ndarray | None = None) -> Measurement:
+    error = float(values.std(ddof=1) / math.sqrt(len(values)))
+    bound = None if bounds is None or not bounds.any() else float(bounds.mean())
+    return Measurement(float(values.mean()), error, bound)
 
 
 def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[str, float]:
@@ -233,30 +265,25 @@ def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[s
 
 
 def _gaussianity(
-    values: SliceValues, n: int, slices: np.ndarray, line: Direction | None
+    values: SliceValues, sigreg: np.ndarray, n: int, slices: np.ndarray, line: Direction | None
 ) -> dict[str, float]:
-    z = mean_z_scores(values.sigreg, values.gaussian, n, slices)
+    z = mean_z_scores(sigreg, values.gaussian.value, n, slices)
     p = [mean_p_value(i, one, n, slices) for i, one in enumerate(z)]
     worst = (math.nan, math.nan) if line is None else (line.z, line.p)
     return dict(zip(GAUSSIANITY, (z[0], p[0], z[1], p[1], *worst), strict=True))
 
 
 def _pictures(
-    chosen: Embeddings,
     of: Moments,
     values: SliceValues,
-    slices: np.ndarray,
+    projected: Exact | Counted,
     centred: np.ndarray,
     fit: PowerLaw,
-    place: Place,
 ) -> Pictures:
-    order = np.argsort(values.shape, kind="stable")
+    shape = values.shape.value
+    order = np.argsort(shape, kind="stable")
     worst, median = int(order[-1]), int(order[len(order) // 2])
-    ordered = ordered_projections(chosen, of, slices[:, [worst, median]], place)
-    quantiles = normal_quantiles(of.n)
-    # Evenly spread over the plot's axis, so that the tails are seen.
-    spread = np.linspace(quantiles[0], quantiles[-1], _QUANTILES)
-    shown = np.unique(np.searchsorted(quantiles, spread).clip(max=of.n - 1))
+    ranks, quantiles = shown_ranks(of.n, _QUANTILES)
     d = len(of.mean)
     dimensions = np.unique(np.linspace(0, d - 1, _DIMENSIONS).round().astype(int))
     rows = of.factor[:, dimensions]
@@ -266,11 +293,11 @@ def _pictures(
         eigenvalues=centred**2 / (of.n - 1),
         fit=fit,
         sigma=of.sigma,
-        quantiles=quantiles[shown],
-        worst=ordered[0, shown],
-        median=ordered[1, shown],
-        worst_slice=(worst, float(values.shape[worst])),
-        median_slice=(median, float(values.shape[median])),
+        quantiles=quantiles,
+        worst=projected.ordered(worst, ranks),
+        median=projected.ordered(median, ranks),
+        worst_slice=(worst, float(shape[worst])),
+        median_slice=(median, float(shape[median])),
         correlation=rows.T @ rows,
         dimensions=dimensions,
     )

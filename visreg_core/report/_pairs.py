@@ -5,31 +5,39 @@ from __future__ import annotations
 import math
 
 from visreg_core.metrics import linear_cka_from_covariances, mutual_knn
-from visreg_core.report._drift import drift_test
+from visreg_core.report._drift import drift_rows, drift_test
 from visreg_core.report._model import Measurement, Pair
-from visreg_core.report._one_file import File, mean_of
-from visreg_core.report._streaming import Place, Tick, cross_scatter, two_sample_values
+from visreg_core.report._one_file import File, Plan, mean_of
+from visreg_core.report._streaming import two_sample_values
 from visreg_core.report._trees import tree_pair
-from visreg_core.slices import random_slices
+from visreg_core.statistics import CrossScatter
 
 _NEIGHBORS = 10
 
 
-def pair_of(
-    first: File, second: File, paired: bool, seed: int, n_slices: int, place: Place, tick: Tick
-) -> Pair:
+def pair_of(first: File, second: File, cross: CrossScatter | None, plan: Plan) -> Pair:
     a, b = first.chosen, second.chosen
     distance = drift = cka = common = trees = None
     if a.shape[1] == b.shape[1]:
-        slices = random_slices(a.shape[1], n_slices, seed=seed)
-        distance = _root(mean_of(two_sample_values(a, b, slices, place, tick)))
-        drift = drift_test(a, b, slices, paired=paired, seed=seed, tick=tick)
-    if paired:
-        cross = cross_scatter(a, b, first.moments, second.moments, tick)
-        cka = linear_cka_from_covariances(first.moments.scatter(), second.moments.scatter(), cross)
+        assert first.projected is not None and second.projected is not None
+        plan.tick("two samples", 0, 1)
+        values, bound = two_sample_values(first.projected, second.projected)
+        distance = _root(mean_of(values))._replace(bound=bound or None)
+        count = drift_rows(a, [b]), drift_rows(b, [a])
+        of_a, of_b = (
+            f.first.sample.result(c)[1] for f, c in zip((first, second), count, strict=True)
+        )
+        drift = drift_test(
+            of_a, of_b, (a.shape[0], b.shape[0]), first.first.slices,
+            paired=plan.paired, seed=plan.seed, tick=plan.tick,
+        )  # fmt: skip
+    if cross is not None:
+        cka = linear_cka_from_covariances(
+            first.moments.scatter(), second.moments.scatter(), cross.result()
+        )
         x, y = first.rows.points, second.rows.points
         common = mutual_knn(x, y.astype(x.dtype, copy=False), min(_NEIGHBORS, len(x) - 1))
-        tick("similarity of dendrograms", 0, 1)
+        plan.tick("similarity of dendrograms", 0, 1)
         trees = tree_pair(first.rows, second.rows)
     return Pair(a.name, b.name, distance, drift, cka, common, trees)
 

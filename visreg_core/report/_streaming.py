@@ -1,12 +1,14 @@
-"""Statistics of embeddings that need not fit into memory, by blocks of rows.
+"""The two passes over a file: what each of them is shown, and what is known after it.
 
-One pass over the rows gives the mean and a factor of the covariance, in float64 on the host. Sliced
-terms take one more pass for each chunk of slices: only its projections are in memory.
+The first pass gives everything that needs no other number first, and a sample of the rows; the
+second what needs mean and σ, and what asks all rows about the sample. Where the projections of all
+rows fit into memory the second pass keeps them, and sliced distances are exact; else it counts them
+in histograms, whose error is bounded (`visreg_core.statistics`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,21 +17,22 @@ from visreg_core import _xp
 from visreg_core._xp import tiles
 from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.gaussian import normal_quantiles
-from visreg_core.losses import epps_pulley
 from visreg_core.losses.gaussian_sliced_wasserstein import gaussian_term
 from visreg_core.losses.quantile_merging import two_sample_term
 from visreg_core.losses.visreg import EPS
+from visreg_core.report._survey import Survey
+from visreg_core.statistics import Bounded, Moments, SliceDistributions, Statistics
+from visreg_core.statistics._slices import between_two
+from visreg_core.statistics._state import KEPT_BAD, LARGEST, finite
 from visreg_core.typing import Array, Device, DType, Namespace
 
+# Shown blocks of rows, with their places.
+Visit = Callable[[slice, np.ndarray], None]
 # tick(what is being done, rows done, rows in all)
 Tick = Callable[[str, int, int], None]
 
-# Projections of one chunk of slices: a third of the memory that a report may take.
-_PROJECTION_BYTES = 1 << 27
-# Squares of larger numbers overflow when they are summed; NaN is not smaller, either.
-_LARGEST = 1e150
-# Centred rows stay in memory, and singular values are exact, up to this many numbers (64 MiB).
-_KEPT_VALUES = 1 << 23
+# Projections of all rows are kept up to so many bytes.
+PROJECTION_BYTES = 1 << 29
 _SHOWN_BAD_ROWS = 5
 # Temporary arrays of sorting and subtracting a slice's projections.
 _SCRATCH = 3
@@ -49,6 +52,10 @@ class Place(NamedTuple):
         )
         return "cpu" in str(_xp.device(one)).lower()
 
+    def fastest(self) -> Place:
+        """NumPy's place instead of another library's on the CPU, whose sorts are slower."""
+        return Place(_xp.as_namespace(None)) if self.is_cpu else self
+
     def dtype(self, *stored: Embeddings) -> DType:
         """float64 where one of the files is float64, else float32."""
         wide = any(e.dtype == np.float64 for e in stored)
@@ -57,151 +64,77 @@ class Place(NamedTuple):
     def put(self, a: np.ndarray, dtype: DType) -> Array:
         """A host array as an array of this place (a copy, except for NumPy)."""
         host = np.float64 if _xp.dtype_name(dtype) == "float64" else np.float32
-        a = a.astype(host, copy=self.xp is not _xp.as_namespace(None))
+        a = a.astype(host, copy=_xp.name(self.xp) != "numpy")
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
-# --- moments --------------------------------------------------------------------------------------
+# --- the first pass -------------------------------------------------------------------------------
 
 
-class Moments(NamedTuple):
-    """Mean (D,) of N rows, and a factor R (any number of rows, D) with RᵀR = Σ (z − μ)(z − μ)ᵀ."""
+class First(Statistics):
+    """Statistics of one file, and a survey of its rows, which are numbered as they are read."""
 
-    n: int
-    mean: np.ndarray
-    factor: np.ndarray
+    def __init__(self, dim: int, *, n_slices: int, seed: int, sample: int) -> None:
+        super().__init__(dim, n_slices=n_slices, seed=seed, sample=sample)
+        self.survey = Survey(dim)
 
-    @property
-    def sigma(self) -> np.ndarray:
-        """Standard deviations (D,), biased."""
-        return np.linalg.norm(self.factor, axis=0) / np.sqrt(self.n)
+    def _visit(self, z: np.ndarray, numbers: np.ndarray) -> None:
+        self.survey.update(z, numbers)
 
-    def scatter(self) -> np.ndarray:
-        """Sum of centred products, (D, D)."""
-        return self.factor.T @ self.factor
-
-    def singular_values(self, *, center: bool) -> np.ndarray:
-        """Singular values of the (centred) embeddings, rounding set to 0, descending."""
-        mean = np.sqrt(self.n) * self.mean[None, :]
-        rows = self.factor if center else np.concatenate([self.factor, mean])
-        s = np.linalg.svd(rows, compute_uv=False)[: min(self.n - center, len(self.mean))]
-        s = np.where(s > len(self.mean) * 2.0**-52 * s[0], s, 0.0)
-        return np.pad(s, (0, min(self.n, len(self.mean)) - len(s)))
-
-    def equivalent(self, *, ddof: int) -> np.ndarray:
-        """A small sample with these moments: its loss is the loss of all rows.
-
-        The 2r rows ±cR about the mean have c²·2RᵀR as their sum of centred products; c makes the
-        covariance with `ddof` degrees of freedom taken off that of all N rows.
-        """
-        rows = 2 * len(self.factor)
-        scaled = np.sqrt((rows - ddof) / (2 * (self.n - ddof))) * self.factor
-        return self.mean + np.concatenate([scaled, -scaled])
+    def merge(self, other: Statistics) -> None:
+        """Add the rows of another state."""
+        super().merge(other)
+        if isinstance(other, First):
+            self.survey.merge(other.survey)
 
 
-def moments(
-    stored: Embeddings, tick: Tick, visit: Callable[[np.ndarray], None] | None = None
-) -> Moments:
-    """Moments of all rows; EmbeddingsError where some are not finite.
-
-    `visit` is called with each block (B, D) in float64, which it must not change.
-
-    Blocks are centred by themselves and merged by Chan's update, which adds the row
-    √(n m / (n + m)) (μ_b − μ_a), so that nothing cancels. Where all rows are too many to keep they
-    are folded into the scatter matrix, whose square root resolves singular values down to 1e-7 of
-    the largest. (A QR factorisation of each block would resolve more, at ten times the time.)
-    """
-    n, d = 0, stored.shape[1]
-    mean = np.zeros(d)
-    scatter = None
-    kept: list[np.ndarray] = []
-    bad: list[np.ndarray] = []
-    done = 0
+def first_pass(stored: Embeddings, first: First, place: Place, tick: Tick) -> None:
+    """Show `first` all rows of a file."""
+    dtype = place.dtype(stored)
+    start = 0
     for block in stored.blocks():
-        z, wrong = _checked(block)
-        if wrong.any():
-            bad.append(done + np.flatnonzero(wrong))
-        done += len(z)
-        tick("moments", done, stored.shape[0])
-        if bad:
-            continue
-        if visit is not None:
-            visit(z)
-        # The rounded mean of equal numbers may differ from them; a constant column has σ = 0.
-        block_mean = np.clip(z.mean(axis=0), z.min(axis=0), z.max(axis=0))
-        z -= block_mean
-        step = block_mean - mean
-        kept += [z, np.sqrt(n * len(z) / (n + len(z))) * step[None, :]]
-        n += len(z)
-        mean += step * (len(z) / n)
-        if scatter is not None or n * d > max(_KEPT_VALUES, d * d):
-            scatter = np.zeros((d, d)) if scatter is None else scatter
-            for rows in kept:
-                scatter += rows.T @ rows
-            kept = []
-    if bad:
-        raise _bad_rows(stored, np.concatenate(bad))
-    if scatter is not None:
-        return Moments(n, mean, _square_root(scatter))
-    factor = np.concatenate(kept)
-    return Moments(n, mean, _triangle(factor) if len(factor) > d else factor)
+        shown = block if _xp.name(place.xp) == "numpy" else place.put(block, dtype)
+        first.update(shown, numbers=start)
+        start += len(block)
+        tick("moments", start, stored.shape[0])
 
 
-def _checked(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A block in float64, and which of its rows are not finite, or too large to be squared."""
-    # Casting a signalling NaN warns; what it warns of is counted here.
-    with np.errstate(invalid="ignore"):
-        z = block.astype(np.float64)
-        return z, np.asarray(~(np.abs(z) <= _LARGEST).all(axis=1))
+def first_pass_together(stored: Sequence[Embeddings], firsts: Sequence[First], tick: Tick) -> None:
+    """The same of files of the same items; a row that is bad in one is left out of all."""
+    start = 0
+    for blocks in _in_step(stored):
+        wrong = ~np.logical_and.reduce([finite(b) for b in blocks])
+        numbers = np.arange(start, start + len(wrong))
+        for first, block in zip(firsts, blocks, strict=True):
+            first.update(block[~wrong], numbers=numbers[~wrong])
+            first.leave_out(numbers[wrong])
+        start += len(wrong)
+        tick("moments", start, stored[0].shape[0])
 
 
-def bad_rows(stored: Embeddings, tick: Tick) -> np.ndarray:
-    """Places of the rows that `moments` refuses."""
-    found, done = [], 0
-    for block in stored.blocks():
-        found.append(done + np.flatnonzero(_checked(block)[1]))
-        done += len(block)
-        tick("bad rows", done, stored.shape[0])
-    return np.concatenate(found)
+def _in_step(stored: Sequence[Embeddings]):  # type: ignore[no-untyped-def]
+    """Blocks of the same rows of several files of one length."""
+    rows = min(s.default_block_rows for s in stored)
+    return zip(*(s.blocks(rows) for s in stored), strict=True)
 
 
-def _triangle(rows: np.ndarray) -> np.ndarray:
-    """R of a QR factorisation: the same scatter and, to rounding, the same singular values."""
-    return np.asarray(np.linalg.qr(rows, mode="r"))
+def check_rows(stored: Embeddings, first: First, *, drop: bool) -> None:
+    """EmbeddingsError where rows are bad and are not to be left out, or too many are."""
+    if first.n_bad and not drop:
+        rows = first.bad if stored.selection is None else stored.selection[first.bad]
+        shown = ", ".join(map(str, rows[:_SHOWN_BAD_ROWS])) + (
+            ", …" if first.n_bad > _SHOWN_BAD_ROWS else ""
+        )
+        found = f"NaN or Inf in {first.n_bad} of {stored.shape[0]} rows ({shown})"
+        expected = f"finite values (in size at most {LARGEST:g}); --drop-bad-rows leaves them out"
+        raise EmbeddingsError(stored.name, found, expected)
+    if first.n_bad > KEPT_BAD or first.moments.n < 2:
+        found = f"NaN or Inf in {first.n_bad} of {stored.shape[0]} rows"
+        expected = "two finite rows or more" if first.moments.n < 2 else f"at most {KEPT_BAD:,}"
+        raise EmbeddingsError(stored.name, found, expected)
 
 
-def _square_root(scatter: np.ndarray) -> np.ndarray:
-    """R with RᵀR = `scatter`; eigenvalues within rounding of 0 are 0."""
-    values, vectors = np.linalg.eigh(scatter)
-    values = np.where(values > len(values) * 2.0**-52 * values[-1], values, 0.0)
-    return np.sqrt(values)[:, None] * vectors.T
-
-
-def _bad_rows(stored: Embeddings, rows: np.ndarray) -> EmbeddingsError:
-    rows = rows if stored.selection is None else stored.selection[rows]
-    shown = ", ".join(map(str, rows[:_SHOWN_BAD_ROWS])) + (
-        ", …" if len(rows) > _SHOWN_BAD_ROWS else ""
-    )
-    found = f"NaN or Inf in {len(rows)} of {stored.shape[0]} rows ({shown})"
-    expected = f"finite values (in size at most {_LARGEST:g}); --drop-bad-rows leaves them out"
-    return EmbeddingsError(stored.name, found, expected)
-
-
-def cross_scatter(
-    a: Embeddings, b: Embeddings, of_a: Moments, of_b: Moments, tick: Tick
-) -> np.ndarray:
-    """Sum over rows of centred products of two sets with the same rows, (Da, Db)."""
-    total = np.zeros((a.shape[1], b.shape[1]))
-    rows = min(a.default_block_rows, b.default_block_rows)
-    done = 0
-    for x, y in zip(a.blocks(rows), b.blocks(rows), strict=True):
-        total += (x - of_a.mean).T @ (y - of_b.mean)
-        done += len(x)
-        tick("cross-covariance", done, a.shape[0])
-    return total
-
-
-# --- sliced terms ---------------------------------------------------------------------------------
+# --- the second pass ------------------------------------------------------------------------------
 
 
 class Projection(NamedTuple):
@@ -237,89 +170,152 @@ def _normalised(slices: np.ndarray, of: Moments, place: Place, dtype: DType) -> 
 
 
 class SliceValues(NamedTuple):
-    """One value for each slice, (K,) float64."""
+    """Values whose means over slices are shape_loss and gaussian_sliced_wasserstein, (K,)."""
 
-    shape: np.ndarray
-    gaussian: np.ndarray
-    sigreg: np.ndarray
+    shape: Bounded
+    gaussian: Bounded
 
 
-def slice_values(
-    stored: Embeddings, of: Moments, slices: np.ndarray, place: Place, tick: Tick
-) -> SliceValues:
-    """Values whose means over slices are shape_loss, gaussian_sliced_wasserstein, sigreg_loss."""
-    xp, dtype = place.xp, place.dtype(stored)
-    n, k = stored.shape[0], slices.shape[1]
-    quantiles = normal_quantiles(n, xp=xp, dtype=dtype, device=place.device)
+class Exact:
+    """Second pass that keeps the projections of all rows."""
 
-    def to_gaussian(p: Array) -> tuple[Array, ...]:
-        return gaussian_term(xp, p, quantiles, None, False)
-
-    columns: list[list[np.ndarray]] = [[], [], []]
-    for start, stop in _chunks(n, k, dtype):
-        tick("slices", n * start, n * k)
-        chunk = slices[:, start:stop]
-        raw, unit = _project(
-            stored,
-            place,
-            dtype,
-            [_plain(chunk, place, dtype), _normalised(chunk, of, place, dtype)],
+    def __init__(self, stored: Embeddings, of: Moments, slices: np.ndarray, place: Place) -> None:
+        self._place, self._dtype = place, place.dtype(stored)
+        self._projections = (
+            _plain(slices, place, self._dtype),
+            _normalised(slices, of, place, self._dtype),
         )
-        (shape,) = tiles.map_rows(xp, to_gaussian, unit, scratch=_SCRATCH)
-        (gaussian,) = tiles.map_rows(xp, to_gaussian, raw, scratch=_SCRATCH)
-        for column, values in zip(
-            columns, (shape / n, gaussian / n, epps_pulley(raw)), strict=True
-        ):
-            column.append(_xp.to_numpy(values).astype(np.float64))
-    tick("slices", n * k, n * k)
-    return SliceValues(*(np.concatenate(c) for c in columns))
+        self._parts: tuple[list[Array], list[Array]] = ([], [])
+        self.raw: Array = None
+        self._unit: Array = None
+
+    def update(self, block: np.ndarray) -> None:
+        """Project a block of rows, the next ones of the file."""
+        z = self._place.put(block, self._dtype)
+        for part, projection in zip(self._parts, self._projections, strict=True):
+            part.append(projection(self._place.xp, z))
+
+    def finish(self) -> None:
+        """All rows have been shown: (K, N) of both."""
+        xp = self._place.xp
+        plain, unit = self._parts
+        self.raw = xp.concat(plain, axis=1)
+        plain.clear()  # freed before the others are joined
+        self._unit = xp.concat(unit, axis=1)
+        unit.clear()
+
+    def values(self) -> SliceValues:
+        """Sliced distances from the Gaussian."""
+        xp = self._place.xp
+        k, n = self.raw.shape
+        quantiles = normal_quantiles(n, xp=xp, dtype=self._dtype, device=self._place.device)
+
+        def to_gaussian(p: Array) -> tuple[Array, ...]:
+            return gaussian_term(xp, p, quantiles, None, False)
+
+        found = []
+        for p in (self._unit, self.raw):
+            (values,) = tiles.map_rows(xp, to_gaussian, p, scratch=_SCRATCH)
+            found.append(Bounded(_xp.to_numpy(values).astype(np.float64) / n, np.zeros(k)))
+        return SliceValues(*found)
+
+    def ordered(self, k: int, ranks: np.ndarray) -> np.ndarray:
+        """Values of these ranks of the normalised rows' projections on slice k."""
+        return np.sort(_xp.to_numpy(self._unit[k, :]))[ranks]
 
 
-def ordered_projections(
-    stored: Embeddings, of: Moments, slices: np.ndarray, place: Place
-) -> np.ndarray:
-    """Sorted projections (K, N) of the normalised rows on a few slices."""
-    dtype = place.dtype(stored)
-    (unit,) = _project(stored, place, dtype, [_normalised(slices, of, place, dtype)])
-    return np.sort(_xp.to_numpy(unit), axis=-1)
+class Counted:
+    """Second pass that counts projections in histograms."""
+
+    def __init__(self, state: SliceDistributions) -> None:
+        self.state = state
+
+    def update(self, block: np.ndarray) -> None:
+        """Count a block of rows."""
+        self.state.update(block)
+
+    def finish(self) -> None:
+        """All rows have been shown."""
+
+    def values(self) -> SliceValues:
+        """Sliced distances from the Gaussian, and by how much they may be larger."""
+        return SliceValues(*self.state.result())
+
+    def ordered(self, k: int, ranks: np.ndarray) -> np.ndarray:
+        """Values of about these ranks of the normalised rows' projections on slice k."""
+        scale = float(self.state.scales[0, k]) or 1.0
+        return scale * self.state.shape.ordered(k, ranks)
 
 
-def two_sample_values(
-    a: Embeddings, b: Embeddings, slices: np.ndarray, place: Place, tick: Tick
-) -> np.ndarray:
-    """W₂² between the projections of two sets, for each slice (K,)."""
-    xp, dtype = place.xp, place.dtype(a, b)
-    n, m, k = a.shape[0], b.shape[0], slices.shape[1]
-    term = two_sample_term(xp, n, m, 2, place.put(np.zeros((1, 1)), dtype))
-    values = []
-    for start, stop in _chunks(n + m, k, dtype):
-        tick("two samples", n * start, n * k)
-        onto = [_plain(slices[:, start:stop], place, dtype)]
-        (pa,), (pb,) = _project(a, place, dtype, onto), _project(b, place, dtype, onto)
-        (powers,) = tiles.map_rows(xp, lambda x, y: term(False, x, y), pa, pb, scratch=_SCRATCH)
-        values.append(_xp.to_numpy(powers).astype(np.float64))
-    tick("two samples", n * k, n * k)
-    return np.concatenate(values)
+def is_exact(stored: Sequence[Embeddings], n_slices: int, place: Place) -> bool:
+    """Whether the projections of all these files fit into the budget, those of each row twice."""
+    size = 8 if _xp.dtype_name(place.dtype(*stored)) == "float64" else 4
+    return 2 * n_slices * size * sum(s.shape[0] for s in stored) <= PROJECTION_BYTES
 
 
-def _chunks(n: int, k: int, dtype: DType) -> list[tuple[int, int]]:
-    """Ranges of slices whose projections of n rows fit into the budget."""
-    size = 8 if _xp.dtype_name(dtype) == "float64" else 4
-    step = max(1, _PROJECTION_BYTES // (n * size))
-    return [(start, min(start + step, k)) for start in range(0, k, step)]
-
-
-def _project(
-    stored: Embeddings, place: Place, dtype: DType, projections: list[Projection]
-) -> list[Array]:
-    """Each projection (K, N) of all rows."""
-    xp = place.xp
-    parts: list[list[Array]] = [[] for _ in projections]
+def second_pass(
+    stored: Embeddings,
+    visit: Sequence[Visit],
+    doing: str,
+    tick: Tick,
+) -> None:
+    """Show all rows of a file once more, with their places, to each of `visit`."""
+    start = 0
     for block in stored.blocks():
-        z = place.put(block, dtype)
-        for part, projection in zip(parts, projections, strict=True):
-            part.append(projection(xp, z))
-    joined = []
-    while parts:  # the blocks of one are freed before those of the next are joined
-        joined.append(xp.concat(parts.pop(0), axis=1))
-    return joined
+        for one in visit:
+            one(slice(start, start + len(block)), block)
+        start += len(block)
+        tick(doing, start, stored.shape[0])
+
+
+def second_pass_together(
+    stored: Sequence[Embeddings],
+    visits: Sequence[Sequence[Visit]],
+    together: Callable[[Sequence[np.ndarray]], None],
+    doing: str,
+    tick: Tick,
+) -> None:
+    """The same of files of the same items, with the rows of all files to `together`."""
+    start = 0
+    for blocks in _in_step(stored):
+        places = slice(start, start + len(blocks[0]))
+        for visit, block in zip(visits, blocks, strict=True):
+            for one in visit:
+                one(places, block)
+        together(blocks)
+        start = places.stop
+        tick(doing, start, stored[0].shape[0])
+
+
+# --- pairs of files -------------------------------------------------------------------------------
+
+
+def two_sample_values(first: Exact | Counted, second: Exact | Counted) -> tuple[np.ndarray, float]:
+    """W₂² between the projections of two sets, for each slice (K,).
+
+    And by how much the root of their mean may be off.
+    """
+    if isinstance(first, Counted) and isinstance(second, Counted):
+        a, b = first.state, second.state
+        return between_two(a.gaussian, a.affine, b.gaussian, b.affine)
+    assert isinstance(first, Exact) and isinstance(second, Exact)
+    a, b = first.raw, second.raw
+    xp = _xp.namespace(a, b)
+    wide = xp.float64 if "float64" in {_xp.dtype_name(x.dtype) for x in (a, b)} else a.dtype
+    a, b = _xp.cast(xp, a, wide), _xp.cast(xp, b, wide)
+    term = two_sample_term(xp, a.shape[1], b.shape[1], 2, xp.zeros_like(a[:1, :1]))
+    (powers,) = tiles.map_rows(xp, lambda x, y: term(False, x, y), a, b, scratch=_SCRATCH)
+    return _xp.to_numpy(powers).astype(np.float64), 0.0
+
+
+def shown_ranks(n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks from 0, evenly spread over a quantile plot's axis, and the Gaussian's quantiles."""
+    from scipy.special import ndtr, ndtri
+
+    end = -float(ndtri(1 / (n + 1)))
+    spread = np.linspace(-end, end, count)
+    ranks = np.unique(np.clip(np.ceil(ndtr(spread) * (n + 1)) - 1, 0, n - 1).astype(np.int64))
+    ranks = np.unique(np.concatenate([[0], ranks, [n - 1]]))
+    # Φ⁻¹ is accurate where its argument is small.
+    tail = np.minimum(ranks + 1, n - ranks) / (n + 1)
+    return ranks, np.where(2 * (ranks + 1) > n + 1, -ndtri(tail), ndtri(tail))

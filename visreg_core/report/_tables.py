@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
+import numpy as np
+
 from visreg_core.embeddings._source import one_line
 from visreg_core.report._labelled import NEIGHBORS
+from visreg_core.report._measures import best, trends
 from visreg_core.report._model import (
     DIMENSIONS,
     GAUSSIANITY,
@@ -18,6 +22,7 @@ from visreg_core.report._model import (
     PAIR_OF_TREES,
     TREE,
     Comparison,
+    Hierarchy,
     Interval,
     Measurement,
     Report,
@@ -68,6 +73,8 @@ MEANINGS: dict[str, str] = {
 _CHANCE = "by_chance"
 MEANINGS[_CHANCE] = "that distance of two files of these sizes from one distribution"
 _NAME = 24  # letters of a file's name in a table
+_ROWS_NAMED = 5  # rows and classes of a branch that are named
+_CLASSES_NAMED = 3
 
 
 class Row(NamedTuple):
@@ -97,36 +104,66 @@ def tables(comparison: Comparison) -> list[Table]:
         return Table(title, note, heads, rows)
 
     made = _pairs(comparison, heads) if comparison.pairs else []
+    if comparison.steps:
+        made.append(_trend_table(comparison))
     if reports[0].labelled is not None:
         made.append(one("Labels", _labels_note(comparison, drawn), _label_rows(reports)))
     made += [
         one(
             "Dimensions in use",
-            "",
-            [Row(n, [number(r.dimensions[n]) for r in reports], MEANINGS[n]) for n in DIMENSIONS],
+            "* is the best of each row, here and below" if len(reports) > 1 else "",
+            [_row(n, [r.dimensions[n] for r in reports]) for n in DIMENSIONS],
         ),
         one(
             "Geometry",
             f"uniformity and anti_hubs of {drawn} rows drawn",
-            [Row(n, [number(r.geometry[n]) for r in reports], MEANINGS[n]) for n in GEOMETRY],
+            [_row(n, [r.geometry[n] for r in reports]) for n in GEOMETRY],
         ),
         one(
             "Hierarchy",
             f"dendrogram of {drawn} rows drawn; {comparison.tree}",
-            [Row(n, [number(r.hierarchy.measures[n]) for r in reports], MEANINGS[n]) for n in TREE],
+            [_row(n, [r.hierarchy.measures[n] for r in reports]) for n in TREE],
         ),
         one(
             "Distance from N(0, I)",
             "what VISReg, SIGReg and VICReg bring to 0; embeddings trained for anything else are "
-            "far from it. ± is the error over random slices",
-            [Row(n, [estimate(r.losses[n]) for r in reports], MEANINGS[n]) for n in LOSSES]
-            + [
-                Row(n, [number(r.gaussianity[n]) for r in reports], MEANINGS[n])
-                for n in GAUSSIANITY
-            ],
+            "far from it. ± is the error over random slices" + _counted_note(reports),
+            [_row(n, [r.losses[n] for r in reports]) for n in LOSSES]
+            + [_row(n, [r.gaussianity[n] for r in reports]) for n in GAUSSIANITY],
         ),
     ]
     return made
+
+
+def _row(name: str, found: Sequence[float | Measurement | Interval | None]) -> Row:
+    """A measure of each file, the best of several marked."""
+    measured = [Measurement(f) if isinstance(f, float) else f for f in found]
+    marked = best(name, [None if m is None else m.value for m in measured])
+    cells = [estimate(m) + (" *" if b else "") for m, b in zip(measured, marked, strict=True)]
+    return Row(name, cells, MEANINGS[name])
+
+
+def _trend_table(comparison: Comparison) -> Table:
+    rows = []
+    for measure, first, last, rho in trends(comparison):
+        level = "" if measure.level is None else f", level {measure.level}"
+        cells = [number(first), number(last), number(rho)]
+        rows.append(Row(measure.name + level, cells, MEANINGS[measure.name]))
+    steps = comparison.steps
+    note = f"rank correlation (Spearman) with the step over {len(steps)} files"
+    heads = [f"step {steps[0]}", f"step {steps[-1]}", "correlation"]
+    return Table("Trend", note, heads, rows)
+
+
+def _counted_note(reports: Sequence[Report]) -> str:
+    """Of distances that come from histograms."""
+    bounds = [e.bound for r in reports for e in r.losses.values() if e.bound]
+    if not bounds:
+        return ""
+    return (
+        "; sliced distances of so many rows are counted in histograms: exact ones are larger by "
+        f"at most {max(bounds):.2g}"
+    )
 
 
 def facts(r: Report) -> str:
@@ -212,9 +249,9 @@ def _label_rows(reports: Sequence[Report]) -> list[Row]:
     levels = len(labelled[0].n_classes)
     for name in LABELLED:
         for level in range(levels):
-            cells = [estimate(one.measures[name][level]) for one in labelled]
+            row = _row(name, [one.measures[name][level] for one in labelled])
             which = f", level {level + 1}" if levels > 1 else ""
-            rows.append(Row(f"{name}{which}", cells, MEANINGS[name]))
+            rows.append(row._replace(name=f"{name}{which}"))
     return rows
 
 
@@ -265,7 +302,43 @@ def _pairs(comparison: Comparison, heads: list[str]) -> list[Table]:
             Row(name, [column[i] for column in columns]) for i, name in enumerate(named) if columns
         ]
         made.append(Table(title, note, known, rows))
-    return made
+    branches = _branches(comparison, named)
+    return [*made, branches] if branches.rows else made
+
+
+def _branches(comparison: Comparison, named: Sequence[str]) -> Table:
+    """Branches that two trees arrange differently: how many rows, which, and of which classes."""
+    rows = []
+    trees = [r.hierarchy for r in comparison.reports]
+    heads = ["correlation", "rows", "such as"]
+    if trees[0].labels is not None:
+        heads.append("classes")
+    for name, pair, (i, _) in zip(
+        named, comparison.pairs, itertools.combinations(range(len(trees)), 2), strict=True
+    ):
+        if pair.trees is None:
+            continue
+        for branch in pair.trees.branches:
+            some = ", ".join(map(str, pair.trees.rows[branch.leaves[:_ROWS_NAMED]].tolist()))
+            cells = [number(branch.correlation), f"{branch.leaves.size:,}", some]
+            rows.append(Row(name, [*cells, *_classes(trees[i], branch.leaves)]))
+    note = (
+        "of the first file's tree, arranged most differently in the second's: Pearson's "
+        "correlation of the heights at which both join each pair of rows of the branch; "
+        "row numbers of the file"
+    )
+    return Table("Branches that differ", note, heads, rows)
+
+
+def _classes(tree: Hierarchy, leaves: np.ndarray) -> list[str]:
+    """The commonest classes of leaves on the finest level, in one cell."""
+    if tree.labels is None:
+        return []
+    count = np.bincount(tree.labels[leaves, -1], minlength=len(tree.classes[-1]))
+    order = np.argsort(-count, kind="stable")[:_CLASSES_NAMED]
+    return [
+        ", ".join(f"{one_line(tree.classes[-1][c], _NAME)} {count[c]}" for c in order if count[c])
+    ]
 
 
 def _trees_note(comparison: Comparison) -> str:
@@ -287,8 +360,18 @@ def _pairs_note(comparison: Comparison) -> str:
         )
     else:
         parts.append("distances: none, the files are of different widths")
-    if comparison.paired:
-        parts.append("row i the same item in every file")
+    distances = [p.sliced_wasserstein for p in comparison.pairs]
+    bounds = [d.bound for d in distances if d is not None and d.bound]
+    if bounds:
+        parts.append(
+            f"distances of so many rows are counted in histograms, to {max(bounds):.2g} at worst"
+        )
+    if comparison.by_ids:
+        parts.append("the same items, joined by ids")
+    elif comparison.paired:
+        parts.append(
+            "by position: row i the same item in every file, as said; files without ids do not say"
+        )
     elif len({r.shape[0] for r in comparison.reports}) == 1:
         parts.append(
             "files of one length: with --paired, for files in which row i is the same item, CKA, "

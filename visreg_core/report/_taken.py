@@ -30,6 +30,8 @@ def embeddings_of(data: Any) -> Embeddings:
     name, values = type(data).__name__, data
     if _is_table(data):
         values = _table(name, data)
+    elif _is_series(data):
+        values = _rows(data)
     elif _xp.is_array(data):
         values = _xp.to_numpy(_xp.stop_gradient(data))
     array = _array(name, values)
@@ -51,8 +53,8 @@ def labels_of(labels: Any, n: int, of: str) -> np.ndarray:
         spec = os.fspath(labels)
         array = open_labels(spec, n) if "::" in spec else load_labels(spec, n)
     elif _is_table(labels):
-        array = np.stack([_column(labels[c]) for c in labels.columns], axis=1)
-    elif hasattr(labels, "to_numpy"):  # a Series
+        array = np.stack([_column(labels[c]) for c in _names(labels)], axis=1)
+    elif _is_series(labels):
         array = _column(labels)
     elif _xp.is_array(labels):
         array = _xp.to_numpy(labels)
@@ -71,16 +73,26 @@ def labels_of(labels: Any, n: int, of: str) -> np.ndarray:
 
 
 def _is_table(data: Any) -> bool:
-    """Whether this is a frame of pandas or polars, or a table of pyarrow."""
-    return hasattr(data, "columns") and hasattr(data, "shape") and len(data.shape) == 2
+    """Whether this is a frame of pandas or polars, a table of pyarrow or a dataset of datasets."""
+    named = hasattr(data, "columns") or hasattr(data, "column_names")
+    return named and hasattr(data, "shape") and len(data.shape) == 2
+
+
+def _is_series(data: Any) -> bool:
+    """Whether this is a column of such a table."""
+    return hasattr(data, "to_numpy")
+
+
+def _names(table: Any) -> list[str]:
+    return list(table.column_names if hasattr(table, "column_names") else table.columns)
 
 
 def _table(name: str, data: Any) -> np.ndarray:
     """The one column of vectors of a table, or its columns of numbers, one for each dimension."""
-    columns = {str(c): np.asarray(data[c]) for c in data.columns}
-    lists = [c for c, v in columns.items() if v.dtype == object and _is_vector(v)]
+    columns = {str(c): np.asarray(data[c]) for c in _names(data)}
+    lists = [c for c, v in columns.items() if v.ndim == 2 or (v.dtype == object and _is_vector(v))]
     if len(lists) == 1:
-        return _array(name, [np.asarray(row) for row in columns[lists[0]]])
+        return _array(name, _rows(columns[lists[0]]))
     if lists:
         raise EmbeddingsError(
             name, f"columns of vectors {listing(lists)}", "one of them: table[NAME]"
@@ -93,6 +105,11 @@ def _table(name: str, data: Any) -> np.ndarray:
 
 def _is_vector(column: np.ndarray) -> bool:
     return len(column) > 0 and isinstance(column[0], list | tuple | np.ndarray)
+
+
+def _rows(column: Any) -> list[np.ndarray]:
+    """The vectors of a column."""
+    return [np.asarray(row) for row in np.asarray(column)]
 
 
 def _column(series: Any) -> np.ndarray:

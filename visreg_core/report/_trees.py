@@ -10,11 +10,11 @@ import warnings
 
 import numpy as np
 
-from visreg_core.embeddings import Embeddings
 from visreg_core.metrics import (
     adjusted_rand_index,
     cut_tree,
     dendrogram_correlations,
+    disagreeing_branches,
     hierarchical_rand_index,
     rand_index,
     tanglegram,
@@ -31,15 +31,20 @@ _HALVES = 12
 _FEWEST_ROWS = 8
 _CONFIDENCE = 0.95
 
+# Branches named of those that two trees arrange differently.
+_BRANCHES = 3
+
 
 class TreeRows:
-    """The rows drawn from a file, and the dendrograms of all and of halves of them."""
+    """The rows drawn from a file, and the dendrograms of all and of halves of them.
 
-    def __init__(self, chosen: Embeddings, options: TreeOptions, seed: int) -> None:
-        drawn = chosen.sample(options.rows, seed=seed)
-        wide = np.float64 if chosen.dtype == np.float64 else np.float32
-        self.points = drawn.to_numpy().astype(wide, copy=False)
-        self.selection = drawn.selection
+    `points` (T, D); `names` (T,), their numbers in the file or their ids.
+    """
+
+    def __init__(
+        self, points: np.ndarray, names: np.ndarray, options: TreeOptions, seed: int
+    ) -> None:
+        self.points, self.names = points, names
         self.options = options
         self.seed = seed
         self.linkage = self._linkage(self.points)
@@ -129,7 +134,9 @@ def tree_pair(first: TreeRows, second: TreeRows) -> TreePair:
         intervals = [Interval(v) for v in values]
     layout = tanglegram(first.linkage, second.linkage)
     measures = [*intervals, Interval(layout.entanglement)]
-    return TreePair(dict(zip(PAIR_OF_TREES, measures, strict=True)), layout)
+    branches = disagreeing_branches(first.linkage, second.linkage, n_branches=_BRANCHES)
+    named = dict(zip(PAIR_OF_TREES, measures, strict=True))
+    return TreePair(named, layout, branches, first.names)
 
 
 def _similarity(
@@ -141,10 +148,3 @@ def _similarity(
         cophenetic_pearson(tree(of_x), y, options.metric),
         cophenetic_pearson(tree(of_y), x, options.metric),
     ]
-
-
-def rows_of(stored: Embeddings, drawn: np.ndarray | None) -> np.ndarray | slice:
-    """Where the rows `drawn` of a file stand among those of `stored`."""
-    if drawn is None:
-        return slice(None)
-    return drawn if stored.selection is None else np.searchsorted(stored.selection, drawn)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from visreg_torch.kernels import _tape
+
 # A product and a sum that follow it are rounded once. Asked for by name: triton's default changes
 # between versions, and warns.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
@@ -16,7 +18,8 @@ PROGRAMS = 1024
 
 
 # Compiled kernels, by everything that triton specialises on. Looking them up takes a tenth of the
-# time of triton's own dispatch, which is longer than most kernels of a step run.
+# time of triton's own dispatch, which is longer than most kernels of a step run. () where triton's
+# own way must be taken.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
 # Kernel -> positions of the integer parameters that triton does not specialise on.
 _WORDS: dict[int, frozenset[int]] = {}
@@ -31,21 +34,67 @@ def launch(
     `others` are tensors, numbers and None in the order of the kernel's parameters; `options` are
     its constants, in the same order, and triton's options.
     """
-    device = first.device
-    if not all(grid) or device.type == "meta":
+    if not all(grid):
         return
-    if device.type != "cuda":
-        kernel[grid](first, *others, **OPTIONS, **options)
-    elif device.index == torch.cuda.current_device():
-        _launch_here(kernel, grid, device.index, (first, *others), options)
-    else:
-        with torch.cuda.device(device):  # triton starts kernels on the current device
-            _launch_here(kernel, grid, device.index, (first, *others), options)
+    args = (first, *others)
+    start = LAUNCHERS[first.device.type]
+    made = _tape.recording()
+    if made is None:
+        start(kernel, grid, args, options)
+        return
+    with made.step():
+        again = start(kernel, grid, args, options)
+    made.launched(again, args)
+
+
+def empty(shape: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    """`torch.empty`, of whose memory a recorded pass gets its own each time."""
+    x = torch.empty(shape, dtype=dtype, device=device)
+    made = _tape.recording()
+    if made is not None:
+        made.allocated(x)
+    return x
+
+
+def constant(x: Any) -> Any:
+    """A tensor that depends on sizes alone, as a recorded pass may be told."""
+    made = _tape.recording()
+    if made is not None and x is not None:
+        made.constant(x)
+    return x
+
+
+def _on_cuda(
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    device: int = args[0].device.index
+    if device == torch.cuda.current_device():
+        return _launch_here(kernel, grid, device, args, options)
+    with torch.cuda.device(device):  # triton starts kernels on the current device
+        return _launch_here(kernel, grid, device, args, options)
+
+
+def _nowhere(*_: Any) -> None:
+    return None
+
+
+def _interpreted(
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    def again(stream: int, *args: Any) -> None:
+        kernel[grid](*args, **OPTIONS, **options)
+
+    again(0, *args)
+    return again
+
+
+LAUNCHERS = {"cuda": _on_cuda, "meta": _nowhere, "cpu": _interpreted}
+"""How to start a kernel on a device of each kind; what is returned starts it again."""
 
 
 def _launch_here(
     kernel: Any, grid: tuple[int, ...], device: int, args: tuple[Any, ...], options: dict[str, Any]
-) -> None:
+) -> Any:
     name = id(kernel)  # kernels are functions of modules, which live on
     words = _WORDS.get(name)
     if words is None:
@@ -65,15 +114,31 @@ def _launch_here(
             # sizes, of which there are few.
             key.append(x.__class__ if x.__class__ is float or at in words else x)
     compiled = _COMPILED.get(tuple(key))
-    if compiled is None:
+    if not compiled:
         made = kernel[grid](*args, **OPTIONS, **options)
-        constants = [options[constant] for constant in kernel.arg_names[len(args) :]]
-        _COMPILED[tuple(key)] = (made.run, made.function, made.packed_metadata, constants)
-        return
+        if compiled is None:
+            constants = [options[constant] for constant in kernel.arg_names[len(args) :]]
+            _COMPILED[tuple(key)] = (made.run, made.function, made.packed_metadata, constants)
+        return None
     run, function, metadata, constants = compiled
     x, y, z = (*grid, 1, 1)[:3]
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    run(x, y, z, stream, function, metadata, None, None, None, *given, *constants)
+
+    def again(stream: int, *args: Any) -> None:
+        run(x, y, z, stream, function, metadata, None, None, None, *args, *constants)
+
+    try:
+        again(stream_of(device), *given)
+    except TypeError:  # a version of triton whose launchers take other arguments
+        _COMPILED[tuple(key)] = ()
+        kernel[grid](*args, **OPTIONS, **options)
+        return None
+    return again
+
+
+def stream_of(device: int) -> int:
+    """The stream that work on a CUDA device is queued on."""
+    stream: int = torch._C._cuda_getCurrentRawStream(device)
+    return stream
 
 
 def check_rows(name: str, x: torch.Tensor) -> None:

@@ -191,7 +191,7 @@ def barlow_terms(
     `diagonal` says that the sums have the diagonal's squares, which are taken off.
     """
     out = numbers(3, stats.device)
-    scalars = torch.empty(1, dtype=torch.float32, device=stats.device)
+    scalars = _launch.empty(1, torch.float32, stats.device)
     _launch.launch(
         _barlow_terms,
         (1,),
@@ -223,7 +223,7 @@ def along(
 ) -> torch.Tensor:
     """Σ_n q_nj x̂_nj of both views, (2, D) in float32; `diagonal` as in `barlow_gradient`."""
     n, d = a.shape
-    out = torch.empty((2, d), dtype=torch.float32, device=a.device)
+    out = _launch.empty((2, d), torch.float32, a.device)
     _launch.launch(
         _along,
         (triton.cdiv(d, 32), 2),
@@ -248,6 +248,7 @@ def along(
 
 
 def barlow_gradient(
+    out: tuple[torch.Tensor, ...],
     a: torch.Tensor,
     b: torch.Tensor,
     q: torch.Tensor,
@@ -258,14 +259,13 @@ def barlow_gradient(
     *,
     eps: float,
     diagonal: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (N, D) of Barlow Twins with respect to a and b, in their dtype.
+) -> None:
+    """Write gradients (N, D) of Barlow Twins with respect to a and b to two tensors `out`.
 
     `diagonal` says that q is the Gram matrices' product, which has the diagonal, and comes parts
     first; else it comes views first.
     """
     n, d = a.shape
-    out = [torch.empty((n, d), dtype=x.dtype, device=x.device) for x in (a, b)]
     _launch.launch(
         _barlow_gradient,
         (triton.cdiv(d, TILE_COLUMNS), triton.cdiv(n, TILE_ROWS), 2),
@@ -289,4 +289,3 @@ def barlow_gradient(
         COLUMNS=TILE_COLUMNS,
         num_warps=4,
     )
-    return out[0], out[1]

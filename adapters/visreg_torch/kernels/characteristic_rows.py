@@ -257,10 +257,10 @@ def characteristic_rows(
     groups, k, padded = p.shape
     rows, m = groups * k * together, knots.shape[1]
     if values is None:
-        values = torch.empty(rows, dtype=torch.float32, device=p.device)
+        values = _launch.empty(rows, torch.float32, p.device)
     out = None
     if back:
-        out = torch.empty((groups, back * k, padded), dtype=torch.bfloat16, device=p.device)
+        out = _launch.empty((groups, back * k, padded), torch.bfloat16, p.device)
     sizes = (n, k, padded, together, factor, step, m)
     if n <= SHORT:
         block = max(2, triton.next_power_of_2(n))
@@ -283,8 +283,8 @@ def characteristic_rows(
         )
         return values, out
     splits, width = triton.cdiv(n, _SPAN), triton.next_power_of_2(m)
-    sums = torch.empty((rows, splits, 2, width), dtype=torch.float32, device=p.device)
-    of = torch.empty((rows, 2, width), dtype=torch.float32, device=p.device)
+    sums = _launch.empty((rows, splits, 2, width), torch.float32, p.device)
+    of = _launch.empty((rows, 2, width), torch.float32, p.device)
     _launch.launch(
         _sums,
         (rows, splits),

@@ -167,12 +167,12 @@ def counted_rows(
     groups, k, padded = p.shape
     rows = groups * k * together
     if values is None:
-        values = torch.empty(rows, dtype=torch.float32, device=p.device)
+        values = _launch.empty(rows, torch.float32, p.device)
     out = None
     if back:
-        out = torch.empty((groups, back * k, padded), dtype=torch.bfloat16, device=p.device)
+        out = _launch.empty((groups, back * k, padded), torch.bfloat16, p.device)
     programs = min(rows, _PROGRAMS)
-    counts = torch.empty((programs, KEYS), dtype=torch.int32, device=p.device)
+    counts = _launch.empty((programs, KEYS), torch.int32, p.device)
     _launch.launch(
         _counted_rows,
         (programs,),

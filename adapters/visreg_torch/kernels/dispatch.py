@@ -203,6 +203,7 @@ def passes(loss: str, *embeddings: torch.Tensor | None, **options: Any) -> Passe
     return Passes(forward, backward, kind)
 
 
+@functools.cache
 def load(module: str, name: str) -> Callable[..., Any]:
     """A launcher. Its module is imported when first needed: the adapter works without triton."""
     return getattr(importlib.import_module(f"visreg_torch.kernels.{module}"), name)

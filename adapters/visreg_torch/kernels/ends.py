@@ -185,7 +185,7 @@ def places(*numbers: Any) -> tuple[Any, ...]:
 
 def numbers(count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """0-d tensors that share no memory, as an operator's results must."""
-    return tuple(torch.empty((), dtype=torch.float32, device=device) for _ in range(count))
+    return tuple(_launch.empty((), torch.float32, device) for _ in range(count))
 
 
 def terms(
@@ -204,7 +204,7 @@ def terms(
     Returns total, scale, shape and centre, 0-d tensors; and the weights, ε and n, (5,).
     """
     out = numbers(4, values.device)
-    scalars = torch.empty(5, dtype=torch.float32, device=values.device)
+    scalars = _launch.empty(5, torch.float32, values.device)
     _launch.launch(
         _terms,
         (1,),
@@ -229,7 +229,7 @@ def mean(values: torch.Tensor, divisor: Any) -> tuple[torch.Tensor, torch.Tensor
     divisor : number, or tensor of one element
     """
     (out,) = numbers(1, values.device)
-    scalar = torch.empty(1, dtype=torch.float32, device=values.device)
+    scalar = _launch.empty(1, torch.float32, values.device)
     _launch.launch(
         _mean,
         (1,),
@@ -271,7 +271,7 @@ def combined(
     """
     batch, n, d = z.shape
     if out is None:
-        out = torch.empty((batch, n, d), dtype=z.dtype, device=z.device)
+        out = _launch.empty((batch, n, d), z.dtype, z.device)
     reads_z = moments is not None and not (
         cotangents[0] is None and cotangents[1] is None and cotangents[3] is None
     )

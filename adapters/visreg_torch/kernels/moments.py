@@ -252,11 +252,11 @@ def short_columns(
     parts · pitch) or None. Projections of it are to be multiplied by `factor_of` (N).
     """
     batch, n, d = z.shape
-    moments = torch.empty((3, batch, d), dtype=torch.float32, device=z.device)
+    moments = _launch.empty((3, batch, d), torch.float32, z.device)
     out = None
     if parts:
         shape = (batch // together, padded, parts * pitch)
-        out = torch.empty(shape, dtype=torch.float16, device=z.device)
+        out = _launch.empty(shape, torch.float16, z.device)
     rows = triton.next_power_of_2(n)
     columns = max(8, min(64, _TILE // rows))
     _launch.launch(
@@ -294,8 +294,8 @@ def column_moments(z: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
     if n <= SHORT:
         return short_columns(z, keep, 0.0, d, parts=0)[0]
     blocks = triton.cdiv(n, _SPAN)
-    parts = torch.empty((batch, blocks, 4, d), dtype=torch.float32, device=z.device)
-    moments = torch.empty((3, batch, d), dtype=torch.float32, device=z.device)
+    parts = _launch.empty((batch, blocks, 4, d), torch.float32, z.device)
+    moments = _launch.empty((3, batch, d), torch.float32, z.device)
     tiles = triton.cdiv(d, _COLUMNS)
     _launch.launch(
         _blocks,
@@ -345,7 +345,7 @@ def standard_parts(
     """
     batch, n, d = z.shape
     shape = (batch // together, padded, parts * pitch)
-    out = torch.empty(shape, dtype=torch.float16, device=z.device)
+    out = _launch.empty(shape, torch.float16, z.device)
     _launch.launch(
         _standard_parts,
         (triton.cdiv(pitch, _TILE_COLUMNS), triton.cdiv(n, _TILE_ROWS), batch),

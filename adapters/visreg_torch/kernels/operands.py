@@ -233,9 +233,9 @@ def slice_operands(
     groups, d, k = w.shape
     forward = backward = None
     if parts:
-        forward = torch.empty((groups, k, parts * pitch), dtype=dtype, device=w.device)
+        forward = _launch.empty((groups, k, parts * pitch), dtype, w.device)
     if back:
-        backward = torch.empty((groups, back * k, pitch), dtype=torch.bfloat16, device=w.device)
+        backward = _launch.empty((groups, back * k, pitch), torch.bfloat16, w.device)
     _launch.launch(
         _slice_operands,
         (triton.cdiv(k, _SLICES), triton.cdiv(pitch, _DIMS), groups),
@@ -278,8 +278,8 @@ def split_rows(
     """
     batch, n, d = z.shape
     shape = batch // together, padded
-    out = torch.empty((*shape, parts * pitch), dtype=torch.float16, device=z.device)
-    scale = torch.empty(shape, dtype=torch.float32, device=z.device)
+    out = _launch.empty((*shape, parts * pitch), torch.float16, z.device)
+    scale = _launch.empty(shape, torch.float32, z.device)
     block = min(_ROW_BLOCK, triton.next_power_of_2(pitch))
     rows = max(1, 2048 // block)
     _launch.launch(
@@ -321,8 +321,8 @@ def folded_slices(
     """
     d, k = w.shape[-2:]
     w = w.expand(groups, -1, -1)
-    out = torch.empty((parts, groups, k, d), dtype=torch.bfloat16, device=w.device)
-    offset = torch.empty((groups, k), dtype=torch.float32, device=w.device)
+    out = _launch.empty((parts, groups, k, d), torch.bfloat16, w.device)
+    offset = _launch.empty((groups, k), torch.float32, w.device)
     _launch.launch(
         _folded_slices,
         (triton.cdiv(k, _SLICES), groups),

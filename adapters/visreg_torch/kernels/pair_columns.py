@@ -233,7 +233,7 @@ def columns(
     rows of b that `pairs` (N,) names, with `pair_weights` (N,), if given.
     """
     n, d = a.shape
-    stats = torch.empty((8, d), dtype=torch.float32, device=a.device)
+    stats = _launch.empty((8, d), torch.float32, a.device)
     _launch.launch(
         _columns,
         (triton.cdiv(d, _COLUMNS),),
@@ -256,8 +256,8 @@ def columns(
 def heaviest(stats: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each view's scale (2,), a power of two, and its heaviest columns (2, `HEAVY`) int32."""
     d = stats.shape[1]
-    scale = torch.empty(2, dtype=torch.float32, device=stats.device)
-    heavy = torch.empty((2, HEAVY), dtype=torch.int32, device=stats.device)
+    scale = _launch.empty(2, torch.float32, stats.device)
+    heavy = _launch.empty((2, HEAVY), torch.int32, stats.device)
     block = triton.next_power_of_2(d)
     _launch.launch(
         _heaviest,
@@ -299,7 +299,7 @@ def parts(
     n, d = a.shape
     padded, pitch = -(-n // 8) * 8, -(-d // 8) * 8
     blocks = (3 if split else 1) if crossed else (5 if split else 2)
-    out = torch.empty((blocks, 2, padded, pitch), dtype=torch.bfloat16, device=a.device)
+    out = _launch.empty((blocks, 2, padded, pitch), torch.bfloat16, a.device)
     _launch.launch(
         _parts,
         (triton.cdiv(pitch, _TILE_COLUMNS), triton.cdiv(padded, _TILE_ROWS), 2),

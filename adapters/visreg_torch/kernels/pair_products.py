@@ -218,8 +218,8 @@ def symmetric(
     out = None
     if need_grad:
         shape = (3 if split else 1, 2, size, size)
-        out = torch.empty(shape, dtype=torch.bfloat16, device=p.device)
-    sums = torch.empty((2, tiles * tiles), dtype=torch.float32, device=p.device)
+        out = _launch.empty(shape, torch.bfloat16, p.device)
+    sums = _launch.empty((2, tiles * tiles), torch.float32, p.device)
     _launch.launch(
         _symmetric,
         (tiles, tiles, 2),
@@ -250,8 +250,8 @@ def correlation(
     out = None
     if need_grad:
         shape = (4 if split else 1, size, size)
-        out = torch.empty(shape, dtype=torch.bfloat16, device=p.device)
-    sums = torch.empty(tiles * tiles, dtype=torch.float32, device=p.device)
+        out = _launch.empty(shape, torch.bfloat16, p.device)
+    sums = _launch.empty(tiles * tiles, torch.float32, p.device)
     _launch.launch(
         _correlation,
         (tiles, tiles),
@@ -280,8 +280,8 @@ def cross(
     """
     n, d = a.shape
     blocks = triton.cdiv(d, _COLUMNS)
-    out = torch.empty((2, HEAVY, d), dtype=torch.float32, device=a.device)
-    sums = torch.empty((2, blocks), dtype=torch.float32, device=a.device)
+    out = _launch.empty((2, HEAVY, d), torch.float32, a.device)
+    sums = _launch.empty((2, blocks), torch.float32, a.device)
     _launch.launch(
         _cross,
         (blocks, 2),

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from visreg_torch.kernels import dispatch
+from visreg_torch.kernels import _launch, dispatch
 from visreg_torch.kernels.products import product
 
 CONVENTIONS = ("vicreg", "solo-learn", "paper")
@@ -84,10 +84,12 @@ def _views(a: torch.Tensor, b: torch.Tensor | None) -> tuple[torch.Tensor, torch
     return tuple(z if z.stride(1) == 1 else z.contiguous() for z in (x.detach(), y.detach()))  # type: ignore[return-value]
 
 
-def _as_given(
-    found: tuple[torch.Tensor, torch.Tensor], b: torch.Tensor | None
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    return torch.stack(found) if b is None else found
+def _gradients(
+    a: torch.Tensor, b: torch.Tensor | None
+) -> tuple[torch.Tensor | tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Gradients in the form in which the views were passed, and one of each view, to be filled."""
+    given = tuple(_launch.empty(z.shape, z.dtype, z.device) for z in (a, b) if z is not None)
+    return (given[0], (given[0][0], given[0][1])) if b is None else (given, given)
 
 
 def _per_term(convention: str, d: int) -> dict[str, float]:
@@ -206,7 +208,7 @@ def vicreg_backward(
     eps: float = 1e-4,
     convention: str = "vicreg",
     donated: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Gradient of VICReg's four fields with respect to a and b.
 
     a, b, gamma, eps, convention : as passed to `vicreg_forward`
@@ -229,7 +231,7 @@ def sag_vicreg_backward(
     gamma: float = 1.0,
     eps: float = 1e-4,
     donated: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Gradient of SAG-VICReg's four fields; as `vicreg_backward`."""
     return _vicreg_back(a, b, pairs, pair_weights, saved, cotangents, gamma, eps, "vicreg")
 
@@ -244,7 +246,7 @@ def _vicreg_back(
     gamma: float,
     eps: float,
     convention: str,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     x, y = _views(a, b)
     pairing: tuple[torch.Tensor | None, ...] = (None,) * 4
     if pairs is not None and pair_weights is not None:
@@ -254,7 +256,9 @@ def _vicreg_back(
             saved.order,
             saved.starts,
         )
-    found = dispatch.load("vicreg_ends", "vicreg_gradient")(
+    found, out = _gradients(a, b)
+    dispatch.load("vicreg_ends", "vicreg_gradient")(
+        out,
         x,
         y,
         saved.product,
@@ -269,7 +273,7 @@ def _vicreg_back(
         eps=eps,
         **_per_term(convention, x.shape[1]),
     )
-    return _as_given(found, b)
+    return found
 
 
 # --- Barlow Twins ---------------------------------------------------------------------------------
@@ -309,7 +313,7 @@ def barlow_twins_forward(
         per_sum, q = 1.0, None
         if m is not None:
             parts = u.shape[0]
-            q = torch.empty((2, parts, *u.shape[2:]), dtype=torch.float32, device=u.device)
+            q = _launch.empty((2, parts, *u.shape[2:]), torch.float32, u.device)
             product(u[:, 1], m[:parts].mT, torch.float32, out=q[0])
             product(u[:, 0], m[-parts:], torch.float32, out=q[1])
             q = q.flatten(0, 1)
@@ -331,10 +335,12 @@ def barlow_twins_backward(
     *,
     eps: float = 0.0,
     donated: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Gradient of Barlow Twins' three fields; as `vicreg_backward`."""
     x, y = _views(a, b)
-    found = dispatch.load("barlow_ends", "barlow_gradient")(
+    found, out = _gradients(a, b)
+    dispatch.load("barlow_ends", "barlow_gradient")(
+        out,
         x,
         y,
         saved.product,
@@ -345,4 +351,4 @@ def barlow_twins_backward(
         eps=eps,
         diagonal=x.shape[0] < x.shape[1],
     )
-    return _as_given(found, b)
+    return found

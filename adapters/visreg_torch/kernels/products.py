@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from visreg_torch.kernels import _launch, _tape
+
 
 def product(
     a: torch.Tensor,
@@ -27,20 +29,26 @@ def product(
     add : whether to add to `out`
     Returns (G, M, N), `out` if given.
     """
-    if a.device.type == "meta":
-        shape = (*a.shape[:2], b.shape[2])
-        return torch.empty(shape, dtype=dtype, device=a.device) if out is None else out
-    if a.device.type != "cuda":
-        made = torch.bmm(a.float(), b.float())
-        if out is None:
-            return made.to(dtype)
-        return out.copy_(out.float() + made if add else made)
-    if a.dtype == dtype:
-        if add:
-            return torch.baddbmm(out, a, b, out=out)
-        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
     if out is None:
-        return torch.bmm(a, b, out_dtype=dtype)
-    if add:
-        return torch.ops.aten.baddbmm.dtype_out(out, a, b, dtype, out=out)
-    return torch.ops.aten.bmm.dtype_out(a, b, dtype, out=out)
+        out = _launch.empty((*a.shape[:2], b.shape[2]), dtype, a.device)
+    made = _tape.recording()
+    if made is None:
+        _multiply(a, b, out, add)
+    else:
+        with made.step():
+            _multiply(a, b, out, add)
+        made.multiplied(_multiply, a, b, out, add)
+    return out
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, out: Any, add: bool) -> None:
+    if a.device.type == "cuda":
+        if a.dtype == out.dtype:
+            torch.baddbmm(out, a, b, out=out) if add else torch.bmm(a, b, out=out)
+        elif add:
+            torch.ops.aten.baddbmm.dtype_out(out, a, b, out.dtype, out=out)
+        else:
+            torch.ops.aten.bmm.dtype_out(a, b, out.dtype, out=out)
+    elif a.device.type != "meta":
+        made = torch.bmm(a.float(), b.float())
+        out.copy_(out.float() + made if add else made)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from visreg_torch.kernels import _launch
 from visreg_torch.kernels.products import product
 
 # Bytes of float32 projections at work: all slices of a view of 50,000 rows of the heading case.
@@ -119,12 +120,10 @@ def sliced(
         else:
             moments = columns.column_moments(z, keep)
 
-    values = torch.empty(groups * k * plan.together, dtype=torch.float32, device=z.device)
+    values = _launch.empty(groups * k * plan.together, torch.float32, z.device)
     gradient = None
     if need_grad:
-        gradient = torch.empty(
-            (groups, plan.padded, plan.pitch), dtype=plan.gradient, device=z.device
-        )
+        gradient = _launch.empty((groups, plan.padded, plan.pitch), plan.gradient, z.device)
     folded = plan.direct and eps is not None
     forward_of: dict[str, Any] = {"parts": 0 if folded else plan.parts, "back": back}
     if plan.direct and not folded:
@@ -191,7 +190,7 @@ def sliced(
 def _direct(both: Any, views: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Projections (G, K, padded) of views as they are, on slices in parts."""
     groups, n, _ = views.shape
-    p = torch.empty((groups, both[0].shape[1], n), dtype=torch.float32, device=views.device)
+    p = _launch.empty((groups, both[0].shape[1], n), torch.float32, views.device)
     for i in range(plan.parts):
         slices = both[i].expand(groups, -1, -1)
         product(slices, views.mT, torch.float32, out=p, add=i > 0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from visreg_core.gaussian import epps_pulley_knots, masked_normal_quantiles, normal_quantiles
-from visreg_torch.kernels import dispatch
+from visreg_torch.kernels import _launch, dispatch
 
 
 class DistanceRows:
@@ -19,7 +19,7 @@ class DistanceRows:
         self.long = n > dispatch.MAX_SORTED
         self.exact = precise
         if keep is None:
-            self.q, self.prefix = _quantiles(n, device)
+            self.q, self.prefix = map(_launch.constant, _quantiles(n, device))
             return
         import array_api_compat.torch as xp
 
@@ -46,7 +46,8 @@ class CharacteristicRows:
 
     def __init__(self, n: int, device: torch.device, keep: Any, t_max: float, n_knots: int) -> None:
         self.n, self.keep = n, keep
-        self.knots, self.step = _knots(t_max, n_knots, device)
+        knots, self.step = _knots(t_max, n_knots, device)
+        self.knots = _launch.constant(knots)
 
     def __call__(
         self, p: torch.Tensor, *, offset: Any = None, **options: Any

@@ -142,7 +142,7 @@ def gaussian_slices(
     No integer has a kernel compiled for its value, but `dim` and `n_slices` for being 1 or a
     multiple of 16.
     """
-    out = torch.empty((dim, n_slices), dtype=dtype, device=device)
+    out = _launch.empty((dim, n_slices), dtype, device)
     _launch.check_dtype("slices", out)
     pairs = min(_PAIRS, triton.next_power_of_2((dim + 1) // 2))
     _launch.launch(

@@ -4,7 +4,8 @@ A program sorts rows of projections as packed integers, the sample's index below
 over the row's own range [min, max]: 23 bits of key for rows of 512, 19 for rows of 8192. For
 float32 embeddings neighbours in rank are then put in the order of the projections themselves. The
 difference from the rank's quantile goes back to where the sample was through shared memory, and to
-memory in order.
+memory in order. Both ways share one array, so that a program of 8192 numbers needs 40 KiB with
+what triton needs for the sort (48 are had without asking the driver for more).
 
 Bottleneck: integer instructions and shuffles, (log² N + log N) / 2 compare-exchanges an element: 45
 for N = 512, of which 30 stay within a thread (`_sorting`). At V10 N512 K4096 that is 21 million
@@ -33,9 +34,6 @@ from visreg_torch.kernels._sorting import rank_of, settled, sort_rows
 from visreg_torch.kernels.operands import halves
 
 _PER_WARP = 512  # numbers that a warp sorts, sixteen a thread
-# Numbers that are moved through shared memory. Each move has an array of its own, beside triton's
-# for the sort, and together they have 48 KiB without asking the driver for more.
-_PLACED = 2048
 
 
 @triton.jit
@@ -108,6 +106,7 @@ def _sorted_rows(
     BLOCK: tl.constexpr,
     INDEX_BITS: tl.constexpr,
     PLACE: tl.constexpr,
+    PLACE_AGAIN: tl.constexpr,
     CONSTRAINTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -161,27 +160,33 @@ def _sorted_rows(
             store_gradient(at + index, part, difference, ranked, BACK)
         else:
             to = tl.where(ranked, first + index, ROWS * BLOCK)
-            back = placed(difference, to, first + column, PLACE, CONSTRAINTS)
+            MOVE: tl.constexpr = PLACE_AGAIN if EXACT else PLACE
+            back = placed(difference, to, first + column, MOVE, CONSTRAINTS)
             store_gradient(at + column, part, tl.where(inside, back, 0.0), live, BACK)
 
 
-def place_through_shared(numbers: int, warps: int) -> tuple[str, str]:
-    """PTX that moves a tile's numbers to their places, sixteen a thread, and its constraints.
+def place_through_shared(numbers: int, warps: int) -> tuple[str, str, str]:
+    """PTX that moves a tile's numbers to their places, sixteen a thread: once, and once more.
 
-    Operands are 16 results, 16 places to store at, 16 numbers, and 16 places to load from. Place
-    `numbers` is nobody's. Triton has no scatter to shared memory of its own.
+    And the operands' constraints: 16 results, 16 places to store at, 16 numbers, and 16 places to
+    load from. Place `numbers` is nobody's. Triton has no scatter to shared memory of its own. The
+    first move declares the array, for the rest of the kernel; the second waits until all threads
+    have read what the first one left there. Triton's interpreter, which has no shared memory, goes
+    through memory instead.
     """
-    lines = ["{", f".shared .align 16 .b32 places[{numbers + 4}];", ".reg .b32 base, at;"]
-    lines.append("mov.u32 base, places;")
+    barrier = "bar.sync 0;" if warps > 1 else "bar.warp.sync 0xffffffff;"
+    lines = ["{", ".reg .b32 base, at;", "mov.u32 base, places;"]
     for i in range(16):
         lines.append(f"mad.lo.u32 at, ${16 + i}, 4, base;")
         lines.append(f"st.shared.b32 [at], ${32 + i};")
-    lines.append("bar.sync 0;" if warps > 1 else "bar.warp.sync 0xffffffff;")
+    lines.append(barrier)
     for i in range(16):
         lines.append(f"mad.lo.u32 at, ${48 + i}, 4, base;")
         lines.append(f"ld.shared.b32 ${i}, [at];")
     lines.append("}")
-    return "\n".join(lines), ",".join(["=&r"] * 16 + ["r"] * 48)
+    declared = f".shared .align 16 .b32 places[{numbers + 4}];"
+    constraints = ",".join(["=&r"] * 16 + ["r"] * 48)
+    return "\n".join([declared, *lines]), "\n".join([barrier, *lines]), constraints
 
 
 @functools.lru_cache(maxsize=32)
@@ -190,14 +195,14 @@ def _options(n: int, on_device: bool) -> dict[str, Any]:
     block = max(2, triton.next_power_of_2(n))
     rows = max(1, _PER_WARP // block)
     warps = rows * block // _PER_WARP
-    shared = on_device and rows * block <= _PLACED
-    place = place_through_shared(rows * block, warps) if shared else (None, None)
+    place = place_through_shared(rows * block, warps) if on_device else (None, None, None)
     return {
         "ROWS": rows,
         "BLOCK": block,
         "INDEX_BITS": block.bit_length() - 1,
         "PLACE": place[0],
-        "CONSTRAINTS": place[1],
+        "PLACE_AGAIN": place[1],
+        "CONSTRAINTS": place[2],
         "num_warps": warps,
     }
 
@@ -253,10 +258,10 @@ def sorted_rows(
     groups, k, padded = p.shape
     rows = groups * k * together
     if values is None:
-        values = torch.empty(rows, dtype=torch.float32, device=p.device)
+        values = _launch.empty(rows, torch.float32, p.device)
     out = None
     if back:
-        out = torch.empty((groups, back * k, padded), dtype=torch.bfloat16, device=p.device)
+        out = _launch.empty((groups, back * k, padded), torch.bfloat16, p.device)
     options = _options(n, p.device.type != "cpu")
     _launch.launch(
         _sorted_rows,

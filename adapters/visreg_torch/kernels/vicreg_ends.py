@@ -228,7 +228,7 @@ def vicreg_terms(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Total, invariance, variance and covariance, 0-d, and the weights as a tensor, (3,)."""
     out = numbers(4, stats.device)
-    scalars = torch.empty(3, dtype=torch.float32, device=stats.device)
+    scalars = _launch.empty(3, torch.float32, stats.device)
     _launch.launch(
         _vicreg_terms,
         (1,),
@@ -256,8 +256,8 @@ def vicreg_terms(
 def inverse_pairs(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows by their pairs, (N,) int32, and where each pair's rows start, (N + 1,) int32."""
     n = pairs.shape[0]
-    order = torch.empty(n, dtype=torch.int32, device=pairs.device)
-    starts = torch.empty(n + 1, dtype=torch.int32, device=pairs.device)
+    order = _launch.empty(n, torch.int32, pairs.device)
+    starts = _launch.empty(n + 1, torch.int32, pairs.device)
     _launch.launch(
         _inverse_pairs,
         (triton.cdiv(n + 1, 16),),
@@ -273,6 +273,7 @@ def inverse_pairs(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def vicreg_gradient(
+    out: tuple[torch.Tensor, ...],
     a: torch.Tensor,
     b: torch.Tensor,
     q: torch.Tensor,
@@ -288,14 +289,13 @@ def vicreg_gradient(
     eps: float,
     per_invariance: float,
     per_variance: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients (N, D) of VICReg with respect to a and b, in their dtype.
+) -> None:
+    """Write gradients (N, D) of VICReg with respect to a and b to two tensors `out`.
 
     `q` (parts · 2, padded N, pitch) is the second product; `pairing` pairs, their weights, and
     `inverse_pairs` of them, or four times None.
     """
     n, d = a.shape
-    out = [torch.empty((n, d), dtype=x.dtype, device=x.device) for x in (a, b)]
     _launch.launch(
         _vicreg_gradient,
         (triton.cdiv(d, TILE_COLUMNS), triton.cdiv(n, TILE_ROWS), 2),
@@ -325,4 +325,3 @@ def vicreg_gradient(
         COLUMNS=TILE_COLUMNS,
         num_warps=4,
     )
-    return out[0], out[1]

@@ -7,6 +7,7 @@ Arguments are checked here, with the core's messages, because kernels read memor
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from visreg_core import arrays, checks
 from visreg_core.losses.declaration import Declaration, Inputs
 from visreg_core.losses.execution import Execution
+from visreg_torch.kernels import _tape
 from visreg_torch.kernels.dispatch import passes
 
 
@@ -31,15 +33,38 @@ class Whole:
 
     def forward(self, execution: Execution, **inputs: Any) -> tuple[Any, Any]:
         """Fields and the saved tuple."""
-        check(self.declaration, inputs)
-        given = {name: inputs[name] for name in self._to_forward}
-        return self._forward(**given, need_grad=execution.need_gradient)
+        need_grad = execution.need_gradient
+
+        def run() -> list[Any]:
+            check(self.declaration, inputs)
+            given = {name: inputs[name] for name in self._to_forward}
+            fields, saved = self._forward(**given, need_grad=need_grad)
+            return [*fields, *(saved if need_grad else ())]
+
+        found = self._played(("forward", need_grad), inputs.values(), run)
+        count = len(self.declaration.fields)
+        return tuple(found[:count]), self.saved(*found[count:]) if need_grad else None
 
     def backward(self, execution: Execution, inputs: Inputs, saved: Any, *cotangents: Any) -> Any:
         """Gradients of the embeddings."""
-        given = {name: inputs[name] for name in self._to_backward}
-        tensors = tuple(c if isinstance(c, torch.Tensor) else None for c in cotangents)
-        return self._backward(**given, saved=saved, cotangents=tensors, donated=execution.donated)
+        tensors = tuple([c if isinstance(c, torch.Tensor) else None for c in cotangents])
+        donated = execution.donated
+
+        def run() -> list[Any]:
+            given = {name: inputs[name] for name in self._to_backward}
+            found = self._backward(**given, saved=saved, cotangents=tensors, donated=donated)
+            return list(found) if isinstance(found, tuple) else [found]
+
+        values = (*inputs.values(), *saved, *tensors)
+        found = self._played(("backward", donated), values, run)
+        return tuple(found)
+
+    def _played(self, what: tuple[Any, ...], values: Iterable[Any], run: Callable[[], Any]) -> Any:
+        """Results of a pass, by its tape where it has one."""
+        key, tensors = _tape.signature(values)
+        if tensors[0].device.type not in _tape.DEVICES:
+            return run()
+        return _tape.played((self.declaration.name, *what, *key), tensors, run)
 
 
 _WHOLE: dict[str, Whole] = {}

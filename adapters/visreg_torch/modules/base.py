@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ Number = float | Tensor
 
 
 Step = int | Tensor | None
+Drawn = TypeVar("Drawn")
 
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -69,14 +71,15 @@ class DrawingLoss(LossModule):
         self.seed = seed
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def _at(self, step: Step) -> int | Tensor:
-        """The step to draw at: as given, else the buffer's, which training advances."""
+    def _drawn(self, draw: Callable[[int | Tensor], Drawn], step: Step) -> Drawn:
+        """What is drawn at a step: as given, else the buffer's, which training then advances."""
         if step is not None:
-            return step
-        now = self.step.clone()
+            return draw(step)
+        buffer = self.step
+        drawn = draw(buffer)
         if self.training:
-            self.step += 1
-        return now
+            buffer += 1  # in place: setting an attribute of a module takes a while
+        return drawn
 
 
 class SlicedLoss(DrawingLoss):
@@ -106,16 +109,20 @@ class SlicedLoss(DrawingLoss):
 
     def slices(self, z: Tensor, step: Step = None) -> Tensor:
         """Directions (D, n_slices) for z (..., N, D), on its device."""
-        return functional.random_slices(
-            z.shape[-1],
-            self.n_slices,
-            seed=self.seed,
-            step=self._at(step),
-            start=_first_slice(self.scope, self.group, self.n_slices),
-            sampler=self.sampler,
-            dtype=torch.float64 if z.dtype == torch.float64 else torch.float32,
-            device=z.device,
-        )
+
+        def draw(now: int | Tensor) -> Tensor:
+            return functional.random_slices(
+                z.shape[-1],
+                self.n_slices,
+                seed=self.seed,
+                step=now,
+                start=_first_slice(self.scope, self.group, self.n_slices),
+                sampler=self.sampler,
+                dtype=torch.float64 if z.dtype == torch.float64 else torch.float32,
+                device=z.device,
+            )
+
+        return self._drawn(draw, step)
 
     def _common(self) -> dict[str, Any]:
         return {

@@ -222,16 +222,20 @@ class SAGVICRegLoss(DrawingLoss):
 
         In global scope indices are those of the rows of all processes, in order of rank.
         """
-        return functional.random_walk_pairs(
-            a,
-            b,
-            self.n_neighbors,
-            self.percentile,
-            scale=self.scale,
-            symmetrize=self.symmetrize,
-            n_steps=self.n_steps,
-            seed=self.seed,
-            step=self._at(step),
-            scope=self.scope,
-            group=self.group,
-        )
+
+        def draw(now: int | Tensor) -> tuple[Tensor, Tensor]:
+            return functional.random_walk_pairs(
+                a,
+                b,
+                self.n_neighbors,
+                self.percentile,
+                scale=self.scale,
+                symmetrize=self.symmetrize,
+                n_steps=self.n_steps,
+                seed=self.seed,
+                step=now,
+                scope=self.scope,
+                group=self.group,
+            )
+
+        return self._drawn(draw, step)

@@ -23,7 +23,7 @@ def z():
 INDICES = {
     "filtered": pd.Index(np.arange(N) * 3 + 7),
     "shuffled": pd.Index(np.random.default_rng(1).permutation(N)),
-    "named": pd.Index(np.arange(N) * 2, name="id"),
+    "named": pd.Index(np.arange(N) * 2, name="item"),
     "floats": pd.Index(np.arange(N) / 8),
     "strings": pd.Index([f'a, "{i}"' for i in range(N)]),
     "dates": pd.date_range("2020-01-01", periods=N),
@@ -52,7 +52,7 @@ def test_csv_of_a_frame_with_an_index(tmp_path, z, index, columns):
     frame = pd.DataFrame(z, INDICES[index], COLUMNS[columns])
     frame.to_csv(tmp_path / "z.csv")
     if "named" in index and columns == "names":  # then nothing tells it from a column
-        with pytest.raises(EmbeddingsError, match=r"found integers in (id|a, b) beside columns"):
+        with pytest.raises(EmbeddingsError, match=r"found integers in (item|a, b) beside columns"):
             load(tmp_path / "z.csv")
         return
     read = read_with_note(tmp_path / "z.csv")
@@ -123,12 +123,20 @@ def test_integers_are_dimensions_where_all_are(tmp_path):
     assert np.array_equal(read_with_note(tmp_path / "z.csv", r"\(column 1\)"), z)
 
 
+@pytest.mark.parametrize("ids", [np.arange(N) * 2, [f"item {i}" for i in range(N)]])
+def test_a_first_column_named_id_is_left_out(tmp_path, z, ids):
+    frame = pd.DataFrame(z, columns=COLUMNS["names"])
+    frame.insert(0, "id", ids)
+    frame.to_csv(tmp_path / "z.csv", index=False)
+    assert np.array_equal(read_with_note(tmp_path / "z.csv", r"index \(id\)"), z)
+
+
 @pytest.mark.parametrize("place", [0, 2, D])
 def test_a_column_of_ids_among_fractions_is_refused(tmp_path, z, place):
     frame = pd.DataFrame(z, columns=COLUMNS["names"])
-    frame.insert(place, "id", np.arange(N) * 2)
+    frame.insert(place, "item", np.arange(N) * 2)
     frame.to_csv(tmp_path / "z.csv", index=False)
-    with pytest.raises(EmbeddingsError, match="found integers in id beside columns of fractions"):
+    with pytest.raises(EmbeddingsError, match="found integers in item beside columns of fractions"):
         load(tmp_path / "z.csv")
     frame.insert(place, "class", "bee")
     frame.to_csv(tmp_path / "z.csv", index=False)

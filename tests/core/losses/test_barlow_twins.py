@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from scipy.linalg import hadamard
 
-from visreg_core import barlow_twins_loss, value_and_grad
+from visreg_core import barlow_twins_loss, value_and_grad, value_and_vjp
 
 pytestmark = pytest.mark.lean_on_jax(dtype=[])  # test_values and test_jit are enough
 
@@ -83,3 +84,37 @@ def test_identical_views_correlate_perfectly(rng):
     c = np.corrcoef(a, rowvar=False)
     assert float(result.off_diagonal) == pytest.approx(np.sum(c**2) - 4, rel=1e-12)
     assert float(result.total) == pytest.approx(0.0051 * (np.sum(c**2) - 4), rel=1e-12)
+
+
+@pytest.mark.parametrize("live", [7, 15])
+@pytest.mark.parametrize("shared", [True, False])
+def test_uncorrelated_dimensions_leave_no_noise(where, live, shared, rng):
+    """N < D with fewer live dimensions than rows: the Gram matrices are all diagonal.
+
+    Rounding of these is 1e-7 of the diagonal, where the correlations' own is 1e-14. Torch does
+    with the former on devices, which no branch may wait for.
+    """
+    n, d = 16, 40
+    a, b = np.zeros((2, n, d))
+    a[:, 5 : 5 + live] = hadamard(n)[:, 1 : 1 + live] * rng.uniform(0.5, 2, size=live)
+    b[:, 5 : 5 + live] = a[:, 5 : 5 + live] if shared else hadamard(n)[:, 15 : 15 - live : -1]
+    b += 1e-3 * (a != 0) * rng.normal(size=(n, d))
+    a, b = (x.astype(np.float32).astype(np.float64) for x in (a, b))
+    standard = [(x - x.mean(0)) / np.where(x.std(0) > 0, x.std(0), 1) for x in (a, b)]
+    c = standard[0].T @ standard[1] / n
+    expected = np.sum(c**2) - np.sum(np.diag(c) ** 2)
+    if where.backend.library in ("torch", "cupy"):
+        tolerance = 1e-14 * d if where.dtype == "float64" else 1e-6 * d
+    else:
+        tolerance = 1e-6 * expected if where.dtype == "float64" else 1e-3 * expected
+    result, vjp = value_and_vjp(barlow_twins_loss)(where.asarray(a), where.asarray(b))
+    assert_allclose(where.to_numpy(result.off_diagonal), expected, rtol=0, atol=tolerance)
+    off = c - np.diag(np.diag(c))
+    for x, other, matrix, got in zip(
+        standard, standard[::-1], (off.T, off), vjp(0, 0, 1), strict=True
+    ):
+        g = 2 / n * other @ matrix
+        deviation = (a if x is standard[0] else b).std(0)
+        wanted = (g - x * np.mean(g * x, axis=0)) / np.where(deviation > 0, deviation, np.inf)
+        limit = 1e-6 if where.dtype == "float32" else 1e-13
+        assert np.linalg.norm(where.to_numpy(got) - wanted) <= limit

@@ -27,6 +27,34 @@ def primary(name):
     return next(c for c in PRIMARY if c.loss.name == name)
 
 
+@each(PRIMARY)
+@pytest.mark.parametrize("kind", [np.ma.MaskedArray, np.matrix])
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_classes_that_derive_from_numpy_s(case, kind, rng):
+    """A masked array's sums skip what its length counts."""
+    for name, x in case.draw(rng).items():
+        if x.ndim != 2 and kind is np.matrix:
+            continue
+        arrays = {**case.draw(rng), name: x.view(kind)}
+        for function in (case.function, visreg_core.value_and_grad(case.function)):
+            raises(lambda f=function, a=arrays: f(**a), name, "plain array", kind.__name__)
+
+
+def test_walks_take_plain_arrays(rng):
+    a, b = rng.normal(size=(2, 8, 3))
+    raises(lambda: visreg_core.random_walk_pairs(a, b.view(np.ma.MaskedArray), 2), "b", "plain")
+    w = np.ones((3, 3)).view(np.ma.MaskedArray)
+    raises(lambda: visreg_core.transition_matrix(w), "affinity", "plain")
+    raises(lambda: visreg_core.orthonormalize(a.view(np.ma.MaskedArray)), "y", "plain")
+
+
+def test_memory_maps_are_plain(tmp_path, rng):
+    z = rng.normal(size=(8, 3))
+    np.save(tmp_path / "z.npy", z)
+    found = visreg_core.variance_loss(np.load(tmp_path / "z.npy", mmap_mode="r"))
+    assert found == visreg_core.variance_loss(z)
+
+
 @each([c for c in PRIMARY if len(c.array_ndims) > 1])
 @pytest.mark.parametrize(
     ("other", "names"),
@@ -151,7 +179,7 @@ def test_slices_that_require_a_gradient(case, rng):
     raises(lambda: case.value_and_grad(arrays), "slices", "grad")
 
 
-@each([c for c in PRIMARY if c.loss.sliced])
+@each([c for c in PRIMARY if c.loss.chunked])
 def test_chunk_size_is_a_positive_integer(case, rng):
     arrays = case.draw(rng)
     for bad in (0, -3, 2.5):

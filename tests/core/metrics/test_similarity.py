@@ -383,3 +383,12 @@ def test_mixed_inputs(rng):
         metrics.linear_cka(x, torch.tensor(y))
     mixed = metrics.linear_cka(torch.tensor(x, dtype=torch.float32), torch.tensor(y))
     assert mixed == pytest.approx(naive_cka(x.astype(np.float32).astype(float), y), rel=1e-12)
+
+
+def test_unbiased_cka_of_rows_far_larger_than_the_others(rng):
+    """Their squares are nearly all of both kernels, and none of HSIC₁."""
+    x, y = rng.normal(size=(2, 16, 40)).astype(np.float32)
+    x[:3], y[:3] = 3e3 * np.eye(3, 40), 3e3 * np.eye(3, 40)[::-1]
+
+    wanted = naive_unbiased_cka(x.astype(np.float64), y.astype(np.float64))
+    assert metrics.linear_cka(x, y, convention="unbiased") == pytest.approx(wanted, rel=1e-6)

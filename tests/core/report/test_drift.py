@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import kstest, wasserstein_distance
 
 from visreg_core import report, sliced_wasserstein
+from visreg_core.metrics.two_sample import SidesDistance, own_sides
 from visreg_core.report import _conditions, _drift, _tables
 from visreg_core.report._compute import embeddings_of
 from visreg_core.slices import random_slices
@@ -17,7 +18,11 @@ def silent(*_):
 def drift(x, y, *, paired=False, seed=0, slices=16):
     w = random_slices(x.shape[1], slices)
     a, b = embeddings_of(x), embeddings_of(y)
-    return _drift.drift_test(a, b, w, paired=paired, seed=seed, tick=silent)
+    of_a, of_b = (
+        e.sample(_drift.drift_rows(e, [o]), seed=seed).to_numpy() for e, o in ((a, b), (b, a))
+    )
+    sizes = len(x), len(y)
+    return _drift.drift_test(of_a, of_b, sizes, w, paired=paired, seed=seed, tick=silent)
 
 
 def samples(seed, n=80, m=60, d=5):
@@ -35,7 +40,7 @@ def test_drift_is_seen_and_chance_is_not():
     """The case of the error bar: two halves are sixty of its own errors from 0."""
     x = np.random.default_rng(0).standard_normal((4000, 16))
     halves = report.compare([x[::2], x[1::2]], n_slices=64).pairs[0]
-    value, error = halves.sliced_wasserstein
+    value, error, _ = halves.sliced_wasserstein
     assert value > 20 * error
     assert halves.drift.by_chance == pytest.approx(value, rel=0.15)
     assert halves.drift.p > 0.05
@@ -57,10 +62,7 @@ def test_chance_is_the_distance_of_fresh_samples():
 def test_distance_of_every_size(n, m):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(n), rng.standard_normal(m)
-    pooled = np.concatenate([x, y])[None]
-    order = np.argsort(pooled, axis=1)
-    first = np.arange(n + m) < n
-    found = _drift._distance(np.sort(pooled, axis=1), order, first, _drift._grid(n, m))
+    found = SidesDistance(np.concatenate([x, y])[None], n, m)(own_sides(n, m))
     one = np.ones((1, 1))
     assert found == pytest.approx(
         float(sliced_wasserstein(x[:, None], y[:, None], one, power=True)), rel=1e-12

@@ -132,8 +132,10 @@ def test_survey_against_all_pairs(dtype):
     x[[70, 71]] = 0
     x[71] = -0.0
     survey = Survey(7)
-    for block in np.array_split(x.astype(np.float64), 4):
-        survey(block)
+    for rows in np.array_split(np.random.default_rng(1).permutation(90), 4):
+        one = Survey(7)
+        one.update(x[rows].astype(np.float64), rows)
+        survey.merge(one)
     distinct = len(np.unique(x + 0, axis=0))
     repeats = survey.repeats()
     assert repeats.extra == 90 - distinct == 4
@@ -151,7 +153,7 @@ def test_survey_against_all_pairs(dtype):
 def test_survey_at_the_ends_of_the_range(scale):
     x = gaussian(40, 5)
     plain, scaled = Survey(5), Survey(5)
-    plain(x), scaled(scale * x)
+    plain.update(x, np.arange(40)), scaled.update(scale * x, np.arange(40))
     assert scaled.n_zero == 0
     assert scaled.mean_cosine() == pytest.approx(plain.mean_cosine())
     assert scaled.norm_variation() == pytest.approx(plain.norm_variation())

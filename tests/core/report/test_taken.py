@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import visreg_core
 from visreg_core import report
 from visreg_core.cli import main
 from visreg_core.embeddings import EmbeddingsError
@@ -31,9 +32,24 @@ def tensor():
     return pytest.importorskip("torch").tensor(X, requires_grad=True)
 
 
-@pytest.mark.parametrize("hold", [lambda: X, X.tolist, frame, vectors, tensor])
+def series():
+    return vectors()["v"]
+
+
+def table():
+    return pyarrow.Table.from_pandas(vectors())
+
+
+@pytest.mark.parametrize("hold", [lambda: X, X.tolist, frame, vectors, series, table, tensor])
 def test_embeddings(hold):
     assert np.allclose(embeddings_of(hold()).to_numpy(), X)
+
+
+def test_the_package_is_its_function():
+    options = {"n_slices": 4, "labels": LABELS}
+    assert visreg_core.report(X, **options).losses == report.report(X, **options).losses
+    with pytest.raises(ValueError, match=r"a sequence of two files or more; found 'x\.npy'"):
+        report.compare("x.npy")
 
 
 def test_paths_and_whole_numbers(tmp_path):
@@ -111,7 +127,7 @@ def test_labels(labels):
     ("data", "message"),
     [
         (5, r"an array of shape \(\); expected shape \(N, D\)"),
-        ("s3://bucket/x.npy", "found a URL; expected a file or folder on this machine"),
+        ("memory://bucket/x.npy", "found no such file; expected an existing one"),
         ([[1.0, 2.0], [3.0]], "expected rows of one length"),
         ([["a"], ["b"]], "found dtype <U1|found dtype str"),
         ([object(), object()], "values that are no numbers"),
@@ -155,7 +171,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "left out columns id, name" in out
     assert "3 classes; all 12 rows classified" in out
     assert err == ""
-    for arguments in (["s3://b/x.npy"], ["x.jsonl::w"], ["x.tsv", "--labels", "x.tsv::"]):
+    for arguments in (["memory://b/x.npy"], ["x.jsonl::w"], ["x.tsv", "--labels", "x.tsv::"]):
         assert main(["report", *arguments]) == 2
         err = capsys.readouterr().err
         assert err.startswith("visreg: ")

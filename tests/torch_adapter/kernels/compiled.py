@@ -52,7 +52,7 @@ def report(function, kernel):
                 "kernel": f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}",
                 "registers": int(re.search(r"REG:(\d+)", usage)[1]),
                 "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-                "shared": kernel.metadata.shared,
+                "shared": int(re.search(r"SHARED:(\d+)", usage)[1]) + kernel.metadata.shared,
                 "warps": kernel.metadata.num_warps,
                 "approximate": len(re.findall(r"\.(?:approx|full)\.", kernel.asm["ptx"])),
             }

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from visreg_torch import _passes, random_slices
+from visreg_torch.kernels import _tape
 from visreg_torch.kernels.whole import Whole
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -32,6 +33,12 @@ def pytest_configure(config):
 def pytest_ignore_collect(collection_path, config):
     on_device = "torch-cuda" in (config.getoption("--backend") or [])
     return None if INTERPRETED or on_device else True
+
+
+@pytest.fixture(autouse=True)
+def _decided_anew():
+    """Tests change how passes are cut."""
+    _tape.clear()
 
 
 @pytest.fixture

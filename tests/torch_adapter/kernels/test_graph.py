@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import visreg_torch
 from tests.torch_adapter.kernels.tensors import relative_error
 from visreg_torch.kernels import dispatch
 from visreg_torch.kernels.slices import gaussian_slices
@@ -61,6 +62,47 @@ def test_a_graph_of_a_loss_of_pairs_follows_its_inputs(draw, name, n, d):
 
     graph, found = captured(run)
     a.copy_(3 * draw(n, d))
+    graph.replay()
+    for f, e in zip(found, run(), strict=True):
+        assert torch.equal(f, e)
+
+
+@pytest.mark.parametrize("name", ["VISRegLoss", "SIGRegLoss", "SlicedWassersteinLoss"])
+def test_a_graph_of_a_module_draws_anew(draw, name):
+    """Through autograd: the step is read and advanced on the device, at each replay."""
+    z = draw(2, 300, 24).requires_grad_()
+    loss = getattr(visreg_torch, name)(40, seed=3).to(z.device)
+
+    def run():
+        result = loss(z)
+        value = getattr(result, "total", result)
+        return value, *torch.autograd.grad(value, z)
+
+    graph, found = captured(run)
+    for _ in range(2):
+        at = int(loss.step)
+        graph.replay()
+        again = getattr(visreg_torch, name)(40, seed=3).to(z.device)
+        again.step.fill_(at)
+        result = again(z)
+        value = getattr(result, "total", result)
+        assert torch.equal(found[0], value)
+        assert torch.equal(found[1], torch.autograd.grad(value, z)[0])
+        assert int(loss.step) == at + 1
+
+
+@pytest.mark.parametrize("name", ["VICRegLoss", "BarlowTwinsLoss"])
+def test_a_graph_of_a_module_of_pairs(draw, name):
+    a, b = (draw(40, 60).requires_grad_() for _ in range(2))
+    loss = getattr(visreg_torch, name)()
+
+    def run():
+        value = loss(a, b).total
+        return value, *torch.autograd.grad(value, (a, b))
+
+    graph, found = captured(run)
+    with torch.no_grad():
+        a.copy_(3 * draw(40, 60))
     graph.replay()
     for f, e in zip(found, run(), strict=True):
         assert torch.equal(f, e)

@@ -1,4 +1,4 @@
-"""Chains of nearest neighbours: average and Ward linkage one merge at a time, from all distances.
+"""Chains of nearest neighbours: linkage one merge at a time, from all distances.
 
 For clusters that products tell too little apart, such as equidistant ones: the distances that would
 be computed pair by pair in every round are made once, and follow Lance and Williams's formulas.

@@ -40,7 +40,7 @@ class Clusters:
         self.halves = method == "weighted"
         self.count = m
         self.radius = 2 * math.sqrt(points.shape[1])
-        self.mean = points.copy()
+        self.mean = points  # and no copy: what was given is overwritten
         self.norm = np.einsum("nd,nd->n", points, points)
         self.size = sizes.copy()
         self.spread = spreads.copy()

@@ -9,23 +9,34 @@ of its two parts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from visreg_core import threads
 from visreg_core.metrics.trees._clusters import Clusters
 
 # Clusters on a list.
 LISTED = 16
+
+# Rows whose lists are worked on at a time.
+_ROWS = 2048
 
 _NOBODY = np.iinfo(np.intp).max
 _LARGEST = np.finfo(np.float64).max
 
 
 class NearLists:
-    """For each slot of `clusters` its nearest cluster, where known, and a list of near ones."""
+    """For each slot of `clusters` its nearest cluster, where known, and a list of near ones.
 
-    def __init__(self, clusters: Clusters) -> None:
+    With `trusted` lists what is on none is taken to be far: a list that is empty is all that is
+    asked for.
+    """
+
+    def __init__(self, clusters: Clusters, *, trusted: bool = False) -> None:
         m = clusters.alive.size
         self.clusters = clusters
+        self.trusted = trusted
         # Slot of the nearest cluster, lowest id first, and of the first of those exactly as near
         # with an id above the cluster's own; −1 where there is none.
         self.nearest = np.zeros(m, dtype=np.intp)
@@ -53,13 +64,51 @@ class NearLists:
         self.id[rows, 0] = self.clusters.id[slot[:, 0]]
         self.least[rows, :width] = least
         self.least[rows, width:] = np.inf
-        self.reach[rows] = reach
+        self.reach[rows] = np.inf if self.trusted else reach
+
+    def put_graph(self, graph: np.ndarray) -> None:
+        """Lists of the nearest of every cluster's neighbours in a graph (slots, k)."""
+        c, (m, k) = self.clusters, graph.shape
+
+        def work(mine: Sequence[int]) -> None:
+            for start in mine:
+                rows = np.arange(start, min(start + _ROWS, m))
+                slot = np.sort(graph[rows], axis=1)
+                least = c.distance(np.repeat(rows, k), slot.ravel()).reshape(slot.shape)
+                least[slot == rows[:, None]] = np.inf
+                least[:, 1:][slot[:, 1:] == slot[:, :-1]] = np.inf
+                order = np.argsort(least, axis=1)[:, :LISTED]
+                width = order.shape[1]
+                self.slot[rows, :width] = slot = np.take_along_axis(slot, order, axis=1)
+                self.least[rows, :width] = np.take_along_axis(least, order, axis=1)
+                self.id[rows, :width] = c.id[slot]
+                self.reach[rows] = np.inf
+
+        threads.spread(work, range(0, m, _ROWS), graph.nbytes)
+
+    def forget(self) -> None:
+        """Trust no list any more."""
+        self.trusted = False
+        self.known[:] = False
+        self.reach[:] = 0
+        self.bound[:] = 0
 
     def settle(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find the nearest clusters of rows from their lists.
 
         Returns the rows whose lists do not tell, and the least distance on each of these.
         """
+        blocks = [rows[start : start + _ROWS] for start in range(0, rows.size, _ROWS)]
+
+        def work(mine: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+            return [self._settle(block) for block in mine]
+
+        parts = threads.spread(work, blocks, rows.size * self.least.itemsize * LISTED)
+        found = [part for some in parts for part in some]
+        left, least = ([part[k] for part in found] for k in (0, 1))
+        return (np.concatenate(left), np.concatenate(least)) if found else (rows, np.empty(0))
+
+    def _settle(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         c = self.clusters
         slot = c.owner[self.slot[rows]]
         least, reach = self.least[rows], self.reach[rows]
@@ -118,6 +167,8 @@ class NearLists:
         """
         name = self.clusters.id
         known = np.flatnonzero(self.known)
+        if self.trusted:  # what is on a list may not have its owner on its own
+            self._tell(known)
         i = np.concatenate([known, known])
         j = np.concatenate([self.nearest[known], self.above[known]])
         least = (j >= 0) & self.known[j] & (self.bound[j] == self.bound[i])
@@ -132,6 +183,14 @@ class NearLists:
                 free[a] = free[b] = False
                 chosen.append(edge)
         return i[chosen], j[chosen]
+
+    def _tell(self, known: np.ndarray) -> None:
+        """Let clusters know of those that have them for their nearest, where these are nearer."""
+        known = known[np.argsort(-self.bound[known], kind="stable")]
+        other = self.nearest[known]
+        nearer = self.known[other] & (self.bound[known] < self.bound[other])
+        known, other = known[nearer], other[nearer]
+        self.set_nearest(other, known, np.full(other.size, -1), self.bound[known])
 
     def least_pair(self) -> tuple[np.ndarray, np.ndarray]:
         """The nearest pair, for when rounding has left no pair reciprocal."""
@@ -166,6 +225,10 @@ class NearLists:
 
     def _join(self, i: np.ndarray, j: np.ndarray) -> None:
         """Give slots i the lists of what i and j make: the least of both lists' bounds."""
+        for start in range(0, i.size, _ROWS):
+            self._join_block(i[start : start + _ROWS], j[start : start + _ROWS])
+
+    def _join_block(self, i: np.ndarray, j: np.ndarray) -> None:
         c = self.clusters
         (slot_i, least_i), (slot_j, least_j) = self._bounds(i), self._bounds(j)
         reach_i, reach_j = self.reach[i], self.reach[j]
@@ -173,11 +236,14 @@ class NearLists:
         both_i, both_j = same.any(axis=2), same.any(axis=1)
         # Of i's members also j's bounds, of j's others what is left: j's bound and i's reach.
         there = np.where(same, least_j[:, None, :], np.inf).min(axis=2)
-        there = np.where(both_i, there, reach_j[:, None])
+        beyond_i, beyond_j = reach_i[:, None], reach_j[:, None]
+        if self.trusted:  # not known to be any nearer
+            beyond_i, beyond_j = least_j, least_i
+        there = np.where(both_i, there, beyond_j)
         least = np.concatenate(
             [
                 self._joined(i, j, least_i, there, slot_i),
-                np.where(both_j, np.inf, self._joined(i, j, reach_i[:, None], least_j, slot_j)),
+                np.where(both_j, np.inf, self._joined(i, j, beyond_i, least_j, slot_j)),
             ],
             axis=1,
         )
@@ -188,6 +254,8 @@ class NearLists:
         self.slot[i] = np.take_along_axis(slot, order[:, :-1], axis=1)
         self.id[i] = -1
         self.least[i] = least[:, :-1]
+        if self.trusted:
+            return
         if c.ward:  # whatever the other's number of points, which is at least 1
             between = self.bound[i]
             n_i, n_j, more = c.size[i], c.size[j], reach_i + reach_j - between

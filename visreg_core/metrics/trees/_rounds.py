@@ -1,4 +1,4 @@
-"""Reciprocal-nearest-neighbour rounds: average and Ward linkage in O(N·D) memory.
+"""Reciprocal-nearest-neighbour rounds: average, weighted and Ward linkage in O(N·D) memory.
 
 A reducible linkage may merge every pair of clusters that are each other's nearest neighbour at
 once, in any order, and ends in the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
@@ -6,6 +6,7 @@ For the linkages here the distance of two clusters follows from their means u, v
 spreads s (mean squared distance of a cluster's points to its mean), without cancellation:
 
     average, squared Euclidean    d = ‖u − v‖² + s_u + s_v
+    weighted                      the same, of means that weigh the two clusters joined alike
     Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
 
 Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids
@@ -32,6 +33,9 @@ _ROWS_PER_MERGE = 16
 # no more memory than the points.
 _FEW_CLUSTERS = 4096
 
+# Clusters from which on a graph is no longer needed, nor trusted: the top of the tree is exact.
+_EXACT = 1 << 14
+
 
 def merge_rounds(
     xp: Namespace,
@@ -42,6 +46,7 @@ def merge_rounds(
     *,
     method: str,
     lone: np.ndarray | None = None,
+    graph: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
 
@@ -50,7 +55,7 @@ def merge_rounds(
     xp, device
         Where the products run.
     points : float64 array (M, D)
-        Means of the starting clusters, centred, of magnitude about 1.
+        Means of the starting clusters, centred, of magnitude about 1; overwritten.
     sizes, spreads : float64 array (M,)
         Their numbers of points and spreads.
     method : str
@@ -58,6 +63,9 @@ def merge_rounds(
     lone : boolean array (M,), optional
         At most one point whose distance to every other is its spread times 2, exactly: a zero
         vector under cosine, whose ties rounding must not decide.
+    graph : integer array (M, k), optional
+        Points near to each one, or itself. Clusters that are not linked by these are looked at only
+        where a cluster has none, until few are left: what is merged may not be the nearest.
 
     Returns
     -------
@@ -68,13 +76,17 @@ def merge_rounds(
     if lone is None:
         lone = np.zeros(sizes.size, dtype=bool)
     clusters = Clusters(points, sizes, spreads, lone, method=method)
-    near = NearLists(clusters)
+    near = NearLists(clusters, trusted=graph is not None)
+    if graph is not None:
+        near.put_graph(graph)
     screen = Screen(xp, device, near)
     children, heights = [], []
     few = max(_FEW_CLUSTERS, points.shape[1] + 1)
     limit = clusters.count
     while clusters.count > 1:
-        if clusters.count <= few:
+        if near.trusted and clusters.count <= _EXACT:
+            near.forget()
+        if not near.trusted and clusters.count <= few:
             if screen.crowded():
                 near.squeeze()
                 pairs, above = merge_along_chains(

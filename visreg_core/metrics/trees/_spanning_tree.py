@@ -11,7 +11,7 @@ points together, and after tiles next to the diagonal there is hardly anything t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,8 @@ def spanning_tree(points: np.ndarray) -> Edges:
         bound = _Heights(best, blocks)
 
         def work(mine: Sequence[tuple[int, int]], bound: _Heights = bound) -> Edges:
-            return _useful(points, blocks, bound, mine)
+            useful = (_useful_of_tile(points, blocks, bound, tile) for tile in mine)
+            return _gathered(n, itertools.chain.from_iterable(useful))
 
         best = forest(n, [best, *threads.spread(work, tiles, points.nbytes)])
     return best
@@ -111,6 +112,16 @@ def _together(parts: Sequence[Edges]) -> Edges:
     return Edges(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
+def _gathered(n: int, parts: Iterable[Edges]) -> Edges:
+    """The edges of all parts that may be of a spanning forest, of which few are held at a time."""
+    found = [Edges(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0))]
+    for edges in parts:
+        found.append(edges)
+        if sum(some.first.size for some in found) > 2 * n:
+            found = [forest(n, found)]
+    return _together(found)
+
+
 def _linked(points: np.ndarray, edges: Edges) -> Edges:
     """The forest of `edges`, its trees linked one to the next by any edge."""
     from scipy.sparse import coo_array
@@ -139,16 +150,15 @@ def _near_samples(points: np.ndarray) -> Edges:
     sample = np.arange(0, n, _SAMPLED)
     blocks = np.split(np.arange(n), range(_BLOCK, n, _BLOCK))
 
-    def work(mine: Sequence[np.ndarray]) -> list[Edges]:
-        return [_near(points, block, sample) for block in mine]
+    def work(mine: Sequence[np.ndarray]) -> Edges:
+        return _gathered(n, (_near(points, block, sample) for block in mine))
 
-    parts = threads.spread(work, blocks, points.nbytes)
-    return forest(n, [edges for part in parts for edges in part])
+    return forest(n, threads.spread(work, blocks, points.nbytes))
 
 
 def _near_within(points: np.ndarray, blocks: Sequence[np.ndarray]) -> Edges:
     """Edges from every point to near ones of its block."""
-    return forest(len(points), [_near(points, block, block) for block in blocks])
+    return _gathered(len(points), (_near(points, block, block) for block in blocks))
 
 
 def _near(points: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Edges:
@@ -207,28 +217,13 @@ def _layout(edges: Edges) -> Tree:
     return tree(np.column_stack([merged(edges), edges.squared, unused]))
 
 
-def _useful(
-    points: np.ndarray,
-    blocks: Sequence[np.ndarray],
-    bound: _Heights,
-    tiles: Sequence[tuple[int, int]],
-) -> Edges:
-    """Edges between blocks that may be of a better spanning tree."""
-    n = len(points)
-    found: list[Edges] = []
-    for tile in tiles:
-        found.append(_useful_of_tile(points, blocks, bound, tile))
-        if sum(edges.first.size for edges in found) > 4 * n:
-            found = [forest(n, found)]
-    return _together(found)
-
-
 def _useful_of_tile(
     points: np.ndarray,
     blocks: Sequence[np.ndarray],
     bound: _Heights,
     tile: tuple[int, int],
-) -> Edges:
+) -> Iterator[Edges]:
+    """Edges between two blocks that may be of a better spanning tree."""
     rows, columns = blocks[tile[0]], blocks[tile[1]]
     # By way of the block's core whose heights are lower.
     ways = [
@@ -252,15 +247,18 @@ def _useful_of_tile(
         )
         np.maximum(u_limit[:, None], w_limit, out=limit)
         np.less_equal(product, limit, out=useful)
-        row, column = np.divmod(np.flatnonzero(useful), columns.size)
-        if row.size <= _SHARE * product.size:
+        del product, limit
+        chosen = np.flatnonzero(useful)
+        if chosen.size <= _SHARE * useful.size:
             break
-    if tile[0] == tile[1]:
-        upper = row < column
-        row, column = row[upper], column[upper]
-    edges = _measured(points, rows[row], columns[column])
-    shorter = edges.squared <= bound.between(edges.first, edges.second)
-    return Edges(*(column[shorter] for column in edges))
+    for start in range(0, chosen.size, _PAIR_BLOCK):
+        row, column = np.divmod(chosen[start : start + _PAIR_BLOCK], columns.size)
+        if tile[0] == tile[1]:
+            upper = row < column
+            row, column = row[upper], column[upper]
+        edges = _measured(points, rows[row], columns[column])
+        shorter = edges.squared <= bound.between(edges.first, edges.second)
+        yield Edges(*(column[shorter] for column in edges))
 
 
 def _leaf_order(edges: Edges) -> np.ndarray:

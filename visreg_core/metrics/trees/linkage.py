@@ -19,7 +19,9 @@ METHODS = ("average", "complete", "single", "ward", "weighted")
 METRICS = ("cosine", "euclidean", "sqeuclidean")
 
 
-def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.ndarray:
+def linkage(
+    x: Array, method: str = "average", metric: str = "cosine", *, graph: Array | None = None
+) -> np.ndarray:
     """Agglomerative clustering of the rows of `x`: a dendrogram in SciPy's ``Z`` layout.
 
     Parameters
@@ -31,6 +33,11 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
         "cosine", "euclidean" or "sqeuclidean"; Ward's method wants "euclidean".
+    graph : integer array (N, k), optional
+        Near rows of every row, such as an approximate search for neighbours finds them. The
+        dendrogram is then approximate: a cluster is compared with those that its rows' neighbours
+        are in, and with all others where these are its own; what is left at 16,384 clusters is
+        joined exactly. For the methods that need no matrix of distances, but "single".
 
     Returns
     -------
@@ -42,17 +49,22 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     ------
     ValueError
         Unknown method or metric, Ward with another metric than Euclidean, wrong shape, rows with
-        NaN or infinity.
+        NaN or infinity, a graph of other rows or with a method that takes none.
     TypeError
         `x` is no array of a known library, or not floating.
 
     Notes
     -----
-    Average linkage of cosine and squared Euclidean distances, and Ward's, take O(N·D) memory: the
-    products run in the namespace and on the device of `x`, and the decisions in float64 on the
-    host, so that all libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close
-    to equidistant for float32 take all their distances, on the host.) The others go through SciPy
-    on the host, with its N(N − 1)/2 distances.
+    O(N·D) memory: average and weighted linkage of cosine and squared Euclidean distances, Ward's,
+    and single linkage of any distance. The first three go by rounds, whose products run in the
+    namespace and on the device of `x`; decisions are made in float64 on the host, so that all
+    libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close to equidistant for
+    float32 take all their distances, on the host.) Single linkage is a minimum spanning tree, on
+    the host. Complete linkage of any distance, and average and weighted linkage of Euclidean ones,
+    go through SciPy on the host, with its N(N − 1)/2 distances: 0.4 GB at N = 10,000, 40 GB at
+    100,000, and as much again for SciPy's copy.
+
+    NumPy's path takes all cores; `visreg_core.threads.at_most_threads` holds it to fewer.
 
     Products only screen: neighbours, ties and heights are those of differences in float64, down to
     clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
@@ -63,14 +75,15 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
     every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
     by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
-    depends on the order of the rows; where only identical rows tie it does not. Whatever the order,
+    depends on the order of the rows; where only identical rows tie it does not. (Of single linkage
+    ties are edges of one length, which go by their rows' numbers.) Whatever the order,
     every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
     of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
     by class should shuffle them. Ward's heights are SciPy's,
     √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
-    datasets" (rounds of reciprocal nearest neighbours); SAG-VICReg §4.4 (use).
+    datasets" (rounds of reciprocal nearest neighbours, and graphs); SAG-VICReg §4.4 (use).
 
     Examples
     --------
@@ -98,8 +111,14 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         unit = power_of_two(points)
         points /= unit
     n = points.shape[0]
+    near = None if graph is None else _near_rows(graph, n)
     rounding = Rounding(points, metric)
     by_means = method == "ward" or (method in ("average", "weighted") and metric != "euclidean")
+    if graph is not None and not by_means:
+        raise ValueError(
+            "expected a graph with Ward's method, or average or weighted linkage of cosine or "
+            f"squared Euclidean distances; found {method!r} and {metric!r}"
+        )
     if method == "average" and metric == "euclidean":
         # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
         children, heights = _by_scipy(points, method, metric)
@@ -110,9 +129,11 @@ def linkage(x: Array, method: str = "average", metric: str = "cosine") -> np.nda
         if first.size > 1:
             if members is not None:
                 points = points[first]
+                if near is not None:
+                    near = members.group[near[first]]
             if by_means:
                 sizes = np.ones(n) if members is None else members.size.astype(np.float64)
-                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric)
+                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric, near)
             elif method == "single":
                 joins, above = _by_spanning_tree(points, metric)
             else:
@@ -147,6 +168,7 @@ def _by_rounds(
     sizes: np.ndarray,
     method: str,
     metric: str,
+    near: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merges of distinct points by reciprocal nearest neighbours, in order of creation.
 
@@ -157,10 +179,11 @@ def _by_rounds(
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
         lone[:] = ~points.any(axis=1)
-    points = points - (sizes / sizes.sum()) @ points
+    points -= (sizes / sizes.sum()) @ points  # in place: there may be many
     unit = power_of_two(points)
+    points /= unit
     children, heights = merge_rounds(
-        xp, device, points / unit, sizes, lone / unit**2, method=method, lone=lone
+        xp, device, points, sizes, lone / unit**2, method=method, lone=lone, graph=near
     )
     if method == "ward":
         return children, np.sqrt(heights) * unit
@@ -208,6 +231,18 @@ def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray,
         distances = pdist(points, metric)
     z = scipy_linkage(distances, method)
     return z[:, :2].astype(np.intp), z[:, 2]
+
+
+def _near_rows(graph: Array, n: int) -> np.ndarray:
+    """A checked graph on the host; a row without a neighbour, −1, has itself."""
+    given = _xp.to_numpy(plain("graph", graph))
+    if given.ndim != 2 or given.shape[0] != n or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"expected graph of shape ({n}, k), integers; found shape {given.shape}, {given.dtype}"
+        )
+    if given.size == 0 or given.max() >= n or given.min() < -1:
+        raise ValueError(f"expected rows 0 ... {n - 1} in graph, or -1; found others, or none")
+    return np.where(given < 0, np.arange(n)[:, None], given.astype(np.int32, copy=False))
 
 
 def _join_identical(n: int, members: Members | None) -> tuple[np.ndarray, np.ndarray]:
