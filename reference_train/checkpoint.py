@@ -108,9 +108,9 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # readers may raise anything on a foreign file
         reason = " ".join(str(error).split())[:100]
-        raise TrainError(f"{path} is no checkpoint of this trainer ({reason})") from None
+        raise TrainError(f"{path} is not a checkpoint of this trainer ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise TrainError(f"{path} is no checkpoint of this trainer (expected format {FORMAT!r})")
+        raise TrainError(f"{path} is not a checkpoint of this trainer (expected format {FORMAT!r})")
     return state
 
 

@@ -22,28 +22,27 @@ from reference_train.model import Learner, Outputs
 SLICED = ("visreg", "sigreg", "swd")
 
 
-class Sample(NamedTuple):
-    """What a statistic of the loss is estimated from."""
+class StatisticSize(NamedTuple):
+    """From how much each statistic of the loss is estimated."""
 
     rows: int  # images
     slices: int | None  # of the sliced losses
 
     def __str__(self) -> str:
-        """As a run says it when it starts."""
+        """The line that a run prints at its start."""
         drawn = "" if self.slices is None else f" on {self.slices} slices"
         return f"a statistic of the loss sees {self.rows} images{drawn}"
 
 
-def sample_of(config: Config, world: int) -> Sample:
-    """Rows and slices that a statistic sees on so many processes.
+def statistic_size(config: Config, world: int) -> StatisticSize:
+    """Rows and slices of each statistic on `world` processes.
 
-    In local scope each process has slices of its own, all different, but its statistics see only
-    those that it has drawn.
+    In local scope each process draws different slices, and its statistics use only those.
     """
     m = config.method
     processes = world if m.scope == "global" else 1
     slices = processes * m.n_slices if m.name in SLICED else None
-    return Sample(processes * rows_of_a_process(config), slices)
+    return StatisticSize(processes * rows_of_a_process(config), slices)
 
 
 def build(config: Config, learner: Learner) -> Objective:
@@ -54,7 +53,7 @@ def build(config: Config, learner: Learner) -> Objective:
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
     if m.name in SLICED:
-        n_slices = sample_of(config, world_size()).slices
+        n_slices = statistic_size(config, world_size()).slices
         return Sketched(sketch(m, n_slices, config.run.seed), m.lam)
     return OfViews(loss_of_views(m, config.run.seed))
 

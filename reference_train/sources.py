@@ -197,7 +197,7 @@ def _classes(folder: Path, data: Data, names: list[str] | None = None) -> Files:
         names = found.classes
     unknown = sorted(set(found.classes) - set(names))
     if unknown:
-        raise TrainError(f"{folder}: {unknown[0]!r} is no class of data.train_split")
+        raise TrainError(f"{folder}: {unknown[0]!r} is not a class of data.train_split")
     number = [names.index(name) for name in found.classes] + [-1]  # images without a class have -1
     paths = [path for path, _ in found.images]
     labels = [number[label] for _, label in found.images]

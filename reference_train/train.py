@@ -84,7 +84,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     together = config.run.statistics == "batch"
     backpropagate = gradients.of_batch if together else gradients.of_means
     say(accelerator, f"{describe(learner)}; steps {first} ... {steps} on {world} x {device}")
-    say(accelerator, str(methods.sample_of(config, world)))
+    say(accelerator, str(methods.statistic_size(config, world)))
     if warmup >= steps:
         say(accelerator, f"the warm-up of {warmup} steps outlasts the run's {steps}")
 

@@ -132,7 +132,7 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def declared_before():
-    """What an example or a test declares is no loss of the next test's."""
+    """Losses that an example or a test declares are removed before the next."""
     before = dict(declaration._DECLARED)
     yield
     declaration._DECLARED.clear()

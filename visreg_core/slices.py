@@ -41,7 +41,7 @@ _WORD = 1 << 32
 
 # Columns are drawn and factored in groups of so many, counted from slice 0, or from a block's first
 # one: vectorised loops end in loops of another kind, and matrix products depend on shapes, so that
-# a column would else differ in its last bits with its place among those asked for.
+# else a column's last bits would depend on its position among the requested ones.
 _GROUP = 32
 
 # Of so few numbers NumPy draws so many successive steps at once: a step is 150 calls of NumPy.
@@ -123,7 +123,7 @@ def random_slices(
     32 columns that are freed of those before them by Gram and Schmidt's method twice (Giraud et al.
     2005, "Rounding error analysis of the classical Gram-Schmidt orthogonalization process"), so
     that no column depends on those after its panel. Whole groups of 32 columns are drawn, however
-    few of them are asked for.
+    few of them are requested.
 
     Examples
     --------

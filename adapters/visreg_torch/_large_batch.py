@@ -1,4 +1,4 @@
-"""The exact gradient of a batch that is too large for memory, micro-batch by micro-batch."""
+"""The exact gradient of a batch that is too large for memory, by micro-batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def large_batch(
     embed: Callable[[Any], Any] | None = None,
     dim: int = -2,
 ) -> Any:
-    """Backpropagate the loss of a whole batch, of which one micro-batch at a time is in memory.
+    """Backpropagate the loss of a whole batch with one micro-batch at a time in memory.
 
     The micro-batches are embedded without a graph, the loss and its gradient are computed of all
-    embeddings together, and each micro-batch is embedded again, with a graph, to carry its part of
-    the gradient on to the parameters. So the statistics of the loss are those of the whole batch,
-    where accumulating gradients would use those of each micro-batch. It costs one more forward
-    pass; memory is that of one micro-batch and of all outputs with their gradient. Like
+    embeddings together, and each micro-batch is embedded again, with a graph, to backpropagate its
+    part of the gradient to the parameters. So the statistics of the loss are those of the whole
+    batch, where accumulating gradients would use those of each micro-batch. It costs one more
+    forward pass; memory is that of one micro-batch and of all outputs with their gradient. Like
     ``backward`` it adds to the parameters' ``grad``.
 
     The second pass repeats the first one: random numbers of torch (on the host and on the devices
@@ -41,38 +41,38 @@ def large_batch(
     Parameters
     ----------
     model : Module
-        What is trained. Under ``DistributedDataParallel`` and FSDP gradients are reduced once,
+        The trained model. Under ``DistributedDataParallel`` and FSDP gradients are reduced once,
         with the last micro-batch; a loss with ``scope="global"`` is then that of all micro-batches
         of all processes.
     loss : callable
-        Takes what `embed` returns, the micro-batches joined, and returns a scalar or a tuple that
-        begins with one, such as the terms of this package's modules. It is called once. Parameters
-        of its own get their gradients, but it must not call `model`.
+        Takes the outputs of `embed` for the whole batch, and returns a scalar or a tuple that
+        begins with one, such as the terms of this package's modules. It is called once. It may have
+        parameters, which get their gradients, but must not call `model`.
     micro_batches : iterable
-        What `embed` takes, one after the other; at least one.
+        Arguments of `embed`, at least one.
     embed : callable, optional
-        From a micro-batch to the outputs: a tensor, or tuples, lists or dictionaries of tensors and
-        None. It is `model` if not given, and otherwise calls it; augmentation may be a part of it.
+        Maps a micro-batch to the outputs: a tensor, or tuples, lists or dictionaries of tensors and
+        None. By default `model`; otherwise it calls `model`, and may include augmentation.
     dim : int
-        The axis of rows of each of the tensors, along which they are joined.
+        The axis of rows in each tensor, along which micro-batches are concatenated.
 
     Returns
     -------
     Tensor or tuple
-        What `loss` returned, detached.
+        The result of `loss`, detached.
 
     Raises
     ------
     ValueError
-        Where there is no micro-batch, no output requires a gradient, or micro-batches give outputs
-        of several structures.
+        If there is no micro-batch, no output requires a gradient, or micro-batches give outputs of
+        several structures.
     RuntimeError
-        Where the second pass gave other outputs than the first: `embed` draws from a generator of
-        its own, or has a state that is not among the model's buffers. The gradients are wrong then.
+        If the second pass gave different outputs from the first: `embed` uses a random generator of
+        its own, or a state that is not in the model's buffers. The gradients are wrong then.
 
     Notes
     -----
-    The source of the method is GradCache (Gao et al. 2021). With loss scaling, scale inside of the
+    The method is GradCache (Gao et al. 2021). With loss scaling, scale inside of the
     loss: ``lambda z: scaler.scale(loss(z).total)``.
 
     Examples
@@ -95,7 +95,8 @@ def large_batch(
         for batch in batches:
             states.append(_random_state(devices))
             parts.append(pytree.tree_flatten(embed(batch)))
-    # Older torch would hand the second pass 16-bit parameters that the first made without a graph.
+    # Older torch would reuse, in the second pass, 16-bit parameters cached by the first without a
+    # graph.
     torch.clear_autocast_cache()
 
     structure = parts[0][1]
@@ -120,7 +121,7 @@ def large_batch(
             torch.autograd.backward([x for _, x in pairs], [part.gradient for part, _ in pairs])
         differences += [_difference(x.detach(), part.value) for part, x in pairs]
     _set_random_state(after, devices)
-    if any(bool(d > 1) for d in differences):  # all at the end: the host waits here
+    if any(bool(d > 1) for d in differences):  # all of them at the end, because the host waits here
         raise RuntimeError(
             "expected the same outputs in both passes; found others: embed draws from a generator "
             "of its own or has a state that is not among the model's buffers"
@@ -143,7 +144,7 @@ class _Part(NamedTuple):
 
 
 class _Output:
-    """One of the outputs: the micro-batches joined, as a leaf of a new graph."""
+    """One of the outputs: the micro-batches concatenated, as a leaf of a new graph."""
 
     def __init__(self, parts: Sequence[Any], dim: int) -> None:
         self.whole = parts[0]
@@ -164,7 +165,7 @@ class _Output:
 
 
 def _difference(x: Tensor, before: Tensor) -> Tensor:
-    """Of two passes' outputs, in units of what additions in another order may explain."""
+    """Difference of two outputs, in units of the error that another order of sums may cause."""
     wide = torch.promote_types(x.dtype, torch.float32)
     allowed = torch.finfo(x.dtype).eps ** 0.5 * before.norm(dtype=wide)
     return (x - before).norm(dtype=wide) / allowed.clamp(min=torch.finfo(wide).tiny)
@@ -175,18 +176,18 @@ def _difference(x: Tensor, before: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _as_before(model: Any) -> Iterator[None]:
-    """Buffers have their old values at the end."""
+    """Context after which buffers have their old values."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     yield
     for name, buffer in model.named_buffers():
         buffer.copy_(before[name])
     if isinstance(model, DistributedDataParallel):
-        model.require_forward_param_sync = True  # rank 0's were overwritten: to be sent again
+        model.require_forward_param_sync = True  # rank 0's were overwritten: broadcast again
 
 
 @contextlib.contextmanager
 def _unsynchronised(model: Any) -> Iterator[None]:
-    """Gradients are added up and not reduced over processes."""
+    """Context in which gradients accumulate without being reduced over processes."""
     if hasattr(model, "no_sync"):  # DDP, FSDP
         with model.no_sync():
             yield

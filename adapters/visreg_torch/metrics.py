@@ -1,9 +1,9 @@
-"""The library's metrics as those of torchmetrics, which accumulate and reduce over processes.
+"""The library's metrics for torchmetrics: they accumulate, and reduce over processes.
 
 ``pip install 'visreg-core[metrics]'``. Each state is a tensor of a fixed shape that merges with
-others: ranks accumulate the sum of outer products of the rows, and metrics that need rows keep a
-uniform sample of all rows seen, on all processes, of at most `max_rows`. With fewer rows than that
-they are exact.
+others: spectral metrics accumulate the sum of the rows' outer products, and metrics that need rows
+keep a uniform sample, of at most `max_rows`, of all rows on all processes. With fewer rows than
+that they are exact.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class _Spectrum(Metric):
-    """A function of the singular values of all rows, from their sum of outer products."""
+    """A function of the singular values of all rows, from the sum of their outer products."""
 
     full_state_update = False
     gram: Tensor
@@ -164,7 +164,7 @@ class _Sampled(Metric):
 
     def _add(self, *sets: Tensor) -> None:
         """Add rows, row i of all sets together."""
-        # Not the training's random numbers; each process and update has its own.
+        # Independent of the training's random numbers; different for each process and update.
         draws = np.random.default_rng([self.seed, distributed.rank_of(), self.draws])
         self.draws += 1
         keys = torch.from_numpy(draws.random((len(sets[0]), 1))).to(self.sample)
@@ -190,7 +190,7 @@ class _OfPairs(_Sampled):
         super().__init__((dim, dim), max_rows, seed, **options)
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Add two views (..., D) of the same items, or their embeddings then and now."""
+        """Add two views (..., D) of the same items, or an earlier and a later embedding of each."""
         self._add(*_pairs(x, y, self.dims[0]))
 
 
@@ -202,7 +202,7 @@ class Gaussianity(_OfRows):
     dim : int
         D.
     n_slices : int
-        Random directions, the same at each time.
+        Random directions, always the same.
     max_rows : int
         Of the sample.
     seed : int

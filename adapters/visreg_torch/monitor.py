@@ -1,14 +1,14 @@
 """Measures of a model's outputs while it trains, in a plain loop, under Lightning or Trainer.
 
-A `Monitor` watches layers, keeps the rows that they put out last, and every so many steps gives
-`visreg_core.metrics.summary` of each as a dictionary of numbers, for whatever tracker there is::
+A `Monitor` watches layers, keeps their last output rows, and every `every` steps returns
+`visreg_core.metrics.summary` of each as a dictionary of numbers, for any tracker::
 
     monitor = Monitor(model, ["backbone", "projector"], every=100)
     ...
-    for name, value in monitor.step().items():  # after each step; empty but for every 100th
+    for name, value in monitor.step().items():  # after each step; empty except every 100th
         writer.add_scalar(name, value, step)
 
-`lightning_callback` and `trainer_callback` do the same where a framework has the loop. Each process
+`lightning_callback` and `trainer_callback` do the same in a framework's loop. Each process
 measures its own rows.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["FeatureQueue", "Monitor", "lightning_callback", "trainer_callback"]
 
 
 class FeatureQueue:
-    """The rows that came last, in float32 on their device, without a graph.
+    """The most recent rows, in float32 on their device, without a graph.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class FeatureQueue:
         return min(self.max_rows, sum(batch.shape[-2] for batch in self.batches))
 
     def add(self, z: Tensor) -> None:
-        """Add a batch (..., N, D); one of another shape but for N starts anew."""
+        """Add a batch (..., N, D); if its shape differs in more than N, the queue starts anew."""
         if z.ndim < 2:
             raise ValueError(f"expected z (..., N, D); found shape {tuple(z.shape)}")
         z = z.detach()[..., -self.max_rows :, :].to(torch.float32, copy=True)
@@ -86,7 +86,7 @@ class Monitor:
     max_rows : int
         Rows measured: the last ones.
     views : int
-        V, where a layer puts the views below each other.
+        V, if a layer's output has the views stacked along the rows.
     n_neighbors : int
         As in `visreg_core.metrics.summary`.
 
@@ -139,12 +139,12 @@ class Monitor:
         return add
 
     def step(self) -> dict[str, float]:
-        """Count a step; at every n-th the measures, named "layer/measure"."""
+        """Count a step; every `every` steps returns the measures, named "layer/measure"."""
         self.steps += 1
         return {} if self.steps % self.every else self.measures()
 
     def measures(self) -> dict[str, float]:
-        """Of the rows in the queues now. The host waits for the device here."""
+        """Measures of the rows now in the queues. The host waits for the device here."""
         return {
             f"{layer or 'output'}/{name}": value
             for layer, queue in self.queues.items()
@@ -153,7 +153,7 @@ class Monitor:
         }
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         for hook in self.hooks:
             hook.remove()
 
@@ -201,12 +201,12 @@ def lightning_callback(layers: Sequence[str], **options: Any) -> Any:
 
 
 def trainer_callback(trainer: Any, layers: Sequence[str], **options: Any) -> Any:
-    """A callback for the ``Trainer`` of transformers, which logs to all that it reports to.
+    """A callback for the ``Trainer`` of transformers, which logs to the trainer's trackers.
 
     Parameters
     ----------
     trainer : transformers.Trainer
-        It is given the callback, too.
+        The callback is also added to it.
     layers : sequence of str
         Names of submodules of its model.
     **options

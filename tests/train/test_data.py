@@ -126,7 +126,7 @@ def test_test_folders_are_the_training_folders_classes(folder):
     (folder / "val" / "bee").rename(folder / "val" / "beetle")
     assert open_splits(of_folder(folder)).test.labels.tolist() == [0] * 3 + [2] * 3
     (folder / "val" / "beetle").rename(folder / "val" / "wasp")
-    with pytest.raises(TrainError, match=r"val: 'wasp' is no class of data.train_split"):
+    with pytest.raises(TrainError, match=r"val: 'wasp' is not a class of data.train_split"):
         open_splits(of_folder(folder))
 
 

@@ -83,7 +83,7 @@ def test_shapes_and_parameters(name):
     assert outputs.embeddings.shape == (n_global + n_local, n, width)
     assert outputs.features.shape[:2] == outputs.logits.shape[:2] == (n_global, n)
     processes = PROCESSES.get(name.split("_")[-1], 1)
-    sample = methods.sample_of(settings, processes)
+    sample = methods.statistic_size(settings, processes)
     assert sample.rows == images
     assert sample.slices == (processes * SLICES[name] if name in SLICES else None)
 
@@ -140,13 +140,13 @@ def test_schedule(name):
 
 def test_a_statistic_sees_what_the_scope_says():
     settings = config.load("digits", ["method.scope=local", "run.accumulate=2"])
-    assert methods.sample_of(settings, 4) == (64, 256)
+    assert methods.statistic_size(settings, 4) == (64, 256)
     settings.method.scope = "global"
-    assert methods.sample_of(settings, 4) == (256, 1024)
+    assert methods.statistic_size(settings, 4) == (256, 1024)
     settings.run.statistics = "batch"
-    assert methods.sample_of(settings, 4) == (512, 1024)
+    assert methods.statistic_size(settings, 4) == (512, 1024)
     settings.method.name = "vicreg"
-    assert methods.sample_of(settings, 4) == (512, None)
+    assert methods.statistic_size(settings, 4) == (512, None)
 
 
 @pytest.mark.parametrize("backbone", ["vit_ti_16", "dinov2_s_14"])

@@ -28,6 +28,7 @@ from visreg_core._xp.shims import (
     add_last,
     add_rows,
     beside,
+    block_elements,
     branches,
     cast_finite,
     compiled,
@@ -53,6 +54,7 @@ from visreg_core._xp.shims import (
     targets_by_rank,
     widest,
     works_in_tiles,
+    writes_in_place,
 )
 from visreg_core._xp.startup import (
     compiles,
@@ -73,6 +75,7 @@ __all__ = [
     "as_namespace",
     "beside",
     "bits",
+    "block_elements",
     "branches",
     "cast",
     "cast_finite",
@@ -124,4 +127,5 @@ __all__ = [
     "to_numpy",
     "widest",
     "works_in_tiles",
+    "writes_in_place",
 ]

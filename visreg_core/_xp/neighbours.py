@@ -1,14 +1,13 @@
 """Nearest rows: products screen, differences decide.
 
 A product of float32 rows, taken from a common middle, bounds every distance: its rounding error is
-at most a known multiple of the squared norms. Whatever may be among the k nearest within that bound
-stays a candidate. Candidates too near to each other to be told apart by it are compared by their
-differences in float64, a sum of squares that loses nothing however tight a cluster and however far
-from the middle it lies. Where products tell a whole cluster's rows nothing (they are all
-candidates), the cluster is multiplied once more in float64, taken from one of its own rows.
+at most a known multiple of the squared norms. Rows that may be among the k nearest, given that
+bound, are candidates. Candidates that it cannot resolve are compared by their differences in
+float64, sums of squares that stay accurate however tight a cluster is and however far it lies from
+the middle. Where products cannot resolve a whole cluster (all of its rows are candidates), its
+products are repeated in float64 with one of its rows as origin.
 
-Equal rows are one point, so that they are at one distance from everything, whatever place a library
-gives them in a product.
+Equal rows are one point, so that their distances are equal whatever their positions in a product.
 """
 
 from __future__ import annotations

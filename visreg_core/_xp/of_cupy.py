@@ -17,6 +17,7 @@ class CuPyRoom(Standard):
     module = "array_api_compat.cupy"
     array = ("cupy", "ndarray")
     numpy_dtypes = True
+    writes_in_place = True
     branches = False  # it would wait for the device
 
     def to_numpy(self, x: Array) -> np.ndarray:

@@ -18,6 +18,7 @@ class NumPyRoom(Standard):
     numpy_dtypes = True
     one_device = True
     works_in_tiles = True
+    writes_in_place = True
 
     def device(self, x: Array) -> Device:
         return None if isinstance(x, np.generic) else x.device

@@ -21,6 +21,8 @@ class TorchRoom(Standard):
     name = "torch"
     module = "array_api_compat.torch"
     array = ("torch", "Tensor")
+    writes_in_place = True
+    block_elements = 1 << 21  # for the caches of a CPU
     branches = False  # it would wait for a device, and no tracer follows it
 
     def namespace(self) -> Namespace:

@@ -33,6 +33,16 @@ def works_in_tiles(xp: Namespace) -> bool:
     return room(xp).works_in_tiles
 
 
+def writes_in_place(xp: Namespace) -> bool:
+    """Whether elements of an array can be assigned at arrays of indices."""
+    return room(xp).writes_in_place
+
+
+def block_elements(xp: Namespace) -> int:
+    """Elements of a block of a large matrix: fewer for a CPU's caches than in compiled programs."""
+    return room(xp).block_elements
+
+
 # --- float64 --------------------------------------------------------------------------------------
 
 

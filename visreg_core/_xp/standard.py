@@ -35,6 +35,8 @@ class Standard:
     compiles = False  # whether `compiled` makes one program of a function
     branches = True  # whether a program may branch on a value
     works_in_tiles = False  # whether each operation passes over memory separately
+    writes_in_place = False  # whether elements can be assigned at arrays of indices
+    block_elements = 1 << 26  # of a matrix that is made block by block
 
     # --- detection ---
 

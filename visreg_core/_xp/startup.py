@@ -58,7 +58,7 @@ def open_backend(which: str, device_name: str | None = None) -> tuple[Namespace,
 def pinned_precision(
     xp: Namespace, *, x64: bool
 ) -> contextlib.AbstractContextManager[None, bool | None]:
-    """Matrix products in full precision (no TF32), JAX's 64-bit types as told; then as before."""
+    """Context of full-precision matrix products (no TF32), JAX's 64-bit types as requested."""
     return room(xp).pinned_precision(xp, x64)
 
 

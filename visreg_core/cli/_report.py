@@ -33,7 +33,7 @@ _BACKENDS = ("numpy", "torch", "jax", "cupy")
 
 _FILES = f"""\
 FILE holds floating numbers, one row for each item; FILE::NAME picks one array of several.
-The suffix tells the format, and nothing is ever unpickled:
+The suffix determines the format, and nothing is ever unpickled:
 {" ".join(KNOWN)}
 or a folder that Hugging Face's datasets saved. A pattern ('shards/*.npy'), a folder of shards and
 an index of .safetensors files are one input; a URL (https://, s3://, hf://) is fetched by fsspec.

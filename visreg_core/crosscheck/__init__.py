@@ -1,8 +1,8 @@
-"""Every loss, gradient and metric on every installed array library against float64 NumPy.
+"""Compare every loss, gradient and metric of every installed array library with float64 NumPy.
 
-`visreg check` is this module's `crosscheck` with its records printed. A loss or a metric is added
-to the list in ``_losses.py``, ``_functions.py`` or ``_metrics.py``; ``_magnitudes.py`` says what
-its error is relative to.
+`visreg check` prints the records of this module's `crosscheck`. Declared losses are checked on the
+examples of their declarations; other functions are listed in ``_functions.py`` and ``_metrics.py``.
+``_magnitudes.py`` defines what their errors are relative to.
 """
 
 from visreg_core.crosscheck._records import CheckRecord

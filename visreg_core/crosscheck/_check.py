@@ -1,4 +1,4 @@
-"""What a check is: a call, the inputs it is made on, and how large its error may be."""
+"""The definition of a check: a call, its inputs, and its tolerance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Target(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a check may use: the place, its arrays, and the factor on the loss (gradients)."""
+    """Arguments of a check: where it runs, its arrays, and the factor on the loss (gradients)."""
 
     place: Target
     arrays: Arrays
@@ -37,9 +37,9 @@ class Call(NamedTuple):
 
 
 # Tolerances of relative errors. Two correct evaluations differ by a few roundings of the dtype
-# computed in, which is float32 for the 16-bit dtypes: there, inputs are exact, and only what is
-# returned in the inputs' dtype rounds, by 2⁻⁸ (bfloat16) or 2⁻¹¹ (float16) at most. Beside each
-# line, the largest errors on the own inputs (NumPy, torch, JAX, array-api-strict; CPUs).
+# computed in, which is float32 for the 16-bit dtypes: their inputs are exact, and only results in
+# the inputs' dtype are rounded, by 2⁻⁸ (bfloat16) or 2⁻¹¹ (float16) at most. The comments give the
+# largest errors on this package's own inputs (NumPy, torch, JAX, array-api-strict; CPUs).
 TOLERANCES: dict[str, Tolerance] = {}
 
 
@@ -61,20 +61,20 @@ _tolerance("exact", 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """One call whose result on a library is held against NumPy's in float64.
+    """One call whose result on a library is compared with NumPy's in float64.
 
-    function : the public name that is checked; variant : its options, in words.
+    function : the checked public name; variant : its options, in words.
     of : "value", "gradient", "metric", "array" or "words".
-    call : the result's fields, arrays or Python numbers.
+    call : computes the result's fields, arrays or Python numbers.
     scales : what the error of each field is relative to, from the host's arrays and reference.
     result : "compute" (float64 for float64 inputs, else float32), "input" (the dtype under test),
-        "integer" or "host" (Python numbers, NumPy arrays): the kind that the fields must be of.
-    sorts : a swap of near-equal projections moves single elements, so that below float64 the
-        error is that of the norm.
+        "integer" or "host" (Python numbers, NumPy arrays): the required kind of the fields.
+    sorts : a swap of nearly equal projections changes single elements, so that below float64 the
+        error is measured by the norm.
     conditioned : a small change of the inputs may change the result by much (ranks, neighbours,
         small singular values): the error is also relative to that change.
     host : computed on the host from a copy of the arrays, whatever their library.
-    expected : known answers of the first fields, which the reference does not compute.
+    expected : known answers for the first fields, in place of the reference's.
     """
 
     function: str

@@ -1,4 +1,4 @@
-"""The float64 reference of a check, and what a library's result differs from it by."""
+"""The float64 reference of a check, and the error of a library's result."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from visreg_core.crosscheck._check import Call, Check, Fields, Target
 from visreg_core.crosscheck._inputs import Arrays
 from visreg_core.optional import MissingExtraError
 
-# By how much inputs are moved to see what depends on them: 8 roundings of the dtype computed in,
-# because sums round at every step.
+# Relative perturbation of inputs by which their condition is estimated: 8 roundings of the dtype
+# computed in, because sums round at every step.
 _MOVE = {"float64": 2.0**-50, "float32": 2.0**-21}
-# Where sorting decides, several moves by four times as much: two projections that differ by some
-# roundings may change places in one evaluation and not in another, and a single move finds only
-# some of such pairs.
+# Losses that sort: several perturbations, four times as large, because projections that differ by a
+# few roundings may swap in one evaluation and not in another, and one perturbation finds only some
+# of these pairs.
 _SORTING_MOVE, _SORTING_MOVES = 4, 6
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Result of a check in float64 on NumPy; or the one line with which it refuses the inputs."""
+    """Result of a check in float64 on NumPy, or the message with which it rejects the inputs."""
 
     fields: Fields
     scales: tuple[float, ...]
@@ -38,10 +38,10 @@ def reference_of(check: Check, arrays: Arrays, dtype: str) -> Reference:
     numpy = Target(_xp.as_namespace(None), None, "float64")
     try:
         fields = check.call(Call(numpy, arrays, 1.0))
-    except (ValueError, MissingExtraError) as error:  # orthonormalize of N < D rows, for one
+    except (ValueError, MissingExtraError) as error:  # such as orthonormalize of N < D rows
         return Reference((), (), 1.0, str(error).split("\n")[0])
     fields = tuple(np.asarray(f) for f in (*check.expected, *fields[len(check.expected) :]))
-    # A metric may be NaN, and says where.
+    # A metric may be NaN; its documentation says where.
     if check.of != "metric" and not all(np.all(np.isfinite(f)) for f in fields):
         raise ValueError(
             f"expected embeddings on which the float64 reference is finite; found "
@@ -125,7 +125,7 @@ def error_of(
     if not np.all(np.isfinite(difference)):
         return math.inf
     unit = float(max(np.max(np.abs(difference)), np.max(np.abs(wanted))))
-    if unit == 0.0 or math.isinf(scale):  # equal, or nothing can be asked for
+    if unit == 0.0 or math.isinf(scale):  # equal, or no accuracy can be expected
         return 0.0
     # Divided by the largest element first, so that no square overflows.
     return size(difference / unit) / max(scale / unit, size(wanted / unit))

@@ -1,4 +1,4 @@
-"""The reference's gradients against central differences of its values."""
+"""Compare the reference's gradients with central differences of its values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from visreg_core.crosscheck._inputs import Arrays
 from visreg_core.crosscheck._losses import LossExample
 from visreg_core.crosscheck._records import CheckRecord
 
-# Of a directional derivative against a central difference: above what the kinks of the losses that
-# sort do to a difference, far below what a lost factor or term does.
+# For a directional derivative: above the error that kinks of sorting losses cause in a difference,
+# far below that of a missing factor or term.
 TOLERANCE = 1e-4
 _STEP = 1e-6
 
 
 def difference(loss: LossExample, arrays: Arrays) -> CheckRecord:
-    """⟨gradient, v⟩ against a central difference of the value, along v = gradient + noise."""
+    """Compare ⟨gradient, v⟩ with a central difference of the value along v = gradient + noise."""
     start = time.perf_counter()
     numpy = Target(_xp.as_namespace(None), None, "float64")
     gradients = loss.gradient(Call(numpy, arrays, 1.0))
@@ -39,11 +39,11 @@ def difference(loss: LossExample, arrays: Arrays) -> CheckRecord:
     stated = sum(
         size * float(np.sum(g * v)) for g, v, size in zip(gradients, direction, sizes, strict=True)
     )
-    # The difference itself is uncertain by the value's rounding over the step.
+    # The error of the difference itself is the value's rounding divided by the step.
     scale = max(abs(measured), 1e-3 * loss.magnitudes(arrays)[0])
     error = abs(stated - measured) / scale if scale > 0 else 0.0
     return CheckRecord(
-        "numpy",
+        _xp.name(numpy.xp),
         "cpu",
         "float64",
         loss.function,

@@ -1,4 +1,4 @@
-"""What the checks are run on: arrays made once on the host, rounded to the dtype under test."""
+"""Inputs of the checks: arrays made once on the host, rounded to the dtype under test."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from visreg_core.typing import Array, Device, Namespace
 
 Arrays = dict[str, Array]
 
-# Rows taken of a file, evenly spread: some checks make N × N arrays and there are many checks.
+# Rows of a file that are used, evenly spread: some checks make N × N arrays, and they are many.
 MAX_ROWS = 256
-# The random walk's ten neighbours need as many rows.
+# Enough for the random walk's ten neighbours.
 MIN_ROWS = 16
 
 _ROWS, _DIM, _SLICES = 96, 12, 24
@@ -26,7 +26,7 @@ def own_embeddings() -> np.ndarray:
     """Correlated dimensions of uneven scale, off centre: (96, 12), float64.
 
     The seed is one for which no two projections are so close that float32 could swap them, so that
-    gradients of sorting losses are held to their tolerance and nothing else (a test sees to it).
+    gradients of sorting losses meet their tolerance without allowance for swaps (as a test checks).
     """
     rng = np.random.default_rng(2)
     mixing = np.eye(_DIM) + 0.3 * rng.normal(size=(_DIM, _DIM))
@@ -37,8 +37,8 @@ def own_embeddings() -> np.ndarray:
 def users_embeddings(given: Array | Embeddings) -> np.ndarray:
     """At most `MAX_ROWS` evenly spread, distinct rows of a file or an array, in float64.
 
-    Equal rows are left out because the order in which a sort leaves them is that of the rounding
-    of their projections, so that no single gradient is right.
+    Equal rows are left out because rounding of their projections determines their order in a sort,
+    so that no gradient is the right one.
     """
     n = given.shape[0]
     rows = np.unique(np.linspace(0, n - 1, min(n, MAX_ROWS)).astype(np.int64))
@@ -59,13 +59,13 @@ def users_embeddings(given: Array | Embeddings) -> np.ndarray:
         some = ", ".join(map(str, bad[:5].tolist())) + (", ..." if bad.size > 5 else "")
         raise ValueError(
             f"{label}: expected finite embeddings; found NaN or infinity in {bad.size} of the "
-            f"{rows.size} rows looked at ({some})"
+            f"{rows.size} sampled rows ({some})"
         )
     _, first = np.unique(z, axis=0, return_index=True)
     if first.size < MIN_ROWS:
         raise ValueError(
             f"{label}: expected at least {MIN_ROWS} different rows; found {first.size} "
-            f"in the {rows.size} rows looked at"
+            f"in the {rows.size} sampled rows"
         )
     return z[np.sort(first)]
 
@@ -73,13 +73,14 @@ def users_embeddings(given: Array | Embeddings) -> np.ndarray:
 def input_sets(z: np.ndarray) -> dict[str, Arrays]:
     """Host arrays by name: of `z` (N, D), of the checks' own embeddings, and three special sets.
 
-    "given" and "own" hold what every loss and metric takes, "wide" has fewer rows than dimensions
-    (where losses go through Gram matrices), and the projections of "ties" are small multiples of
-    1/2, exact in every dtype, and many of them equal. "exact" is for what must not round at all.
+    "given" and "own" hold the arguments of every loss and metric, "wide" has fewer rows than
+    dimensions (where losses go through Gram matrices), and the projections of "ties" are small
+    multiples of 1/2, exact in every dtype, many of them equal. "exact" is for functions that must
+    not round at all.
     """
     own = own_embeddings()
     rng = np.random.default_rng(1)
-    # No two opposite ones: together they would not see equal keys in reverse order.
+    # No two opposite ones: these could not detect equal keys in reverse order.
     signs = np.array([[0.5, *s] for s in itertools.product((-0.5, 0.5), repeat=3)]).T
     a = rng.normal(size=(10, 32))
     return {
@@ -96,7 +97,7 @@ def input_sets(z: np.ndarray) -> dict[str, Arrays]:
 
 
 def _exact() -> Arrays:
-    """What functions that must be exact take: keys and counters of words, and a transition."""
+    """Arguments of exact functions: keys and counters of words, and a transition matrix."""
     known = [(0, 0, 0, 0), (0xFFFFFFFF,) * 4, (0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3)]
     count = np.arange(1 << 12, dtype=np.uint32)
     block = np.broadcast_arrays(0x9E3779B9, 0xDEADBEEF, count * 0x000F1234, count % 61)
@@ -122,7 +123,7 @@ def _arrays(z: np.ndarray) -> Arrays:
         )
     views = z + 0.3 * deviation * np.stack([np.zeros_like(z), *rng.normal(size=(2, n, d))])
     slices = random_slices(d, _SLICES, seed=4)
-    # Apart along the first slice, so that no two slices compete for the largest distance.
+    # Shifted along the first slice, so that no two slices compete for the largest distance.
     shifted = (views[1] + 2 * deviation * slices[:, 0])[: n - n // 5]
     line, other = (z @ slices[:, :2]).T
     affinity = random_walk_affinity(views[0], views[1], symmetrize=True)

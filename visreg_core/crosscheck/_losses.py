@@ -1,4 +1,4 @@
-"""Checks of the losses: their values, and the gradients that `value_and_vjp` gives."""
+"""Checks of the losses: their values, and their gradients by `value_and_vjp`."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ class LossExample:
 
     @property
     def name(self) -> str:
-        """Function and variant, as in the checks made of it."""
+        """Function and variant, as in its checks."""
         return f"{self.function} ({self.variant})" if self.variant else self.function
 
     @property
     def inputs(self) -> str:
-        """Name of the sample."""
+        """Name of the set of arrays."""
         return self.example.inputs
 
     @property
     def sorts(self) -> bool:
-        """Whether a rank swap may move single elements of the gradient."""
+        """Whether a swap of ranks may change single elements of the gradient."""
         return self.declaration.sorts and self.inputs != "ties"  # exact in every dtype
 
     @property
     def arrays(self) -> dict[str, str]:
-        """Names of the sample arrays by the arguments' names, the embeddings first."""
+        """Names of arrays by the arguments' names, the embeddings first."""
         needed = dict.fromkeys((*self.declaration.differentiated, *self.declaration.required))
         taken = {name: name for name in needed} | dict(self.example.arrays)
         return {argument: name for argument, name in taken.items() if name is not None}
 
     @property
     def embeddings(self) -> list[str]:
-        """Names of the sample arrays that are differentiated."""
+        """Names of the arrays that are differentiated."""
         arrays = self.arrays
         return [arrays[a] for a in self.declaration.differentiated if a in arrays]
 
@@ -75,7 +75,7 @@ class LossExample:
         return as_fields(self.declaration.public(**self.bound(call.arrays)))
 
     def gradient(self, call: Call) -> Fields:
-        """Gradients of `upstream` times the loss (its total, its sum)."""
+        """Gradients of `upstream` times the loss (its total, or its sum)."""
         result, vjp = value_and_vjp(self.declaration.public)(**self.bound(call.arrays))
         others = len(as_fields(result)) - 1
         return as_fields(vjp(call.upstream, *[0.0] * others))
@@ -91,9 +91,9 @@ class LossExample:
         """Norm of the gradient of a sum that does not cancel.
 
         M / ‖z‖ with M the magnitude, as Euler's relation ⟨∇L, z⟩ = p L of a loss of degree p
-        suggests: a gradient that nearly vanishes (of the scale loss of standardised embeddings,
-        say) has no relative accuracy of its own. A p-th root L = S^(1/p) divides the gradient of
-        the sum S by L^(p−1), and so its error.
+        suggests: a gradient that nearly vanishes (such as the scale loss's at standardised
+        embeddings) has no relative accuracy of its own. A p-th root L = S^(1/p) divides the
+        gradient of the sum S by L^(p−1), and so its error.
         """
         size = float(np.linalg.norm(arrays[self.embeddings[index]]))
         if size == 0:

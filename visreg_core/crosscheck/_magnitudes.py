@@ -1,7 +1,4 @@
-"""What the errors of the checked functions that are no losses are relative to.
-
-A loss declares its own magnitude.
-"""
+"""What errors of functions other than losses are relative to; a loss declares its own magnitude."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import numpy as np
 
 
 def affinity(a: np.ndarray, b: np.ndarray, n_neighbors: int = 10) -> float:
-    """1 + 2/min σ_i: what rounding of a distance does to exp(−(d̃/σ_i)²).
+    """1 + 2/min σ_i: the effect of a distance's rounding on exp(−(d̃/σ_i)²).
 
     d̃ is a difference of distances 1 − cos, so that a relative error ε of the cosines moves a
     weight by up to 2 ε/σ_i.

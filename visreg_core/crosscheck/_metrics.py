@@ -48,7 +48,7 @@ def _normality(arrays: Arrays) -> Fields:
 
 def _linkage(x: Array, **options: str) -> Fields:
     tree = metrics.linkage(x, **options)
-    return tree[:, 2], tree[:, [0, 1, 3]]  # heights, and who is joined
+    return tree[:, 2], tree[:, [0, 1, 3]]  # heights; clusters and sizes
 
 
 def _worst_direction(arrays: Arrays) -> Fields:
@@ -91,7 +91,7 @@ METRICS: tuple[Check, ...] = (
     _metric(
         "two_sample_test", lambda a: metrics.two_sample_test(a["z"], a["y"], n_permutations=1)[:2]
     ),
-    # A few steps uphill may go elsewhere after one rounding, so not on any embeddings.
+    # One rounding may change where a few steps of ascent lead, so only on suitable embeddings.
     _metric("worst_direction", _worst_direction, inputs="own"),
     _metric("linkage", lambda a: _linkage(a["z"])),
     _metric("linkage", lambda a: _linkage(a["z"], method="ward", metric="euclidean"), "Ward"),

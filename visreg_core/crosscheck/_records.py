@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class CheckRecord(NamedTuple):
-    """What one check found on one library, device and dtype.
+    """The result of one check on one library, device and dtype.
 
     backend, device, dtype
         Where it ran.
@@ -14,18 +14,18 @@ class CheckRecord(NamedTuple):
         The public name, and the options in words ("" for the defaults).
     of
         "value", "gradient", "metric", "array", "words" (of the counter-based generator), or
-        "difference": the reference's own gradient against a central difference of its value.
+        "difference": the reference's own gradient compared with a central difference of its value.
     error
         Largest relative error over the fields of the result; NaN where there is no number.
     tolerance
-        What it may be.
+        The largest allowed error.
     agrees
-        Whether it is, and the result is of the right library, device, dtype and shape.
+        Whether the error is allowed, and the library, device, dtype and shape are right.
     seconds
-        Of the first call, compilation included. What a library compiled as one program has equal
-        shares of its time.
+        Of the first call, compilation included. Checks that were compiled as one program share its
+        time equally.
     note
-        What else is to be said: "on the host", or why there is no number.
+        A remark: "on the host", or why there is no number.
     """
 
     backend: str

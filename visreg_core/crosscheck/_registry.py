@@ -1,4 +1,4 @@
-"""The one list of checks: of functions, of all declared losses, of metrics."""
+"""The list of all checks: of functions, declared losses and metrics."""
 
 from visreg_core.crosscheck._check import Check
 from visreg_core.crosscheck._functions import FUNCTIONS
@@ -7,5 +7,5 @@ from visreg_core.crosscheck._metrics import METRICS
 
 
 def all_checks() -> list[Check]:
-    """Every check, those of losses that were declared outside of this package included."""
+    """Every check, including those of losses declared outside this package."""
     return [*FUNCTIONS, *(check for loss in examples() for check in checks_of(loss)), *METRICS]

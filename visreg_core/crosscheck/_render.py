@@ -28,7 +28,7 @@ _DISTRIBUTIONS = (
 
 
 def versions() -> dict[str, str]:
-    """Version of this package, of Python, of the machine, and of every library involved."""
+    """Versions of this package, Python, the platform and the libraries that are installed."""
     found = {
         "visreg-core": __version__,
         "python": platform.python_version(),
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def to_json(records: Sequence[CheckRecord], settings: Mapping[str, Any]) -> str:
-    """Versions, settings and records; an error that is no number is null."""
+    """Versions, settings and records; an error that is not finite is null."""
     return json.dumps(
         {
             "versions": versions(),
@@ -60,14 +60,14 @@ def to_json(records: Sequence[CheckRecord], settings: Mapping[str, Any]) -> str:
 
 
 def print_tables(records: Sequence[CheckRecord]) -> None:
-    """Print every record, the disagreements once more, and a line for each combination."""
+    """Print every record, the disagreements again, and a summary line for each combination."""
     rich = {
         part: require(f"rich.{part}", extra="report", purpose="visreg check")
         for part in ("box", "console", "table", "text")
     }
     console = rich["console"].Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # nothing wraps a file's or a pipe's lines
+        console.width = 160  # lines of files and pipes need not wrap
 
     def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         out = rich["table"].Table(

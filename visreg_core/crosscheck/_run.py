@@ -1,4 +1,4 @@
-"""Runs every check on every library, device and dtype, and compares it with NumPy in float64."""
+"""Run every check on every library, device and dtype, and compare it with NumPy in float64."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ def crosscheck(
     only: Sequence[str] | None = None,
     on_record: Callable[[CheckRecord, int], None] | None = None,
 ) -> list[CheckRecord]:
-    """Run every loss, gradient and metric on the installed array libraries against float64 NumPy.
+    """Compare all losses, gradients and metrics of the installed libraries with float64 NumPy.
 
     Parameters
     ----------
     backends : sequence of str, optional
         Of "numpy", "torch", "jax", "cupy", "array_api_strict"; by default all that are installed.
     device : str, optional
-        As the library names it ("cpu", "cuda", "cuda:1", "gpu"); by default every kind of device
-        of each library. Libraries that do not have it are left out unless asked for.
+        The library's name for it ("cpu", "cuda", "cuda:1", "gpu"); by default every kind of device
+        of each library. Libraries that do not have it are skipped unless `backends` names them.
     dtypes : sequence of str, optional
         Of "float64", "float32", "bfloat16", "float16"; by default all that a library has.
     embeddings : array (N, D) or Embeddings, optional
-        At most 256 evenly spread, different rows of these take the place of the package's own
-        inputs, except where a check is made for special ones (equal keys, N < D, differences).
+        At most 256 evenly spread, distinct rows of these replace the package's own inputs, except
+        in checks of special inputs (equal keys, N < D, differences).
     only : sequence of str, optional
         Public names to check, by default all.
     on_record : callable, optional
-        Called with each record and the number of records to come in all.
+        Called with each record and the total number of records.
 
     Returns
     -------
@@ -76,42 +76,42 @@ def crosscheck(
     Raises
     ------
     ValueError
-        For an unknown name, a library that is not installed or lacks the device or dtype, and
-        embeddings on which the reference is not finite: one line.
+        For an unknown name, a library that is not installed or lacks the device or dtype, or
+        embeddings on which the reference is not finite.
 
     Notes
     -----
     The reference computes in float64 on inputs that the dtype under test holds exactly, so that
-    rounding the inputs counts for nothing. The error of
+    rounding the inputs does not count. The error of
 
     - a value is relative to the larger of |reference| and the sum of absolute values before
       cancellation: (p − q)² counts as (|p| + |q|)², a mean as the mean of absolute values;
-    - a gradient is that of its largest wrong element, relative to the larger of the reference's
+    - a gradient is its largest elementwise error, relative to the larger of the reference's
       largest element and magnitude/(‖z‖ √size), the size of a gradient that does not cancel.
-      For losses that sort, below float64 (where a swap of two nearly equal projections moves
-      single elements), norms take the place of largest elements;
+      For losses that sort, below float64 (where a swap of two nearly equal projections changes
+      single elements), norms replace largest elements;
     - a metric is relative to the larger of 1 and |reference|; the condition number is compared
       by its reciprocal, whose rounding is that of the largest singular value;
     - an array is relative to its largest element, `random_walk_affinity` to 1 + 2/min σ,
       `orthonormalize` to √N times the condition number of the columns.
 
-    Where ranks, neighbours or small singular values decide (gradients of losses that sort,
-    metrics, `random_walk_affinity`), the error is also relative to the condition of the inputs:
-    to ``change / u``, the change being that of the reference as every input element moves up or
-    down by a relative u, a few roundings.
+    Where results depend on ranks, neighbours or small singular values (gradients of losses that
+    sort, metrics, `random_walk_affinity`), the error is also relative to the condition of the
+    inputs: to ``change / u``, where `change` is that of the reference when every input element is
+    perturbed by a relative ±u, a few roundings.
 
     Words of the generator, and walks whose probabilities are exact, must be equal. Gradients are
     taken of the loss times a power of two that makes the reference's largest element about 1,
-    which is loss scaling, and without which float16 would lose small ones.
+    which is loss scaling: float16 would lose small ones without it.
 
     While it runs, matrix products are pinned to full precision (no TF32), and JAX makes 64-bit
-    arrays for float64 only; both are as before afterwards. CuPy uses TF32 only where the
-    environment variable ``CUPY_TF32`` asked for it before it was imported; that stays. On JAX the
-    checks of a function that returns arrays are one compiled program; JAX has forgotten this and
-    all other programs afterwards.
+    arrays for float64 only; both are restored afterwards. CuPy uses TF32 only where the
+    environment variable ``CUPY_TF32`` requested it before CuPy was imported; that is not changed.
+    On JAX the checks of a function that returns arrays are one compiled program; afterwards JAX's
+    caches are empty, also of other programs.
 
-    The reference shares its formulas with what it checks. Its gradients are therefore held
-    against central differences of its values (records of "difference").
+    The reference shares its formulas with what it checks. Its gradients are therefore compared
+    with central differences of its values (records of "difference").
 
     Examples
     --------
@@ -124,7 +124,7 @@ def crosscheck(
     functions, losses = _chosen(only)
     own = own_embeddings()
     sets = input_sets(own if embeddings is None else users_embeddings(embeddings))
-    # Before anything runs on a library: inputs that a dtype cannot hold are refused here.
+    # Before any library runs, because this rejects inputs that a dtype cannot represent.
     rounded_sets = {d: rounded(sets, d) for d in dict.fromkeys(c.dtype for c in combinations)}
     total = len(combinations) * len(functions) + len(losses)
     records: list[CheckRecord] = []
@@ -135,8 +135,8 @@ def crosscheck(
             if on_record is not None:
                 on_record(record, total)
     for loss in losses:
-        # On well-conditioned inputs: this checks formulas, and a kink or a constant column has no
-        # derivative that a difference could see.
+        # On well-conditioned inputs: this checks formulas, and at a kink or a constant column no
+        # difference approximates a derivative.
         records.append(difference(loss, sets["own" if loss.inputs == "given" else loss.inputs]))
         if on_record is not None:
             on_record(records[-1], total)
@@ -146,7 +146,7 @@ def crosscheck(
 def choose(
     backends: Sequence[str] | None, device: str | None, dtypes: Sequence[str] | None
 ) -> list[Combination]:
-    """The libraries, devices and dtypes to run; ValueError in one line where there are none."""
+    """The libraries, devices and dtypes to run; ValueError if there are none."""
     installed = _xp.installed()
     for which in backends or ():
         if which not in installed:
@@ -163,7 +163,7 @@ def choose(
         elif backends is None and not _has_device(xp, device):
             continue
         else:
-            _xp.find_device(xp, device)  # refuses in one line
+            _xp.find_device(xp, device)  # raises ValueError
             found = (device,)
         if backends is not None and not found:
             raise ValueError(f"expected a device for {which}; found none")
@@ -211,7 +211,7 @@ def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]
 
 # --- one library, device and dtype ----------------------------------------------------------------
 
-# Programs that are compiled at a time.
+# Programs that are compiled at once.
 _COMPILERS = 2
 
 
@@ -232,14 +232,14 @@ def _run(
 
     def run(group: list[Check]) -> tuple[list[_Outcome], float]:
         start = time.perf_counter()
-        with _xp.pinned_precision(xp, x64=dtype == "float64"):  # JAX's holds for one thread
+        with _xp.pinned_precision(xp, x64=dtype == "float64"):  # JAX's setting is that of a thread
             outcomes = _outcomes(group, [references[dtype, c] for c in group], place, given)
         if _xp.compiles(xp):
             _trim()
         return outcomes, (time.perf_counter() - start) / len(group)
 
     groups = list(_groups(xp, functions))
-    # Compilers leave Python's lock to others.
+    # Compilers release Python's lock.
     pool = ThreadPoolExecutor(_COMPILERS) if _xp.compiles(xp) else None
     try:
         for group, (outcomes, seconds) in zip(
@@ -255,7 +255,7 @@ def _run(
 
 
 def _trim() -> None:
-    """Give the system what compilers have freed, gigabytes in all, where the C library can."""
+    """Return memory that compilers have freed, gigabytes, to the system, if the C library can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc
         trim(0)
@@ -275,15 +275,15 @@ def _groups(xp: Namespace, functions: Iterable[Check]) -> Iterator[list[Check]]:
             yield from ([check] for check in group)
 
 
-# What a check's call returns, on the host in float64, and what is wrong with its kind; or what it
-# raises.
+# The result of a check's call, on the host in float64, and what is wrong with its kind; or the
+# exception that it raised.
 _Outcome = tuple[list[np.ndarray], str] | Exception
 
 
 def _outcomes(
     functions: list[Check], references: list[Reference], place: Target, given: dict[str, Arrays]
 ) -> list[_Outcome]:
-    """Outcome of each check; where one raises in a program of several, each is run by itself."""
+    """Outcome of each check; where a program of several checks raises, each is run separately."""
 
     def fields(given: dict[str, Arrays]) -> list[Fields]:
         return [
@@ -294,7 +294,7 @@ def _outcomes(
     def program(given: dict[str, Arrays]) -> list[Fields]:
         found = fields(given)
         for f in itertools.chain.from_iterable(found):
-            _xp.namespace(next(iter(given["given"].values())), f)  # else it would be made an array
+            _xp.namespace(next(iter(given["given"].values())), f)  # a program would convert it
         return found
 
     whole = _xp.compiles(place.xp) and functions[0].result != "host"
@@ -326,7 +326,7 @@ def _record(
     note = "on the host" if check.host else ""
     error = math.nan
     if isinstance(outcome, ValueError | MissingExtraError):
-        # What the reference refuses must be refused everywhere, and in the same words.
+        # What the reference rejects must be rejected everywhere, with the same message.
         note = str(outcome).split("\n")[0]
         agrees = bool(reference.refusal) and note == reference.refusal
     elif isinstance(outcome, Exception):

@@ -43,17 +43,16 @@ def load(spec: str | os.PathLike[str]) -> Embeddings:
     Parameters
     ----------
     spec : str or path
-        A file of one of `FORMATS` (by its suffix) that holds one floating array ``(N, D)``,
-        or ``file::name`` for one array of several: a member of an ``.npz``, a tensor of a
-        ``.safetensors`` or ``.pt`` file, a dataset ``group/name`` of an ``.h5`` or ``.zarr``
-        store, a column of lists of a ``.parquet`` or ``.arrow`` table. A table without a column
-        of lists may have one floating column for each dimension. A ``.csv`` file has one row for
-        each line, with or without a line of column names (pandas' ``0,1,2,…`` is one), and is
-        read as float64. The index of a table is no dimension and is left out: columns that pandas'
-        metadata in Parquet and Arrow call one; and, in any table, columns without a name or named
-        ``index``, ``Unnamed: 0`` or ``__index_level_0__``; in a ``.csv`` file only where they come
-        first, as do the columns before pandas' ``0,1,2,…``, R's row names, and integers that count
-        the rows.
+        A file of one of `FORMATS` (by its suffix) that holds one floating array ``(N, D)``, or
+        ``file::name`` for one array of several: a member of an ``.npz``, a tensor of a
+        ``.safetensors`` or ``.pt`` file, a dataset ``group/name`` of an ``.h5`` or ``.zarr`` store,
+        a column of lists of a ``.parquet`` or ``.arrow`` table. A table without a column of lists
+        may have one floating column for each dimension. A ``.csv`` file has one row for each line,
+        with or without a line of column names (pandas' ``0,1,2,…`` is one), and is read as float64.
+        The index of a table is not a dimension and is left out: columns that pandas' metadata in
+        Parquet and Arrow call one; and, in any table, columns without a name or named ``index``,
+        ``Unnamed: 0`` or ``__index_level_0__``; in a ``.csv`` file only where they come first, as
+        do the columns before pandas' ``0,1,2,…``, R's row names, and integers that count the rows.
 
     Returns
     -------

@@ -16,10 +16,7 @@ from visreg_core.typing import Array, DType, Namespace, Scalar
 SCALES = ("local", "global")
 _SMALLEST_SCALE = 1e-7
 
-# Distances made at a time; fewer on torch, for its CPU's caches, than where shapes are compiled.
-_DISTANCES = 1 << 26
-_DISTANCES_HOST = 1 << 21
-_GROUP = 64  # rows
+_GROUP = 64  # rows that are multiplied together
 
 
 def random_walk_affinity(
@@ -191,7 +188,7 @@ def check_call(
 
 
 def check_percentile(percentile: float) -> None:
-    """ValueError unless it is in 0 … 100, TypeError if it is no number."""
+    """ValueError unless it is in 0 … 100, TypeError if it is not a number."""
     checks.number("percentile", percentile, static=True)
     if not 0 <= percentile <= 100:
         raise ValueError(f"expected percentile in 0 ... 100; found {percentile!r}")
@@ -220,7 +217,7 @@ def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
         nothing = xp.zeros((0, n_neighbors), dtype=dtype, **_xp.on_device(a))
         return Nearest(xp.astype(nothing, xp.int64), nothing, n)
     a, b = _xp.stop_gradient(a), _xp.stop_gradient(b)
-    if _xp.name(xp) == "numpy" and np.all(np.isfinite(a)) and np.all(np.isfinite(b)):
+    if isinstance(a, np.ndarray) and np.all(np.isfinite(a)) and np.all(np.isfinite(b)):
         rows, columns = neighbours.directions(a), neighbours.directions(b)
         exact = dtype == np.float64
         search = Search(rows, columns, n_neighbors, directions=True, exact=exact)
@@ -241,7 +238,7 @@ def _nearest_by_products(
     groups of rows, in whose products all columns are summed alike, so that equal rows tie.
     """
     m, n = a.shape[0], b.shape[0]
-    step = min(_whole_groups(m), max(1, _distances_at_a_time(xp) // (n * _GROUP)) * _GROUP)
+    step = min(_whole_groups(m), max(1, _xp.block_elements(xp) // (n * _GROUP)) * _GROUP)
     found = []
     with _xp.float64_inside(xp):
         wide = _xp.widest(xp, a)
@@ -263,10 +260,6 @@ def _nearest_by_products(
             found.append((index, xp.take_along_axis(distances, index, axis=-1)))
     index, kept = (xp.concat(part, axis=0) for part in zip(*found, strict=True))
     return index, kept
-
-
-def _distances_at_a_time(xp: Namespace) -> int:
-    return _DISTANCES_HOST if _xp.name(xp) == "torch" else _DISTANCES
 
 
 def _with_offset(xp: Namespace, x: Array, middle: Array) -> Array:

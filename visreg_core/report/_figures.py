@@ -43,7 +43,7 @@ def figures(pictures: Sequence[Pictures], names: Sequence[str]) -> dict[str, str
     names : sequence of str; short names of the files; a single file's is not drawn
     Returns SVG documents by name, all text drawn as paths.
     """
-    # A dollar of a name's is no mathematics.
+    # A dollar sign in a name does not start mathematics.
     heads = [f"{name}: ".replace("$", r"\$") for name in names] if len(names) > 1 else [""]
     return {
         "Eigenvalues of the covariance": _spectrum(pictures, heads),

@@ -18,7 +18,7 @@ SCHEMA = 1
 def to_json(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     """The numbers and findings as a JSON document.
 
-    Values that JSON has no number for are the strings "NaN", "Infinity" and "-Infinity", which
+    Values that JSON numbers cannot express are the strings "NaN", "Infinity" and "-Infinity", which
     both Python's ``float`` and JavaScript's ``Number`` read back.
     """
     document = {

@@ -32,7 +32,7 @@ def load_labels(file: str, n: int, class_tree: str | None = None) -> np.ndarray:
 
     file : a ``.npy`` file of integers or strings, (N,) or (N, L); or a ``.csv`` file of N lines
         with one column for each level, which a line of column names may precede. An index, as
-        `visreg_core.embeddings.load` knows it, is no level and is left out
+        `visreg_core.embeddings.load` knows it, is not a level and is left out
     n : how many items there are
     class_tree : a CSV file of paths from coarse to fine, one for each class, as
         `hierarchical_labels` reads it; `file` then holds the finest level alone, and labels are the
@@ -124,7 +124,7 @@ def _header(file: str, rows: list[list[str]], n: int) -> list[str]:
         return []
     names = rows.pop(0)
     start = leading_index(names)
-    if classes.issuperset(names):  # a class is no name of a column, unless pandas has numbered them
+    if classes.issuperset(names):  # column names are no classes, unless numbered by pandas
         if names[start:] != counted(len(names) - start):
             raise EmbeddingsError(file, f"labels of {n + 1} items", f"{n}, one for each row")
         _say(file, f"took the first line ({listing(names)}) for names of columns")

@@ -246,11 +246,8 @@ class Report:
     findings
         Judgements, the worst first.
 
-    Notes
-    -----
-        What was left out of the file, or assumed of it, a line each.
-    pictures
-        Arrays behind the figures.
+    notes, pictures
+        What was left out of the file, or assumed of it, a line each; arrays behind the figures.
     """
 
     name: str

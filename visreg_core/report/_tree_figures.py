@@ -217,7 +217,7 @@ def _matplotlib(module: str) -> Any:
 def legend(found: Hierarchy) -> list[list[tuple[str, str]]]:
     """Colour and name of each class in the strips of `dendrogram`, level by level.
 
-    Levels of more classes than are told apart by colour have none.
+    Levels of more classes than there are distinct colours have none.
     """
     to_hex = _matplotlib("matplotlib.colors").to_hex
     return [

@@ -1,10 +1,10 @@
-"""The losses under the names and arguments of other packages: one changed import.
+"""The losses with the names and arguments of other packages: only an import changes.
 
 `visreg_torch.compat.lightly`, `visreg_torch.compat.stable_pretraining`,
 `visreg_torch.compat.solo_learn` and `visreg_torch.compat.lejepa` have the classes and functions of
-those packages, with their arguments, defaults and results. On one process a loss has their value,
-for the same directions where it draws some; where it has not, its docstring says why. Directions
-are drawn by a seed and a step, as in `visreg_torch.modules`, and on several processes a loss of
+those packages, with their arguments, defaults and results. On one process a loss has the same
+value as theirs, given the same random directions; its docstring states any difference. Directions
+depend on a seed and a step, as in `visreg_torch.modules`, and on several processes a loss of
 gathered rows is that of the whole batch, with its gradient, however the rows are spread.
 """
 
@@ -21,7 +21,7 @@ _RATIOS = {
 
 
 def convert_lambda(lam: float, given: str, wanted: str, *, factor: float = 1.0) -> float:
-    """The λ of one form of an objective that balances it as λ of another form does.
+    """Convert λ between two forms of an objective, so that their minimisers are the same.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ def convert_lambda(lam: float, given: str, wanted: str, *, factor: float = 1.0) 
         "convex": (1 − λ) invariance + λ regularizer. "additive": invariance + λ regularizer.
     factor : float
         The regularizer of the form `given` over that of the form `wanted`: N from LeJEPA's
-        statistic, which has a factor N, to ``scale_by_n=False``; 1/D from an invariance that is
-        summed over D dimensions to their mean.
+        statistic, which has a factor N, to ``scale_by_n=False``; 1/D from an invariance summed over
+        D dimensions to one averaged over them.
 
     Returns
     -------
     float
-        The minimisers are the same; the objectives differ by a factor, which a learning rate sees
+        λ in the form `wanted`. The objectives differ by a factor, which acts on the learning rate
         unless the optimiser is scale-free.
 
     Raises

@@ -1,7 +1,7 @@
-"""LeJEPA's sliced test under its names: ``SlicingUnivariateTest(EppsPulley())``.
+"""LeJEPA's sliced test with its names: ``SlicingUnivariateTest(EppsPulley())``.
 
-It has the Epps-Pulley test only, with the number of points of its quadrature and of directions. On
-several processes it is the statistic of the whole batch, for uneven shares, too.
+Only the Epps-Pulley test, with the numbers of quadrature points and of directions. On several
+processes it is the statistic of the whole batch, also for uneven shares.
 """
 
 from __future__ import annotations

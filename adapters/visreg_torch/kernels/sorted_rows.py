@@ -124,7 +124,7 @@ def _sorted_rows(
     HALF: tl.constexpr = 2 ** (BITS - 1)
     low = tl.min(tl.where(inside, p, float("inf")), axis=1)[:, None]
     high = tl.max(tl.where(inside, p, float("-inf")), axis=1)[:, None]
-    # What is no number makes the row's value and gradient none.
+    # NaN in a row makes its value and gradient NaN.
     low += tl.sum(tl.where(inside, p * 0.0, 0.0), axis=1)[:, None]
     spread = high - low
     up = tl.where(spread > 1e-30, LAST / tl.maximum(spread, 1e-30), 0.0)

@@ -1,4 +1,4 @@
-"""Tables as pandas, polars, R and Arrow write them: an index is no dimension, lists are rows."""
+"""Tables as pandas, polars, R and Arrow write them: an index is not a dimension, lists are rows."""
 
 import csv
 

@@ -1,7 +1,8 @@
 """Chains of nearest neighbours: linkage one merge at a time, from all distances.
 
-For clusters that products tell too little apart, such as equidistant ones: the distances that would
-be computed pair by pair in every round are made once, and follow Lance and Williams's formulas.
+For clusters whose distances float32 products cannot resolve, such as equidistant ones: all
+distances are computed once, instead of pair by pair in every round, and updated by the formulas of
+Lance and Williams.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ def merge_along_chains(
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M clusters, in order of creation.
 
     `distance` (M, M), Ward's squared, is symmetric, and overwritten; `size` (M,) are the
-    clusters' numbers of points and `height` (M,) what no later merge may be below. Children are
-    numbered as in `merge_rounds`. As near as each other are first the cluster before the end of
-    the chain, then the lowest number.
+    clusters' numbers of points, and `height` (M,) lower bounds of later merges' heights. Children
+    are numbered as in `merge_rounds`. Among equally near clusters the one before the end of the
+    chain comes first, then the lowest number.
 
     Source: Murtagh 1983, "A survey of recent advances in hierarchical clustering algorithms".
     """
@@ -60,16 +61,16 @@ def merge_along_chains(
 
 
 def _mean(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    """Mean of distances a, of this share, and b; equal ones stay what they are."""
+    """share · a + (1 − share) · b, which is exact where the two are equal."""
     return b + share * (a - b)
 
 
 def _ward(
     a: np.ndarray, b: np.ndarray, between: float, n_a: float, n_b: float, n: np.ndarray
 ) -> np.ndarray:
-    """Ward's squared distances to two clusters joined, which were at `between`.
+    """Ward's squared distances to the union of two clusters that were at distance `between`.
 
-    No nearer than both parts, which rounding might undo: else chains need not end.
+    Never less than both parts' distances, which rounding could violate: chains might not end then.
     """
     joined = ((n_a + n) * a + (n_b + n) * b - n * between) / (n_a + n_b + n)
     return np.maximum(joined, np.minimum(a, b))

@@ -1,4 +1,4 @@
-"""State of a clustering under way: means, sizes and spreads of clusters."""
+"""State of a clustering in progress: means, sizes and spreads of clusters."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import math
 
 import numpy as np
 
-# Merged slots are squeezed out of the matrices when fewer than this share is in use.
+# Empty slots are removed from the matrices when less than this share of all is in use.
 _OCCUPANCY = 0.8
 
-# ‖v‖² of an empty slot: far from everything, and finite, for products warn about infinities.
+# ‖v‖² of an empty slot: far from everything, yet finite, because products warn about infinities.
 FAR = 1e30
 
-# Numbers held by the float64 differences of candidate pairs at a time.
+# Elements of a block of float64 differences of candidate pairs.
 _PAIR_BLOCK = 1 << 16
 
-# Rows of the matrix that products are made of: a multiple of this, so that they fall into groups.
+# The operand of products has a multiple of this many rows, so that they divide into groups.
 GROUP = 32
 
 
 class Clusters:
-    """State of all clusters, one slot each; a merged pair lives on in the slot of its first.
+    """State of all clusters, one slot each; the union of a pair takes the slot of its first.
 
-    A cluster's mean weighs its points alike ("average", "ward") or the two clusters that it was
-    made of ("weighted").
+    A cluster's mean weights its points equally ("average", "ward"), or the two clusters that it was
+    merged from ("weighted").
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Clusters:
         self.next_id = m
         self.height = np.zeros(m)
         self.alive = np.ones(m, dtype=bool)
-        # The slot in which what was once in each slot lives on.
+        # The slot that now holds what each slot held at first.
         self.owner = np.arange(m)
         self.operand = self.screened(np.dtype(np.float32))
 
@@ -90,7 +90,7 @@ class Clusters:
         return out
 
     def less_rounding(self, distance: np.ndarray) -> np.ndarray:
-        """Distances less what `distance` may err by: these bound it from below."""
+        """Lower bounds: distances minus the largest rounding error of `distance`."""
         eps = float(np.finfo(np.float64).eps)
         terms = self.mean.shape[1] + 16
         size = np.clip(distance, 0.0, FAR)  # finite, also where the distance is not
@@ -109,7 +109,7 @@ class Clusters:
         return out
 
     def shares(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of clusters i and j in the clusters that they make."""
+        """Weights of clusters i and j in the mean of their union."""
         if self.halves:
             half = np.full(i.size, 0.5)
             return half, half
@@ -117,10 +117,10 @@ class Clusters:
         return self.size[i] / n, self.size[j] / n
 
     def merge(self, i: np.ndarray, j: np.ndarray, distance: np.ndarray) -> np.ndarray:
-        """Merge slots j into slots i, which are at `distance`, and return the heights."""
+        """Merge slots j into slots i, at these distances, and return the heights."""
         w_i, w_j = self.shares(i, j)
         difference = self.mean[j] - self.mean[i]
-        # Reducibility makes the heights monotone but for rounding.
+        # By reducibility heights are monotone, up to rounding.
         height = np.maximum(distance, np.maximum(self.height[i], self.height[j]))
         squared = np.einsum("pd,pd->p", difference, difference)
         self.spread[i] = w_i * self.spread[i] + w_j * self.spread[j] + w_i * w_j * squared
@@ -146,7 +146,7 @@ class Clusters:
         return self.count < _OCCUPANCY * self.alive.size
 
     def squeeze(self) -> tuple[np.ndarray, np.ndarray]:
-        """Drop the empty slots: which slots are left, and where what was in each slot is now."""
+        """Remove the empty slots; returns those that remain, and the new slot of each old one."""
         keep = np.flatnonzero(self.alive)
         place = np.empty(self.alive.size, dtype=np.intp)
         place[keep] = np.arange(keep.size)

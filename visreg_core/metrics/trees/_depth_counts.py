@@ -30,9 +30,9 @@ def depth_counts(
 
     The depth distance of two leaves, the mean number of edges up to their lowest common ancestor,
     is half the length of the path between them: (depth_p + depth_q)/2 − depth_lca, where merges of
-    one height, one below the other, are one node. It differs within a merge, so that all pairs are
-    counted: O(N²) time, and memory for the values that occur together. Paths of the trees have at
-    most 2(N − 1) edges, a few dozen where trees branch.
+    one height, one below the other, are one node. It varies within a merge, so that all pairs are
+    enumerated: O(N²) time, and memory for the combinations of values that occur. Paths of the trees
+    have at most 2(N − 1) edges, a few dozen where trees branch.
     """
     order = first.order
     depth_first, depth_second = first.leaf_steps[order], second.leaf_steps[order]
@@ -65,7 +65,7 @@ def depth_counts(
 
 
 def _added(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct keys and their counts, with more keys counted in."""
+    """The table of sorted distinct keys and their counts, with `keys` added."""
     if keys.max() < 4 * keys.size:
         counts = np.bincount(keys)
         new = np.flatnonzero(counts)

@@ -12,10 +12,10 @@ from visreg_core.metrics.trees._rounding import Rounding
 from visreg_core.metrics.trees._tree import Tree
 from visreg_core.typing import Array
 
-# Sums of products have lost their digits where less than this share is left of them.
+# Below this share of the terms' size, cancellation has left sums of products no digits.
 _KEPT = 1e-8
 
-# Distances of a block of rows.
+# Distances computed at a time.
 _BLOCK = 1 << 20
 
 
@@ -43,7 +43,7 @@ def _inner_product_sums(
 ) -> tuple[float, float, bool]:
     """Σ h d and Σ (d − d̄)² over pairs, h summing to 0, for cosine and half the squared distance.
 
-    And whether the second has kept enough digits.
+    Also returns whether the second has kept enough digits.
 
     Both are d_ij = e_i + e_j − ⟨c_i, c_j⟩ with centred rows c and e = (‖c‖² + s)/2, where s is 1
     for a zero vector under cosine and else 0 (see `linkage`); two zero vectors are at 0, not 1.
@@ -73,7 +73,7 @@ def _inner_product_sums(
     c_left, c_right = sum_c[t.mid] - sum_c[t.start], sum_c[t.end] - sum_c[t.mid]
     e_left, e_right = sum_e[t.mid] - sum_e[t.start], sum_e[t.end] - sum_e[t.mid]
     zero_pairs = (zeros[t.mid] - zeros[t.start]) * (zeros[t.end] - zeros[t.mid])
-    # Distances less 2ē, so that their large common part does not cancel.
+    # Distances minus 2ē, so that their large common part cannot cause cancellation.
     block = right * e_left + left * e_right - np.einsum("kd,kd->k", c_left, c_right)
     block -= zero_pairs / scale**2
     covariance = float(np.sum(heights * block))

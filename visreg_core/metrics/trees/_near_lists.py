@@ -1,10 +1,10 @@
-"""Lists of near clusters, which tell most rounds the nearest ones without a search.
+"""Lists of near clusters, from which most rounds find the nearest ones without a search.
 
-A linkage is reducible: the distance of A ∪ B to C is no less than the lesser of A's and B's. So
-after any merges the clusters that a list's members now belong to are at least as far as they were,
-and all others no nearer than they were known to be (the list's reach). The nearest cluster of a
-list that is nearer than the reach is the nearest of all. A merged cluster takes its list from those
-of its two parts.
+A linkage is reducible: the distance of A ∪ B to C is no less than the lesser of A's and B's. So,
+whatever has merged, the clusters that a list's members now belong to are no nearer than the members
+were, and all other clusters are no nearer than the list's reach, a lower bound of their distances.
+A list's nearest cluster is the nearest of all if it is nearer than the reach. A merged cluster's
+list is made from those of its two parts.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class NearLists:
         # Whether `nearest` is known, and a lower bound of the distance to it (the distance if so).
         self.known = np.zeros(m, dtype=bool)
         self.bound = np.zeros(m)
-        # Slots, the ids of the clusters to which `least` are distances (−1: bounds only, from
-        # below), and a lower bound of the distance to every other.
+        # Slots of the lists; ids of the clusters to which `least` are the exact distances (−1:
+        # lower bounds only); and a lower bound of the distance to every other cluster.
         self.slot = np.zeros((m, LISTED), dtype=np.int32)
         self.id = np.full((m, LISTED), -1, dtype=np.int32)
         self.least = np.full((m, LISTED), np.inf)
         self.reach = np.zeros(m)
 
     def stale(self) -> np.ndarray:
-        """Slots without a known neighbour, nearest first as far as is known."""
+        """Slots whose nearest cluster is unknown, by their bounds."""
         slots = np.flatnonzero(self.clusters.alive & ~self.known)
         return slots[np.lexsort((self.clusters.id[slots], self.bound[slots]))]
 
@@ -136,19 +136,19 @@ class NearLists:
         self.slot[rows], self.least[rows] = slot, least
         self.id[rows] = np.where(exact, c.id[slot], -1)
 
-        told = distance < reach
-        name = np.where(exact & (least == distance[:, None]), c.id[slot], _NOBODY)[told]
-        slot, every = slot[told], every[: name.shape[0]]
+        decided = distance < reach
+        name = np.where(exact & (least == distance[:, None]), c.id[slot], _NOBODY)[decided]
+        slot, every = slot[decided], every[: name.shape[0]]
         lowest = np.argmin(name, axis=1)
-        later = np.where(name > c.id[rows[told], None], name, _NOBODY)
+        later = np.where(name > c.id[rows[decided], None], name, _NOBODY)
         second = np.argmin(later, axis=1)
         self.set_nearest(
-            rows[told],
+            rows[decided],
             slot[every, lowest],
             np.where(later[every, second] < _NOBODY, slot[every, second], -1),
-            distance[told],
+            distance[decided],
         )
-        return rows[~told], distance[~told]
+        return rows[~decided], distance[~decided]
 
     def set_nearest(
         self, rows: np.ndarray, nearest: np.ndarray, above: np.ndarray, distance: np.ndarray
@@ -159,11 +159,11 @@ class NearLists:
         self.known[rows] = True
 
     def nearest_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Disjoint pairs (i, j) of slots, none of which is nearer to a third, by distance.
+        """Disjoint pairs (i, j) of slots that are each other's nearest, by distance.
 
-        Of pairs at equal distance those of the lowest ids go first. A row proposes its nearest
-        cluster and the first one as near above its own id: of N equidistant clusters the ids 0 and
-        1, 2 and 3, ... pair off at once.
+        Pairs at equal distance go by the lowest ids. Each row proposes its nearest cluster, and the
+        first equally near one above its own id: of N equidistant clusters the ids 0 and 1, 2 and 3,
+        … form pairs in one round.
         """
         name = self.clusters.id
         known = np.flatnonzero(self.known)
@@ -204,8 +204,8 @@ class NearLists:
         self._join(i, j)
         height = c.merge(i, j, self.bound[i])
         self.bound[i] = height
-        # A cluster whose neighbour did not merge keeps it: by reducibility the new clusters are no
-        # nearer, and at equal distance the older id goes first. Its old distance stays a bound.
+        # A cluster whose nearest neighbour did not merge keeps it: by reducibility the new clusters
+        # are no nearer, and in a tie the older id goes first. Its old distance stays a bound.
         merged = ~c.alive
         merged[i] = True
         self.known &= ~merged & ~merged[self.nearest]
@@ -215,7 +215,7 @@ class NearLists:
         return height
 
     def squeeze(self) -> None:
-        """Drop the empty slots."""
+        """Remove the empty slots."""
         keep, place = self.clusters.squeeze()
         self.nearest = place[self.nearest]
         self.above = np.where(self.above < 0, -1, place[self.above])
@@ -266,9 +266,9 @@ class NearLists:
         self.reach[i] = np.minimum(least[:, -1], c.less_rounding(reach))
 
     def _bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Slots (R, K) on rows' lists and lower bounds of their distances.
+        """Slots (R, K) in rows' lists, and lower bounds of their distances.
 
-        A member that has merged since, maybe with a cluster beyond the reach, is bounded by that.
+        A member that has merged since may contain a cluster beyond the reach, which bounds it then.
         """
         slot = self.clusters.owner[self.slot[rows]]
         least = self.least[rows]
@@ -278,7 +278,7 @@ class NearLists:
     def _joined(
         self, i: np.ndarray, j: np.ndarray, a: np.ndarray, b: np.ndarray, other: np.ndarray
     ) -> np.ndarray:
-        """Bounds of the distances to `other` from i and j, joined; they are a from i, b from j."""
+        """Bounds of distances from unions of i and j to `other`: a are those from i, b from j."""
         c = self.clusters
         if c.ward:
             n_i, n_j, n = c.size[i, None], c.size[j, None], c.size[other]

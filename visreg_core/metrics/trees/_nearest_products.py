@@ -1,8 +1,7 @@
-"""The least products of rows with many columns, by NumPy: tiles that stay in the cache.
+"""The smallest products of rows with many columns, by NumPy, in tiles that stay in the cache.
 
-A tile's products fall into groups, of which only the least are looked at. The k-th smallest of the
-groups' least so far bounds the k-th smallest of all, so that few groups are opened, and fewer with
-every tile.
+A tile's products are divided into groups. The k-th smallest of the groups' minima so far bounds the
+k-th smallest product of all, so that few groups are searched, and fewer with every tile.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import numpy as np
 
 from visreg_core.metrics.trees._clusters import GROUP
 
-# Numbers of a tile.
+# Elements of a tile.
 _TILE = 1 << 20
 
 
@@ -22,7 +21,7 @@ def nearest_products(
     k: int,
     inverse_size: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Columns (B, k), least first, and values of the least of queries @ operandᵀ in each row.
+    """Columns (B, k) and values of the k smallest of queries @ operandᵀ in each row, ascending.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
-"""Pairs of leaves counted by what they are in two trees, and correlations of such counts.
+"""Counts of pairs of leaves by their ancestors in two trees, and correlations from such counts.
 
 A pair of leaves has one lowest common ancestor in each tree, so that anything that compares the
 trees' distances over all N(N − 1)/2 pairs follows from a sparse table: how many pairs have ancestor
 a in the first and b in the second. A merge of s leaves meets at most s − 1 merges of the other
-tree, and the table at most Σ s = N · (mean depth) entries, a few dozen N where trees branch. It is
-counted in about that many steps, walking down the first tree while keeping the leaves of every
-merge sorted as they stand in the second.
+tree, and the table has at most Σ s = N · (mean depth) entries, a few dozen N where trees branch. It
+takes about that many steps to count: walking down the first tree, with the leaves of every merge
+sorted by their order in the second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from visreg_core.metrics.trees._tree import Tree, ancestors
 
-# Leaves of merges walked through at a time, which bounds memory at about 100 bytes each.
+# Leaves of the merges of a block, which take about 100 bytes of memory each.
 _BLOCK = 1 << 20
 
 
@@ -114,10 +114,10 @@ def _aggregated(i: np.ndarray, j: np.ndarray, count: np.ndarray, levels: int) ->
 
 
 class Walk:
-    """The leaves in the first tree's layout, those of a merge sorted by place in the second.
+    """The leaves in the first tree's layout, those of a merge sorted by position in the second.
 
-    Merges are walked down from the root; a merge hands its leaves to its children by a stable
-    partition, and counts the pairs that it splits by their ancestors in the second tree.
+    Merges are visited from the root down; each passes its leaves to its children by a stable
+    partition, and the pairs that it splits are counted by their ancestors in the second tree.
     """
 
     def __init__(self, first: Tree, second: Tree) -> None:
@@ -130,7 +130,7 @@ class Walk:
     def down(self, bottom: int, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Merges top − 1, …, bottom of the first tree: (merge, merge of the second, pairs).
 
-        Merges of one depth have disjoint leaves and are walked together.
+        Merges of one depth have disjoint leaves, and are visited together.
         """
         found = [self._level(merges) for merges in self.first.levels(bottom, top)]
         a, b, count = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -159,11 +159,11 @@ class Walk:
         return merges[segment[k[some]]], b[some], count[some]
 
     def split(self, merges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Hand the leaves of merges of one depth, by position, down to their children.
+        """Pass the leaves of merges of one depth, sorted by position, to their children.
 
-        Returns, for the merges' leaves one merge after the other, as they stand in the second tree:
-        which of `merges` each belongs to, where each merge begins (M,), its leaves' places in the
-        second tree, and whether they go to the second child.
+        Returns, for the leaves of one merge after the other, in the second tree's order: which of
+        `merges` each belongs to; where each merge begins (M,); the leaves' positions in the second
+        tree; and whether they go to the second child.
         """
         t = self.first
         size = t.size[merges]
@@ -225,7 +225,7 @@ def correlate(
 
 
 def exact_dot(a: np.ndarray, b: np.ndarray) -> int:
-    """Σ a·b of non-negative int64 with Σ a < 2⁶¹, as a Python integer: `b` goes in by digits."""
+    """Σ a·b of non-negative int64 with Σ a < 2⁶¹, as a Python integer: `b` in parts of few bits."""
     width = 62 - int(a.sum()).bit_length()
     total, shift = 0, 0
     while b.any():
@@ -238,8 +238,8 @@ def exact_dot(a: np.ndarray, b: np.ndarray) -> int:
 def _concordant(j: np.ndarray, count: np.ndarray) -> int:
     """Σ count count' over e before e' with j < j'.
 
-    Radix sort from the top bit: two entries are told apart at the highest bit they differ in, where
-    they stand in one group still in their first order.
+    Radix sort from the top bit: a pair is counted at the highest bit where it differs, while both
+    are in one group and in their original order.
     """
     total = 0
     for bit in reversed(range(int(j.max()).bit_length())):
@@ -277,7 +277,7 @@ def _midranks(pairs: np.ndarray) -> np.ndarray:
 
 
 def _standardized(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Values less their mean over pairs, so scaled that Σ pairs·value² = 1.
+    """Values minus their mean over pairs, scaled so that Σ pairs·value² = 1.
 
     NaN where they are constant or the largest is infinite.
     """

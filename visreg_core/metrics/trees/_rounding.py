@@ -1,4 +1,4 @@
-"""What rounding does to distances: those within it of each other are equal."""
+"""Which distances are equal up to rounding."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class Rounding:
-    """Which heights are equal but for the rounding of the distances that they are made of.
+    """Which heights are equal up to the rounding of the distances that they come from.
 
-    Distances of D terms err by about D ε of themselves; and by the rounding of the rows' own
-    coordinates, as unit vectors or from the mean of all, times the square root of half of them.
+    A distance of D terms has a relative error of about D ε, and an absolute one from the rounding
+    of the rows' own coordinates (unit vectors, or differences from the mean) times its square root.
     """
 
     def __init__(self, points: np.ndarray, metric: str) -> None:
@@ -29,7 +29,7 @@ class Rounding:
         return eps * (self.terms * distance + 4 * self.radius * np.sqrt(distance))
 
     def levelled(self, heights: np.ndarray) -> np.ndarray:
-        """Ascending heights, those that equal a lower one set to it, unless that is 0."""
+        """Ascending heights; equal ones are set to the lowest, unless that is 0."""
         apart = np.diff(heights) > self.of(heights[1:])
         new = np.concatenate([[True], apart | ((heights[:-1] == 0) & (heights[1:] > 0))])
         return heights[new][np.cumsum(new) - 1]

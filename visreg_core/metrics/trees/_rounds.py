@@ -1,7 +1,7 @@
 """Reciprocal-nearest-neighbour rounds: average, weighted and Ward linkage in O(N·D) memory.
 
 A reducible linkage may merge every pair of clusters that are each other's nearest neighbour at
-once, in any order, and ends in the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
+once, in any order, and gives the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
 For the linkages here the distance of two clusters follows from their means u, v, sizes and
 spreads s (mean squared distance of a cluster's points to its mean), without cancellation:
 
@@ -10,8 +10,9 @@ spreads s (mean squared distance of a cluster's points to its mean), without can
     Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
 
 Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids
-first, so that points on a lattice, or N equidistant ones, take about log N rounds. Few clusters
-that float32 products tell too little apart are left to chains of nearest neighbours.
+first, so that points on a lattice, or N equidistant ones, take about log N rounds. Once the
+clusters are few, and float32 products cannot resolve their distances, chains of nearest neighbours
+take over.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from visreg_core.metrics.trees._near_lists import NearLists
 from visreg_core.metrics.trees._screen import Screen
 from visreg_core.typing import Device, Namespace
 
-# Rows whose neighbour is looked for in a round, at most, per merge of the round before. It hardly
-# binds, unless rounds merge few pairs while many rows lose their neighbour: then it keeps the total
-# at O(N²) distances.
+# Largest number of rows whose neighbour is searched in a round, per merge of the round before. It
+# matters only where rounds merge few pairs while many rows lose their neighbour: then it keeps the
+# total at O(N²) distances.
 _ROWS_PER_MERGE = 16
 
 # Clusters of which all pairs of distances may be held at once, in any case; beyond, where they take

@@ -1,7 +1,7 @@
-"""Nearest clusters in two steps: products screen in the array's library, float64 decides.
+"""Nearest clusters in two steps: products in the array's library screen, float64 decides.
 
 A blocked product in float32, in the array's own library and on its device, finds every row's
-nearest clusters but for its rigorous error bound. Distances are then computed on the host in
+nearest clusters up to a rigorous error bound. Distances are then computed on the host in
 float64 from the differences of means, one value a pair, and the least (distance, id) wins. So every
 library gives the same dendrogram, bit for bit.
 """
@@ -18,14 +18,14 @@ from visreg_core.metrics.trees._near_lists import LISTED, NearLists
 from visreg_core.metrics.trees._nearest_products import nearest_products
 from visreg_core.typing import Array, Device, DType, Namespace
 
-# Candidates of a row; where most rows have more, float32 tells too little apart.
+# Where most rows have more candidates than this, float32 does not resolve the distances.
 _MANY_CANDIDATES = 16
 
-# Rows by which that is judged beforehand, about.
+# About how many rows are sampled to decide that beforehand.
 _SAMPLED_ROWS = 16
 
-# Rows that one thread looks at together; and bytes of distances made at a time on devices, to fill
-# them, and rows at least, for narrower products are slow.
+# Rows of a block: of one thread on the host; on devices by the bytes of its distances, enough to
+# occupy them, and never so few that products are slow.
 _ROWS_HOST = 128
 _BLOCK_BYTES_DEVICE = 1 << 26
 _MIN_BLOCK_ROWS = 64
@@ -40,16 +40,16 @@ class Screen:
         self.near = near
         self.clusters = near.clusters
         self.dtype: DType = xp.float32
-        # JAX compiles a program for every shape: it is given few of them.
-        self.fixed_shapes = _xp.name(xp) == "jax"
+        self.on_host = _xp.works_in_tiles(xp)
+        self.few_shapes = _xp.compiles(xp)  # each shape costs a compilation
 
     def settle(self, rows: np.ndarray) -> None:
-        """Find the nearest clusters of rows, and lists of near ones."""
+        """Find the nearest clusters of rows, and their lists of near ones."""
         if not rows.size:
             return
         rest, least = self._listed(rows)
         if 2 * rest.size > rows.size and self.dtype == self.xp.float32 and self._can_widen():
-            # float32 tells too little apart: go on in float64
+            # float32 does not resolve the distances: continue in float64
             self.dtype = self.xp.float64
             self.clusters.operand = self.clusters.screened(np.dtype(np.float64))
             rest, least = self._listed(rest)
@@ -57,7 +57,7 @@ class Screen:
             self._compare(rest, least)
 
     def crowded(self) -> bool:
-        """Whether most clusters would have many candidates in float32: of a few, on the host."""
+        """Whether most clusters would have many candidates in float32, by a sample, on the host."""
         c = self.clusters
         slots = np.flatnonzero(c.alive)
         many = 0
@@ -73,19 +73,18 @@ class Screen:
     def _listed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`NearLists.settle` of rows with new lists."""
         points, inverse_size = self._upload()
-        on_host = _xp.name(self.xp) == "numpy"
-        step = _ROWS_HOST if on_host else self._block_rows
+        step = _ROWS_HOST if self.on_host else self._block_rows
         blocks = [rows[start : start + step] for start in range(0, rows.size, step)]
 
         def work(mine: Sequence[np.ndarray]) -> None:
             for block in mine:
                 self._put(block, *self._nearest(block, points, inverse_size))
 
-        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not on_host)
+        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not self.on_host)
         return self.near.settle(rows)
 
     def _put(self, rows: np.ndarray, slot: np.ndarray, value: np.ndarray) -> None:
-        """Lists of rows from the nearest slots (R, K) by products, which must be about right."""
+        """Set rows' lists from the nearest slots (R, K) by products, whose error is checked."""
         c = self.clusters
         error = self._error(rows[:, None], value, _xp.dtype_name(self.dtype))
         nobody = value > FAR / 2  # the row itself, or an empty slot
@@ -108,7 +107,7 @@ class Screen:
         """
         c = self.clusters
         operand = c.operand
-        if self.fixed_shapes:
+        if self.few_shapes:
             padding = _padded_size(operand.shape[0], 2) - operand.shape[0]
             empty = np.zeros((padding, operand.shape[1]), dtype=operand.dtype)
             empty[:, -2] = FAR
@@ -129,7 +128,7 @@ class Screen:
         """Slots (R, K) and screened distances of what is nearest to a few rows."""
         xp = self.xp
         k = min(LISTED, points.shape[0])
-        if _xp.name(xp) == "numpy":
+        if self.on_host:
             index, value = nearest_products(self._queries(rows), points, rows, k, inverse_size)
         else:
             scores = self._scores(rows, points, inverse_size)
@@ -199,21 +198,21 @@ class Screen:
         return max(_MIN_BLOCK_ROWS, _BLOCK_BYTES_DEVICE // row_bytes)
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
-        """`rows`, repeated up to one of a few lengths where shapes are to be few."""
-        return np.resize(rows, _padded_size(rows.size, 4)) if self.fixed_shapes else rows
+        """`rows`, repeated up to one of a few lengths where few shapes pay."""
+        return np.resize(rows, _padded_size(rows.size, 4)) if self.few_shapes else rows
 
     def _to_device(self, a: np.ndarray) -> Array:
-        if _xp.name(self.xp) == "numpy":
+        if self.on_host:
             return a
         dtype = self.dtype if a.dtype.kind == "f" else None
-        if dtype is None and _xp.name(self.xp) == "jax":
-            a = a.astype(np.int32)
+        if dtype is None and self.few_shapes:
+            a = a.astype(np.int32)  # int64 may not exist there
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:
     """`scores` (B, M) with ∞ at (b, columns[b]); in place where the library can."""
-    if _xp.name(xp) in ("numpy", "torch", "cupy"):
+    if _xp.writes_in_place(xp):
         rows = xp.arange(columns.shape[0], **_xp.on_device(columns))
         scores[rows, columns] = xp.inf
         return scores
@@ -222,7 +221,7 @@ def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:
 
 
 def _smallest(xp: Namespace, scores: Array, k: int) -> Array:
-    """Indices (B, k) of the k smallest of each row, of a multiple of GROUP: all in k groups."""
+    """Indices (B, k) of the k smallest of each row, which are in the k groups of least minima."""
     b, m = scores.shape
     groups = m // GROUP
     if groups <= 2 * k:

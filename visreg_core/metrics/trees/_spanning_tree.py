@@ -1,11 +1,11 @@
 """Minimum spanning trees, which are single linkage: all distances once, and O(N·D) memory.
 
-An edge is of no use where a known spanning tree joins its ends by shorter edges only. Whether it is
-tells the highest edge on the way between them, an ultrametric h: by way of any third point c,
+An edge cannot improve a known spanning tree that joins its ends by shorter edges only. The longest
+edge on the path between two points is an ultrametric h: for any third point c,
 h(i, j) ≤ max(h(i, c), h(c, j)). So a tile of products is compared with the outer maximum of two
-vectors, and what is below it, to within the products' rounding, is measured by differences. From a
-good tree little is: the first one comes from a sample of the points, whose leaf order brings near
-points together, and after tiles next to the diagonal there is hardly anything to improve.
+vectors, and only what is below it, up to the products' rounding, is computed from differences. With
+a good tree that is little: the first one comes from a sample of the points, whose leaf order brings
+near points together, and after the tiles next to the diagonal hardly anything is left to improve.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from visreg_core.metrics.trees._tree import Tree, ancestors, tree
 # Points of a tile's rows, and of its columns.
 _BLOCK = 1024
 
-# One in so many points is of the sample, and so many near ones are linked to a point at first.
+# One point of this many is in the sample; and edges from each point at first.
 _SAMPLED = 32
 _LINKED = 8
 
-# Where so large a share of a tile may be of use, float64 products look again.
+# Where more than this share of a float32 tile may improve the tree, it is repeated in float64.
 _SHARE = 1 / 8
 
-# Numbers held by the differences of pairs at a time.
+# Elements of a block of differences of pairs.
 _PAIR_BLOCK = 1 << 16
 
 
@@ -47,7 +47,7 @@ class Edges(NamedTuple):
 def spanning_tree(points: np.ndarray) -> Edges:
     """The minimum spanning tree of M ≥ 2 distinct points (M, D), float64 and of magnitude about 1.
 
-    Of edges of one length those of lower points go first, which leaves one tree.
+    Edges of equal length go by their points, the lower first, so that the tree is unique.
     """
     n = len(points)
     blocks = np.split(np.arange(n), range(_BLOCK, n, _BLOCK))
@@ -57,7 +57,7 @@ def spanning_tree(points: np.ndarray) -> Edges:
     near = threads.spread(lambda mine: _near_within(points, mine), blocks, points.nbytes)
     best = forest(n, [best, *near])
 
-    # Tiles next to the diagonal, then twice as far off each time.
+    # Tiles next to the diagonal, then up to twice as far from it each time.
     spans = [0, *(2**k for k in range(len(blocks).bit_length()) if 2**k < len(blocks)), len(blocks)]
     for low, high in itertools.pairwise(spans):
         tiles = [
@@ -74,7 +74,7 @@ def spanning_tree(points: np.ndarray) -> Edges:
 
 
 def merged(edges: Edges) -> np.ndarray:
-    """Children (M − 1, 2) of the merges that a spanning tree's edges make one after the other."""
+    """Children (M − 1, 2) of the merges by a spanning tree's edges, one after the other."""
     n = edges.first.size + 1
     parent, cluster = list(range(n)), list(range(n))
     children = np.empty((n - 1, 2), dtype=np.intp)
@@ -90,7 +90,7 @@ def merged(edges: Edges) -> np.ndarray:
 
 
 def forest(n: int, parts: Sequence[Edges]) -> Edges:
-    """The least spanning forest of n points by the edges of all parts."""
+    """The minimum spanning forest of n points by the edges of all parts."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import minimum_spanning_tree
 
@@ -101,7 +101,7 @@ def forest(n: int, parts: Sequence[Edges]) -> Edges:
     new = np.ones(first.size, dtype=bool)  # an edge may come twice
     new[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
     first, second, squared = first[new], second[new], squared[new]
-    # By rank: no two edges are equal, and none has length 0.
+    # Ranks in place of lengths: no two are equal, and none is 0.
     rank = np.arange(1.0, first.size + 1)
     kept = minimum_spanning_tree(coo_array((rank, (first, second)), shape=(n, n)).tocsr())
     kept = np.sort(kept.data).astype(np.intp) - 1
@@ -179,7 +179,7 @@ def _operands(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Matrices whose product is the squared distances of rows of a and b, in units squared.
 
-    They are taken from the middle between a and b, so that tight clusters keep their digits.
+    The origin is moved to the middle between a and b, so that tight clusters keep their digits.
     """
     middle = (a.mean(axis=0) + b.mean(axis=0)) / 2
     a, b = a - middle, b - middle
@@ -194,7 +194,7 @@ def _operands(
 
 
 class _Heights:
-    """Bounds of the highest edge between points of a spanning tree, by way of blocks' cores."""
+    """Longest edges on paths in a spanning tree; a block's core is its first point to merge."""
 
     def __init__(self, edges: Edges, blocks: Sequence[np.ndarray]) -> None:
         self.layout = _layout(edges)
@@ -204,7 +204,7 @@ class _Heights:
         self.core = [block[np.argmin(first_merge[block])] for block in blocks]
 
     def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Squared length of the highest edge between two points, 0 from one to itself."""
+        """Squared length of the longest edge on the path between points; 0 from one to itself."""
         position = self.layout.position
         a, b = position[first], position[second]
         low = np.minimum(np.minimum(a, b), position.size - 2)
@@ -225,7 +225,7 @@ def _useful_of_tile(
 ) -> Iterator[Edges]:
     """Edges between two blocks that may be of a better spanning tree."""
     rows, columns = blocks[tile[0]], blocks[tile[1]]
-    # By way of the block's core whose heights are lower.
+    # By way of the core, of either block, that gives lower bounds.
     ways = [
         (bound.between(rows, core), bound.between(columns, core))
         for core in {bound.core[block] for block in tile}
@@ -237,7 +237,7 @@ def _useful_of_tile(
             np.empty((rows.size, columns.size), kind) for kind in (dtype, dtype, bool)
         )
         np.matmul(a, b.T, out=product)
-        # As `Screen._error`: products of lengths up to h err by that much.
+        # The error bound of products of lengths up to h, as in `Screen._error`.
         info = np.finfo(dtype)
         error = (a.shape[1] + 6) * 8 * (float(info.eps) / 2)
         least = error * float(a[:, -1].max()) + float(info.tiny)

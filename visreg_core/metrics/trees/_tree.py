@@ -27,8 +27,8 @@ class Tree(NamedTuple):
     position: np.ndarray  # (N,) place of each leaf in leaf order
     leaf_depth: np.ndarray  # (N,) edges from the root down to each leaf
     gap: np.ndarray  # (N − 1,) merge of each gap in leaf order
-    # Edges as `depth` and `leaf_depth`, but that merges of one height, one below the other, are one
-    # node: nothing says which of them was first.
+    # As `depth` and `leaf_depth`, except that merges of one height, one below the other, are one
+    # node: their order is arbitrary.
     steps: np.ndarray
     leaf_steps: np.ndarray
 
@@ -56,7 +56,7 @@ class Tree(NamedTuple):
 
 
 def checked_linkage(argument: str, z: Array) -> np.ndarray:
-    """A linkage matrix on the host in float64; ValueError where it is none, or not monotone."""
+    """A linkage matrix on the host in float64; ValueError if it is invalid or not monotone."""
     matrix = numbers(argument, z)
     if matrix.ndim != 2 or matrix.shape[1] != 4 or matrix.shape[0] < 1:
         raise ValueError(
@@ -69,7 +69,7 @@ def checked_linkage(argument: str, z: Array) -> np.ndarray:
     if not once or np.any(children.max(axis=1) >= n + np.arange(n - 1)):
         raise ValueError(
             f"expected {argument} to join clusters 0 ... {2 * n - 3} once each, after they are "
-            "made; found a matrix that is no dendrogram"
+            "made; found a matrix that is not a dendrogram"
         )
     heights = matrix[:, 2]
     if not np.all(heights[1:] >= heights[:-1]) or np.isnan(heights[0]):
@@ -103,7 +103,7 @@ def two_linkages(first: Array, second: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tree(z: np.ndarray) -> Tree:
-    """Lay out a checked linkage matrix; the first child is put left."""
+    """Lay out a checked linkage matrix, first children to the left."""
     n = z.shape[0] + 1
     left, right = z[:, 0].astype(np.intp), z[:, 1].astype(np.intp)
     first, second = left.tolist(), right.tolist()
@@ -143,10 +143,10 @@ def first_of_height(height: np.ndarray) -> np.ndarray:
 
 
 def redrawn(z: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """A checked linkage matrix whose merges of one height, one below the other, go by chance.
+    """A checked linkage matrix in which merges of one height, one below the other, are redrawn.
 
-    What such merges join in the end is joined by twos, in the order of the random `words` (N − 1,)
-    of leaves and merges, as a balanced tree: at that height there is no other order.
+    The branches that such merges join are joined two by two, in the order of the random `words` of
+    leaves and merges, as a balanced tree: at one height every order is as valid.
     """
     n = z.shape[0] + 1
     first, second = z[:, 0].astype(np.intp).tolist(), z[:, 1].astype(np.intp).tolist()
@@ -187,7 +187,7 @@ def ancestors(t: Tree) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Function (p, q) → merge that is the lowest common ancestor of leaf positions p < q.
 
     Range maxima over gaps by a table of maxima over powers of two: O(N log N) memory, two look-ups
-    a query.
+    per query.
     """
     table = [t.gap.astype(np.int32)]
     width = 1

@@ -43,8 +43,8 @@ def branch_correlations(first: Array, second: Array) -> np.ndarray:
 
     Notes
     -----
-    A branch whose correlation is low is arranged differently in the other dendrogram. All come from
-    one count of pairs, in the time of `lca_similarity`'s.
+    A branch whose correlation is low is arranged differently in the other dendrogram. One count of
+    pairs gives all correlations, in the time that `lca_similarity` takes.
 
     Examples
     --------
@@ -77,13 +77,13 @@ def disagreeing_branches(
     Returns
     -------
     list of Branch
-        Disjoint, lowest correlation first. Of branches one inside the other the lower correlation
-        counts.
+        Disjoint, lowest correlation first. Of nested branches the one of lower correlation is
+        returned.
 
     Raises
     ------
     ValueError
-        Matrices that are no dendrograms or differ in their numbers of leaves, `min_leaves` below 3.
+        Invalid linkage matrices, different numbers of leaves, `min_leaves` below 3.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def disagreeing_branches(
 
 
 class _Sums(NamedTuple):
-    """Pairs below a merge: how many, means, sums of squares and products about them, extremes."""
+    """Of the pairs below a merge: number, means, centred sums of squares and products, extremes."""
 
     pairs: float
     x: float

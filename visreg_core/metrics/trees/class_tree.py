@@ -112,7 +112,7 @@ def named_labels(classes: Sequence[Any], tree: ClassTree) -> np.ndarray:
 def _levels(
     classes: Sequence[Any], tree: ClassTree
 ) -> Iterator[tuple[list[tuple[Any, ...]], set[tuple[Any, ...]]]]:
-    """For each level, coarsest first: the path down to it of each item, and all there are."""
+    """For each level, coarsest first: each item's path down to it, and the set of all paths."""
     if isinstance(tree, str | Path):
         rows, notes = read_paths(Path(tree))
         for note in notes:
@@ -159,7 +159,7 @@ def _paths_from_parents(parents: Mapping[Any, Any]) -> dict[Any, tuple[Any, ...]
     if not parents:
         raise ValueError("expected a tree with leaves; found none")
     lost = [name for name in parents if name not in reached]
-    if lost:  # every class has leaves below it, but for those in a circle
+    if lost:  # every class has leaves below it, except those in a cycle
         raise ValueError(f"expected a tree; found a cycle through {lost[0]!r}")
     return paths
 
@@ -185,7 +185,7 @@ def read_paths(file: Path) -> tuple[list[list[str]], tuple[str, ...]]:
     except UnicodeDecodeError:
         raise ValueError(f"expected text in UTF-8 in {file}; found other bytes") from None
     rows = [row for row in rows if any(row)]
-    names = rows.pop(0) if rows and leading_index(rows[0]) else []  # no header but an index's
+    names = rows.pop(0) if rows and leading_index(rows[0]) else []  # a header only if an index's
     index = leading_index(names) if names else 0
     numbers = RowNumbers()
     for row in rows:
@@ -196,5 +196,5 @@ def read_paths(file: Path) -> tuple[list[list[str]], tuple[str, ...]]:
 
 
 def _sort_key(name: Any) -> tuple[int, Any]:
-    """Numbers by value, all else as strings, so that mixed names have an order."""
+    """Numbers by value, everything else as strings, so that mixed names have an order."""
     return (0, name) if isinstance(name, int | float) else (1, str(name))

@@ -1,4 +1,4 @@
-"""Dendrograms taken apart: cuts into clusters, cophenetic distances, graphs."""
+"""Clusters, cophenetic distances and graphs from dendrograms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cut_tree(z: Array, *, n_clusters: int | None = None, height: float | None = 
     z : array (N − 1, 4)
         Linkage matrix.
     n_clusters : int, optional
-        Undo the last k − 1 rows, also among equal heights; 1 ≤ k ≤ N.
+        Undo the last k − 1 rows, even among equal heights; 1 ≤ k ≤ N.
     height : float, optional
         Keep the merges of at most this height: leaves share a label where their cophenetic
         distance is at most `height`.
@@ -66,7 +66,7 @@ def cut_tree(z: Array, *, n_clusters: int | None = None, height: float | None = 
             raise ValueError(f"expected n_clusters <= N = {n}; found {n_clusters}")
         kept = n - n_clusters
     t = tree(matrix)
-    # Gaps whose merge is undone part the clusters in leaf order.
+    # Gaps whose merge is undone separate the clusters in leaf order.
     run = np.concatenate([[0], np.cumsum(t.gap >= kept)])[t.position]
     _, first, label = np.unique(run, return_index=True, return_inverse=True)
     place = np.empty_like(first)
@@ -85,8 +85,8 @@ def cophenetic_distances(z: Array) -> np.ndarray:
     Returns
     -------
     numpy.ndarray (N(N − 1)/2,), float64
-        In the order of SciPy's ``pdist``: (0, 1), (0, 2), …. The measures of this package never
-        make it.
+        In the order of SciPy's ``pdist``: (0, 1), (0, 2), …. The measures of this package do not
+        need this vector.
 
     Examples
     --------

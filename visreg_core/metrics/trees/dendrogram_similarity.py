@@ -1,4 +1,4 @@
-"""Comparisons of two dendrograms at hand, as users of R's dendextend know them."""
+"""Comparisons of two given dendrograms, known from R's dendextend."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dendrogram_correlations(
     second: Array,
     distance: str = "height",
 ) -> Correlations:
-    """`lca_similarity` of two dendrograms at hand.
+    """`lca_similarity` of two given dendrograms.
 
     Parameters
     ----------
@@ -51,7 +51,8 @@ def dendrogram_correlations(
     Raises
     ------
     ValueError
-        Matrices that are no dendrograms, have inversions, or differ in their numbers of leaves.
+        Invalid linkage matrices, or matrices that have inversions or differ in their numbers of
+        leaves.
 
     Examples
     --------
@@ -73,8 +74,8 @@ def bakers_gamma(first: Array, second: Array, *, convention: str = "spearman") -
     first, second : array (N − 1, 4)
         Linkage matrices whose leaf i is the same item. Merges of equal height are one stage.
     convention : str
-        "spearman": Spearman's correlation of the stages, as R's dendextend has it.
-        "goodman-kruskal": (C − D)/(C + D) of concordant and discordant pairs of pairs, as Baker.
+        "spearman": Spearman's correlation of the stages, as in R's dendextend.
+        "goodman-kruskal": (C − D)/(C + D) of concordant and discordant pairs of pairs, as in Baker.
 
     Returns
     -------
@@ -106,9 +107,9 @@ def fowlkes_mallows(first: Array, second: Array) -> FowlkesMallows:
     Parameters
     ----------
     first, second : array (N − 1, 4)
-        Linkage matrices whose leaf i is the same item. Merges of one height are not told apart: the
-        cut is the finest one into at most k clusters. A collapsed tree is one cluster at every k,
-        whose index is what is expected of it.
+        Linkage matrices whose leaf i is the same item. Merges of one height are undone together:
+        the cut is the finest one into at most k clusters. A collapsed tree is one cluster at every
+        k, whose index equals its expectation.
 
     Returns
     -------
@@ -119,8 +120,8 @@ def fowlkes_mallows(first: Array, second: Array) -> FowlkesMallows:
     Notes
     -----
     B_k = T/√(PQ), where T, P and Q count the ordered pairs of items that are together in both cuts,
-    in the first and in the second. All cuts come from one count of pairs by the later of their two
-    merges, in the time of `lca_similarity`'s.
+    in the first and in the second. One count of pairs, by the later of their two merges,
+    gives all cuts, in the time that `lca_similarity` takes.
 
     Source: Fowlkes and Mallows 1983, "A method for comparing two hierarchical clusterings", §2.
 
@@ -135,7 +136,7 @@ def fowlkes_mallows(first: Array, second: Array) -> FowlkesMallows:
     a, b = _two_trees(first, second)
     n = a.position.size
     merge = np.arange(n - 1)
-    # With the first merge of a height come all.
+    # Merges of one height happen together, at the first of them.
     at_a, at_b = first_of_height(a.height), first_of_height(b.height)
     together = np.zeros(n - 1)
     for i, j, count in pair_counts(a, b, merge, merge):
@@ -170,7 +171,7 @@ def _two_trees(first: Array, second: Array) -> tuple[Tree, Tree]:
 
 
 def _gathered(at: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sums of `values` (N − 1,) of merges by the merge that they come with."""
+    """Sums of `values` (N − 1,) of merges that happen together."""
     return np.bincount(at, values, minlength=at.size)
 
 

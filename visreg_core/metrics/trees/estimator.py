@@ -45,7 +45,7 @@ class HierarchicalClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     distances_ : numpy.ndarray (N − 1,)
         Heights of the merges, which do not decrease.
     linkage_matrix_ : numpy.ndarray (N − 1, 4)
-        Both in SciPy's layout, for the functions of `visreg_core.metrics`.
+        The dendrogram in SciPy's layout, for the functions of `visreg_core.metrics`.
     n_clusters_, n_leaves_, n_features_in_ : int
 
     Examples
@@ -71,9 +71,9 @@ class HierarchicalClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.distance_threshold = distance_threshold
 
     def fit(self, X: Any, y: Any = None) -> HierarchicalClustering:
-        """Make the dendrogram of the rows of `X` (N, D), N ≥ 2, and cut it; `y` is not looked at.
+        """Cluster the rows of `X` (N, D), N ≥ 2; `y` is ignored.
 
-        ValueError for what `linkage` refuses, for both or neither of `n_clusters` and
+        ValueError for what `linkage` rejects, for both or neither of `n_clusters` and
         `distance_threshold`, and for a threshold that is negative or not finite.
         """
         from sklearn.utils.validation import validate_data

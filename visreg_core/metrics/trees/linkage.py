@@ -27,8 +27,8 @@ def linkage(
     Parameters
     ----------
     x : array (N, D)
-        Embeddings, any namespace, N ≥ 2, finite. Condensed distances are SciPy's business:
-        ``scipy.cluster.hierarchy.linkage`` takes them.
+        Embeddings, any namespace, N ≥ 2, finite. For condensed distances use
+        ``scipy.cluster.hierarchy.linkage``.
     method : str
         "average" (UPGMA), "weighted" (WPGMA, McQuitty), "single", "complete" or "ward".
     metric : str
@@ -51,36 +51,35 @@ def linkage(
         Unknown method or metric, Ward with another metric than Euclidean, wrong shape, rows with
         NaN or infinity, a graph of other rows or with a method that takes none.
     TypeError
-        `x` is no array of a known library, or not floating.
+        `x` is not a floating array of a supported library.
 
     Notes
     -----
     O(N·D) memory: average and weighted linkage of cosine and squared Euclidean distances, Ward's,
-    and single linkage of any distance. The first three go by rounds, whose products run in the
-    namespace and on the device of `x`; decisions are made in float64 on the host, so that all
-    libraries give the same dendrogram. (Up to 4096 clusters, or D + 1, too close to equidistant for
-    float32 take all their distances, on the host.) Single linkage is a minimum spanning tree, on
-    the host. Complete linkage of any distance, and average and weighted linkage of Euclidean ones,
-    go through SciPy on the host, with its N(N − 1)/2 distances: 0.4 GB at N = 10,000, 40 GB at
+    and single linkage of any distance. The first three merge in rounds, whose products run in the
+    namespace and on the device of `x`; decisions are taken in float64 on the host, so that all
+    libraries give the same dendrogram. (For up to 4096 clusters, or D + 1, too close to equidistant
+    for float32, all distances are computed on the host.) Single linkage is a minimum spanning tree,
+    on the host. Complete linkage of any distance, and average and weighted linkage of Euclidean
+    ones, use SciPy on the host, with its N(N − 1)/2 distances: 0.4 GB at N = 10,000, 40 GB at
     100,000, and as much again for SciPy's copy.
 
-    NumPy's path takes all cores; `visreg_core.threads.at_most_threads` holds it to fewer.
+    On NumPy arrays all cores are used; `visreg_core.threads.at_most_threads` limits them.
 
-    Products only screen: neighbours, ties and heights are those of differences in float64, down to
-    clusters as wide as about 1e-15 of their distance from the mean. Heights h that differ by no
-    more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine distances, by
-    ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest distance from the
-    mean, 1 for cosine.
+    Products only screen: neighbours, ties and heights come from differences in float64, which
+    resolve clusters down to a width of about 1e-15 of their distance from the mean. Heights h that
+    differ by no more than rounding are equal: by ε ((D + 16) h + 4 r √h) for squared and cosine
+    distances, by ε ((D + 16) h + 4 r) for Euclidean ones, where ε = 2⁻⁵² and r is the largest
+    distance from the mean, 1 for cosine.
 
     Identical rows are joined first, at height exactly 0. A zero vector has cosine distance 1 to
-    every other vector, and 0 to another zero vector, which it is identical to. Equal distances go
-    by the lower cluster numbers, counted in order of creation, so that under ties the dendrogram
-    depends on the order of the rows; where only identical rows tie it does not. (Of single linkage
-    ties are edges of one length, which go by their rows' numbers.) Whatever the order,
-    every merge joins a nearest pair of clusters. Measures that take embeddings draw a random order
-    of the rows first, so that no score comes of it; who cuts a dendrogram of files that are sorted
-    by class should shuffle them. Ward's heights are SciPy's,
-    √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
+    every other vector, and 0 to another zero vector, to which it is identical. In a tie the lower
+    cluster numbers, by order of creation, go first, so that the dendrogram depends on the order of
+    the rows, unless only identical rows tie. (In single linkage edges of equal length tie, and go
+    by their rows' numbers.) In any order every merge joins a nearest pair of clusters. Measures of
+    embeddings draw a random order of the rows first, so that the order cannot affect a score;
+    shuffle the rows of a file that is sorted by class before you cut its dendrogram. Ward's heights
+    are SciPy's, √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
     datasets" (rounds of reciprocal nearest neighbours, and graphs); SAG-VICReg §4.4 (use).
@@ -149,9 +148,9 @@ def linkage(
 
 
 def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: int) -> np.ndarray:
-    """`linkage` of the rows in a random order, which `draw` numbers; leaf i is row i all the same.
+    """`linkage` of the rows in the random order number `draw`; leaf i is still row i.
 
-    So what ties goes by chance, and says nothing of what the order of the rows goes by.
+    So ties are broken at random, and not by the order of the rows.
     """
     order = drawn_order(x.shape[0], seed=seed, draw=draw)
     z = linkage(taken(x, order), method, metric)
@@ -172,9 +171,9 @@ def _by_rounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merges of distinct points by reciprocal nearest neighbours, in order of creation.
 
-    For unit vectors 1 − ⟨u, v⟩ = ‖u − v‖² / 2, which the rounds see from the mean of all points, so
-    that a collapsed embedding loses no digits. A zero vector is given the spread 1 of the random
-    unit vector that it is the mean of: distance (‖0 − v‖² + 1 + 0) / 2 = 1.
+    For unit vectors 1 − ⟨u, v⟩ = ‖u − v‖² / 2, and the rounds take the mean of all points as
+    origin, so that a collapsed embedding loses no digits. A zero vector has spread 1, as the mean
+    of a random unit vector: distance (‖0 − v‖² + 1 + 0) / 2 = 1.
     """
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
@@ -265,7 +264,7 @@ def _join_identical(n: int, members: Members | None) -> tuple[np.ndarray, np.nda
 
 
 def _renumbered(children: np.ndarray, heights: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """SciPy's matrix from merges by height, of which `order` is where they were by creation."""
+    """SciPy's matrix from merges sorted by height; `order` are their numbers by creation."""
     n = heights.size + 1
     number = np.empty(2 * n - 1, dtype=np.intp)
     number[:n] = np.arange(n)

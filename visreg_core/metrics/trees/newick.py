@@ -1,4 +1,4 @@
-"""Dendrograms as Newick strings, which programs for trees of species read and draw."""
+"""Dendrograms as Newick strings, which phylogenetics programs read and draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from visreg_core.metrics.trees._tree import checked_linkage
 from visreg_core.typing import Array
 
-# What a name may hold without quotes.
+# A name that needs no quotes.
 _BARE = re.compile(r"[^\s()\[\]{}:;,'\"_]+")
 _BLANK = r"(?:\s|\[[^\]]*\])*"  # comments are in brackets
 _TOKEN = re.compile(
@@ -23,7 +23,7 @@ _ROUNDING = 1e-9
 
 
 def to_newick(z: Array, names: Sequence[str] | None = None) -> str:
-    """A dendrogram in Newick's format; branches are as long as heights differ.
+    """A dendrogram in Newick format; a branch's length is the difference of heights.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ def to_newick(z: Array, names: Sequence[str] | None = None) -> str:
     Returns
     -------
     str
-        One line without its end. Names are quoted where the format needs it.
+        One line, without a line break. Names are quoted where the format needs it.
 
     Raises
     ------
     ValueError
-        A matrix that is no dendrogram, infinite heights, or another number of names.
+        An invalid linkage matrix, infinite heights, or a wrong number of names.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def to_newick(z: Array, names: Sequence[str] | None = None) -> str:
     children = matrix[:, :2].astype(np.intp).tolist()
     height = [0.0] * n + matrix[:, 2].tolist()
     out: list[str] = []
-    ahead: list[int | str] = [2 * n - 2]  # clusters still to be written, and what is between them
+    ahead: list[int | str] = [2 * n - 2]  # clusters still to be written, and the text between them
     while ahead:
         part = ahead.pop()
         if isinstance(part, str):
@@ -76,14 +76,14 @@ def to_newick(z: Array, names: Sequence[str] | None = None) -> str:
 
 
 def from_newick(text: str) -> tuple[np.ndarray, list[str]]:
-    """A linkage matrix, and its leaves' names, from a tree in Newick's format.
+    """A linkage matrix, and its leaves' names, from a tree in Newick format.
 
     Parameters
     ----------
     text : str
         One rooted tree, all of whose leaves are equally far from the root, as those of a
-        dendrogram. A node of more than two branches becomes merges at one height, and names of
-        inner nodes are left out.
+        dendrogram. A node of more than two branches becomes several merges at one height; names
+        of inner nodes are ignored.
 
     Returns
     -------
@@ -94,8 +94,8 @@ def from_newick(text: str) -> tuple[np.ndarray, list[str]]:
     Raises
     ------
     ValueError
-        Text that is no such tree, branches without a length, or leaves that are not equally deep:
-        by more than 10⁻⁹ of their depth.
+        Text that is not such a tree, branches without a length, or leaves that are not equally
+        deep: by more than 10⁻⁹ of their depth.
 
     Examples
     --------

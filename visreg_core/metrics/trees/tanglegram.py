@@ -34,7 +34,7 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
     first, second : array (N − 1, 4)
         Linkage matrices whose leaf i is the same item.
     untangle : bool
-        Turn branches to lessen the crossings; otherwise the first child of every row is on top, as
+        Rotate branches to reduce crossings; otherwise the first child of every row is on top, as
         in SciPy's ``leaves_list``.
 
     Returns
@@ -43,12 +43,13 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
 
     Notes
     -----
-    Given the other tree's order, every branch may be turned by itself: the crossings among its two
-    sides depend on nothing else, so that one tree's best layout is found exactly. Trees take turns
-    until neither gains: a layout no single tree can better, not always the best of both.
+    With the other tree's order fixed, the crossings between the two sides of a branch depend only
+    on its own rotation, so that one tree's best layout is found exactly. The trees are optimized in
+    turn until neither improves: no rotation within a single tree is better then, but the layout
+    need not be the best of both.
 
-    Merges of one height, one below the other, go by chance when layouts are untangled, in each tree
-    by a draw of its own: collapsed embeddings are tangled.
+    With `untangle`, merges of one height, one below the other, are redrawn at random, independently
+    in each tree: collapsed embeddings come out tangled.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
         a, b = drawn_trees(a, b)
     left, right = tree(a), tree(b)
     crossed = _crossings(left, right)
-    idle = 0 if untangle else 2  # turns in a row that changed nothing
+    idle = 0 if untangle else 2  # consecutive turns without a change
     turning, still = (a, left), (b, right)
     swapped = False
     while idle < 2:
@@ -87,7 +88,7 @@ def tanglegram(first: Array, second: Array, *, untangle: bool = True) -> Tangleg
 
 
 def drawn_trees(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two checked linkage matrices as `tanglegram` untangles them: what ties goes by chance."""
+    """Two checked linkage matrices as `tanglegram` untangles them, with ties redrawn."""
     a, b = (redrawn(z, drawn_words(2 * len(z) + 1, draw)) for draw, z in enumerate((first, second)))
     return a, b
 
@@ -100,12 +101,12 @@ def entanglement(left: Array, right: Array, *, power: float = 1.5) -> float:
     left, right : integer array (N,)
         The same leaves in two orders.
     power : float
-        Exponent L > 0 of the differences in place; 1.5 is dendextend's default.
+        Exponent L > 0 of the differences in position; 1.5 is dendextend's default.
 
     Returns
     -------
     float
-        Σ |difference in place|^L over that of one order and its reverse.
+        Σ |difference in position|^L, divided by that of an order and its reverse.
 
     Raises
     ------
@@ -137,12 +138,12 @@ def entanglement(left: Array, right: Array, *, power: float = 1.5) -> float:
 
 
 def _crossings(t: Tree, other: Tree) -> np.ndarray:
-    """For every merge of `t`, pairs of leaves across it that stand the other way in `other`."""
+    """For every merge of `t`, the pairs of leaves across it in reverse order in `other`."""
     walk = Walk(t, other)
     crossed = np.zeros(t.height.size, dtype=np.int64)
     for merges in t.levels(0, t.height.size):
         _, offset, _, right = walk.split(merges)
-        before = np.cumsum(right)  # of which those of earlier merges are taken off below
+        before = np.cumsum(right)  # including earlier merges', subtracted below
         own = before - np.repeat(before[offset] - right[offset], t.size[merges])
         crossed[merges] = np.add.reduceat(np.where(right, 0, own), offset)
     return crossed

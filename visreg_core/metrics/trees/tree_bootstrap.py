@@ -54,7 +54,7 @@ def compare_lca_similarity(
     Parameters
     ----------
     first, second : pair of arrays (N, D)
-        For each model the two sets whose hierarchies are compared, as `lca_similarity` takes them:
+        For each model the two sets whose hierarchies are compared, as for `lca_similarity`:
         ``(a, reference)`` and ``(b, reference)``, or one model's embeddings with the items seen and
         unseen in training. Row i is the same item in all four.
     method, metric : str
@@ -62,7 +62,7 @@ def compare_lca_similarity(
     ids_first, ids_second : sequence, optional
         Ids of the items of both models, compared row by row.
     n_resamples : int
-        Resamples of the items with replacement, at least 2; both models see the same ones.
+        Resamples of the items with replacement, at least 2; the same for both models.
     seed : int
         Of the resamples, 0 … 2³² − 1.
     confidence : float
@@ -83,7 +83,7 @@ def compare_lca_similarity(
     -----
     A resample holds copies of items. Pairs of copies, at height 0 in every tree, say nothing about
     a model and are left out. Trees of fewer distinct items differ from those of all, which shifts
-    both similarities; so the interval is laid around the observed difference.
+    both similarities; so the interval is centred on the observed difference.
 
     Examples
     --------

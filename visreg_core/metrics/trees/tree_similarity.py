@@ -21,9 +21,9 @@ DISTANCES = ("depth", "height")
 class Correlations(NamedTuple):
     """Correlation coefficients of two distances over all pairs.
 
-    NaN where one is constant: all rows equal, equidistant, or only two. Distances and heights are
-    equal where they differ by no more than the rounding of their computation in float64: D + 16
-    rounding errors of a distance, and four of the coordinates times its root (see `linkage`).
+    NaN where one is constant: all rows equal, equidistant, or only two. Distances and heights count
+    as equal where they differ by no more than the rounding of their computation in float64 (see
+    `linkage`).
     Squared distances beyond float64 are infinite, and Pearson's coefficient then NaN.
     """
 
@@ -82,7 +82,7 @@ def lca_similarity(
     distance : str
         "height": height of the lowest common ancestor (cophenetic distance). "depth": edges from a
         leaf up to it, averaged over the two leaves; merges of one height, one below the other, are
-        one node, for nothing says which of them was first.
+        one node, because their order is arbitrary.
     ids_x, ids_y : sequence, optional
         Ids of the items, compared row by row.
     n_samples : int, optional
@@ -99,8 +99,8 @@ def lca_similarity(
     Correlations or SampledCorrelations
         Pearson, Spearman (midranks) and Kendall (tau-b), exact over all N(N − 1)/2 pairs. With
         `n_samples` an `Estimate` (mean, low, high) each, with an interval for the mean over all
-        subsets of that size: Student's, corrected for skewness (Hall 1992). That is another
-        quantity than the similarity of all items: trees of fewer items are less deep.
+        subsets of that size: Student's, corrected for skewness (Hall 1992). That is not the
+        similarity of all items: trees of fewer items are less deep.
 
     Raises
     ------
@@ -109,13 +109,13 @@ def lca_similarity(
 
     Notes
     -----
-    Both dendrograms are made of rows in a random order, each in one of its own, so that ties do
-    not agree because of where the rows stand: a set whose clusters tie, as on a lattice, is not
-    quite itself. Identical rows do not matter to "height", nor to "depth".
+    Each dendrogram is made of the rows in a random order of its own, so that ties cannot agree
+    because of the order of the rows: a set with tied clusters, as on a lattice, has similarity
+    below 1 to itself. Identical rows affect neither "height" nor "depth".
 
     For "height" the time beyond the two dendrograms is about N · (mean depth of a leaf), never N²
-    where trees branch. "depth" takes O(N²) time in O(N) memory. What follows the dendrograms'
-    products runs on the host.
+    where trees branch. "depth" takes O(N²) time in O(N) memory. Everything after the
+    dendrograms' products runs on the host.
 
     Source: SAG-VICReg §4.4, Table 1.
 
@@ -145,7 +145,7 @@ def _lca_similarity(
 
 
 def _two_trees(x: Array, y: Array, method: str, metric: str) -> tuple[Tree, Tree]:
-    """What ties in both is joined in another order in each, so that it does not agree."""
+    """Dendrograms of two sets, with ties broken in an order of each one's own."""
     first, second = (
         tree(drawn_linkage(z, method, metric, draw=draw)) for draw, z in enumerate((x, y))
     )
@@ -183,8 +183,9 @@ def cophenetic_similarity(
 
     Notes
     -----
-    For cosine and squared Euclidean distances block sums follow from cluster sums, O(ND²) beyond
-    the dendrograms; Euclidean distances are computed by blocks of rows, O(N²D) time. On the host.
+    For cosine and squared Euclidean distances the sums follow from cluster sums, in O(ND²) time
+    beyond the dendrograms; Euclidean distances are computed by blocks of rows, in O(N²D). On the
+    host.
 
     Source: SAG-VICReg §4.4 and Table 2.
 
@@ -211,7 +212,7 @@ def _cophenetic_similarity(x: Array, y: Array, *, method: str, metric: str) -> t
 
 
 def cophenetic_correlation(x: Array, method: str = "average", metric: str = "cosine") -> float:
-    """Cophenetic correlation coefficient: how well a set's dendrogram keeps its distances.
+    """Cophenetic correlation coefficient: how well a set's dendrogram preserves its distances.
 
     Parameters
     ----------

@@ -172,7 +172,7 @@ def test_cut_errors(rng):
         metrics.cut_tree(z, height=float("nan"))
 
 
-# --- matrices that are no dendrograms -------------------------------------------------------------
+# --- matrices that are not dendrograms -----------------------------------------------------------
 
 
 def test_sizes_and_heights_that_cannot_be(rng):

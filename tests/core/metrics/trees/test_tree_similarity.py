@@ -589,7 +589,7 @@ def test_errors(rng):
         metrics.fowlkes_mallows(inverted, z)
     twice = z.copy()
     twice[1, 0] = twice[0, 0]
-    with pytest.raises(ValueError, match="no dendrogram"):
+    with pytest.raises(ValueError, match="not a dendrogram"):
         metrics.fowlkes_mallows(z, twice)
     with pytest.raises(TypeError, match="numpy and torch"):
         metrics.lca_similarity(x, torch.tensor(y))
