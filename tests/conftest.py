@@ -139,6 +139,14 @@ def declared_before():
     declaration._DECLARED.update(before)
 
 
+@pytest.fixture(autouse=True)
+def _types_of_before():
+    """Commands switch on JAX's 64-bit types for good; the next test starts without."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled():
     """JAX keeps every compiled operation: gigabytes by the end of the suite."""

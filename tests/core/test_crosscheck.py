@@ -33,18 +33,23 @@ from visreg_core.losses.declaration import declaration_of, declared
 HOST_ARITHMETIC = {
     "adjusted_rand_index",
     "bakers_gamma",
+    "branch_correlations",
     "cifar100_parents",
     "compare_lca_similarity",
     "cophenetic_distances",
     "cut_tree",
     "dendrogram_correlations",
+    "disagreeing_branches",
     "entanglement",
     "fowlkes_mallows",
+    "from_newick",
     "hierarchical_labels",
     "power_law_fit",
     "rand_index",
+    "summary",  # of metrics that are checked
     "tanglegram",
     "to_networkx",
+    "to_newick",
 } | {n for n in metrics.__all__ if "_from_" in n}
 SORTING = {loss.function for loss in examples() if loss.sorts}
 
