@@ -47,6 +47,7 @@ bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_trees --json docs/benchmarks/trees.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_jax --json docs/benchmarks/jax.json $(ARGS)
 	$(RUN) tests.benchmarks.bench_sharding --json docs/benchmarks/sharding.json $(ARGS)
+	$(RUN) tests.benchmarks.bench_slices --json docs/benchmarks/slices.json --figure docs/_static/slices.png $(ARGS)
 	$(RUN) tests.benchmarks.bench_cost --json docs/benchmarks/cost.json --figure docs/_static/cost.png $(ARGS)
 
 # With whatever Python holds the machine's CUDA build of torch: no environment is made for it.

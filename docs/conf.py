@@ -18,6 +18,7 @@ extensions = [
     "numpydoc",
     "myst_parser",
     "api_pages",
+    "gallery",
     "generated_pages",
     "rooms",
 ]

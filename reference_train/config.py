@@ -324,9 +324,7 @@ def check(config: Config) -> None:
             f"{', method.n_neighbors' if least > 2 else ''}; found {rows}"
         )
     if config.run.statistics == "batch" and config.method.name == "dino":
-        raise TrainError(
-            "dino is a mean over samples: run.statistics=micro is the same, and cheaper"
-        )
+        raise TrainError("dino is a mean over samples: run.statistics=micro gives the same")
     if config.model.drop_path and not config.model.backbone.startswith(("vit_", "dinov2_")):
         raise TrainError(
             f"model.drop_path: expected 0 with model.backbone={config.model.backbone}, which has "

@@ -40,6 +40,10 @@ class Loss:
         return "slices" in self.arrays
 
     @property
+    def chunked(self):
+        return "chunk_size" in self.function.declaration.signature.parameters
+
+    @property
     def rows(self):
         return tuple(a for a in self.arrays if a not in ("slices", "affinity"))
 
@@ -81,7 +85,9 @@ OTHER_FUNCTIONS = (
     "random_slices",
     "random_walk_affinity",
     "random_walk_pairs",
+    "rectified_generalized_gaussian",
     "sample_random_walk",
+    "slices_for",
     "transition_matrix",
     "value_and_grad",
     "value_and_vjp",
@@ -259,6 +265,13 @@ def _cases():
         add(name, "p3", {"p": 3}, arrays=_SW_WEIGHTED)
         add(name, "p1.5-power", {"p": 1.5, "power": True}, arrays=_SW_WEIGHTED, unequal=True)
         add(name, "power", {"power": True})
+    for statistic in ("cramer_von_mises", "watson", "jarque_bera"):
+        add("sliced_statistic", statistic, {"statistic": statistic})
+    add("gaussian_mmd", "imq", {"kernel": "imq", "bandwidth": 0.8})
+    add("gaussian_mmd", "laplace", {"kernel": "laplace"})
+    add("gaussian_ksd", "imq", {"kernel": "imq", "bandwidth": 1.5})
+    add("spherical_mmd", "wide", {"t": 0.5})
+    add("sigreg_limit", "unscaled", {"scale_by_n": False})
     add("epps_pulley", "knots", {"t_max": 5.0, "n_knots": 40})
     add("sigreg_loss", "unscaled", {"scale_by_n": False})
     add("sigreg_loss", "knots", {"t_max": 4.0, "n_knots": 8})

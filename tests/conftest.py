@@ -43,10 +43,6 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "backends(*names): backends a test is meant for")
 
 
-def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONG)  # which leaves the rest as it was
-
-
 def selected(config):
     chosen = config.getoption("--backend")
     return [b for b in Backend if b.value in chosen] if chosen else list(REQUIRED)
@@ -114,6 +110,7 @@ def pytest_collection_modifyitems(config, items):
     skipped = [item for item in items if not _worth_compiling(item)]
     config.hook.pytest_deselected(items=skipped)
     items[:] = [item for item in items if _worth_compiling(item)]
+    items.sort(key=lambda item: item.path.stem not in LONG)  # which leaves the rest in order
 
 
 @pytest.fixture
@@ -140,6 +137,14 @@ def declared_before():
     yield
     declaration._DECLARED.clear()
     declaration._DECLARED.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _types_of_before():
+    """Commands switch on JAX's 64-bit types for good; the next test starts without."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

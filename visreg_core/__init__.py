@@ -6,11 +6,18 @@ from typing import Any
 from visreg_core import losses
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import *  # noqa: F403  (its __all__ lists the losses, once)
-from visreg_core.slices import random_slices
+from visreg_core.rectified_gaussian import rectified_generalized_gaussian
+from visreg_core.slices import random_slices, slices_for
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "normal_quantiles", "random_slices"]
+__all__ = [
+    "__version__",
+    "normal_quantiles",
+    "random_slices",
+    "rectified_generalized_gaussian",
+    "slices_for",
+]
 __all__ += losses.__all__
 __all__.sort()
 

@@ -64,7 +64,8 @@ def large_batch(
     Raises
     ------
     ValueError
-        If there is no micro-batch, or no output requires a gradient.
+        If there is no micro-batch, no output requires a gradient, or micro-batches give outputs of
+        several structures.
     RuntimeError
         If the second pass gave different outputs from the first: `embed` uses a random generator of
         its own, or a state that is not in the model's buffers. The gradients are wrong then.
@@ -99,6 +100,7 @@ def large_batch(
     torch.clear_autocast_cache()
 
     structure = parts[0][1]
+    _same_structure(structure, [found for _, found in parts])
     outputs = [_Output(leaves, dim) for leaves in zip(*(p[0] for p in parts), strict=True)]
     del parts
     result = loss(pytree.tree_unflatten([output.whole for output in outputs], structure))
@@ -110,7 +112,9 @@ def large_batch(
         _set_random_state(state, devices)
         last = i + 1 == len(batches)
         with contextlib.nullcontext() if last else _unsynchronised(model):
-            again = zip(outputs, pytree.tree_leaves(embed(batch)), strict=True)
+            leaves, found = pytree.tree_flatten(embed(batch))
+            _same_structure(structure, [found])
+            again = zip(outputs, leaves, strict=True)
             pairs = [(o.part(i), x) for o, x in again if o.has_gradient and x.requires_grad]
             if not pairs:
                 raise ValueError("expected outputs that require a gradient; found none")
@@ -123,6 +127,15 @@ def large_batch(
             "of its own or has a state that is not among the model's buffers"
         )
     return pytree.tree_map_only(Tensor, Tensor.detach, result)
+
+
+def _same_structure(structure: pytree.TreeSpec, others: Sequence[pytree.TreeSpec]) -> None:
+    """Leaves are joined by their place, which the order of a dictionary's keys is a part of."""
+    for found in others:
+        if found != structure:
+            raise ValueError(
+                f"expected outputs of one structure, keys in one order: {structure}; found {found}"
+            )
 
 
 class _Part(NamedTuple):

@@ -22,6 +22,7 @@ from visreg_torch._call import LossCall, split
 
 _KINDS = {
     "float": "float",
+    "float | None": "float?",
     "int": "int",
     "int | None": "int?",
     "bool": "bool",
@@ -71,7 +72,7 @@ def call(of: LossCall, tensors: Sequence[Tensor], wanted: bool) -> Sequence[Tens
             inputs[name] = [_as_tensor(x, device) for x in inputs[name]]
         elif kind == "Tensor":
             inputs[name] = _as_tensor(inputs[name], device)
-        elif kind == "float":
+        elif kind in ("float", "float?") and inputs[name] is not None:
             inputs[name] = float(inputs[name])
     # A recorded graph may be differentiated later.
     wanted = wanted or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()

@@ -50,6 +50,24 @@ def epps_pulley(
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...
+def gaussian_ksd(
+    z: Tensor,
+    *,
+    kernel: str = "gaussian",
+    bandwidth: float | None = None,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
+def gaussian_mmd(
+    z: Tensor,
+    *,
+    kernel: str = "gaussian",
+    bandwidth: float | None = None,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def gaussian_sliced_energy_distance(
     z: Tensor,
     slices: Tensor,
@@ -126,6 +144,14 @@ def shape_loss(
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...
+def sigreg_limit(
+    z: Tensor,
+    *,
+    scale_by_n: bool = True,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def sigreg_loss(
     z: Tensor,
     slices: Tensor,
@@ -133,6 +159,17 @@ def sigreg_loss(
     n_knots: int = 17,
     *,
     scale_by_n: bool = True,
+    row_mask: Tensor | None = None,
+    chunk_size: int | None = None,
+    projection_dtype: torch.dtype | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
+def sliced_statistic(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    statistic: str = "anderson_darling",
     row_mask: Tensor | None = None,
     chunk_size: int | None = None,
     projection_dtype: torch.dtype | None = None,
@@ -156,6 +193,14 @@ def spectralnet_loss(
     affinity: Tensor,
     *,
     row_mask: Tensor | None = None,
+) -> Tensor: ...
+def spherical_mmd(
+    z: Tensor,
+    t: float = 2.0,
+    *,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
 ) -> Tensor: ...
 def variance_loss(
     z: Tensor,
@@ -191,3 +236,11 @@ def visreg_loss(
     scope: str = "local",
     group: Any = None,
 ) -> VISRegTerms: ...
+def weak_sigreg_loss(
+    z: Tensor,
+    slices: Tensor,
+    *,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...

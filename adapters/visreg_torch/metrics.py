@@ -110,7 +110,8 @@ class EffectiveRank(_Spectrum):
     dim : int
         D.
     convention : str
-        As in `visreg_core.metrics.effective_rank`.
+        As in `visreg_core.metrics.effective_rank`, whose default is the other: "roy-vetterli" is
+        `RankMe`.
     **options
         Of `torchmetrics.Metric`.
 

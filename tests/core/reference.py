@@ -7,12 +7,15 @@ absolute values before cancellation, which a tolerance in float32 is relative to
 """
 
 import cmath
+import functools
 import math
 from itertools import combinations
 from statistics import NormalDist
 from typing import NamedTuple
 
+import mpmath
 import numpy as np
+from scipy.special import log_ndtr
 
 
 class Term(NamedTuple):
@@ -218,6 +221,36 @@ def gaussian_sliced_energy_distance(z, slices):
     return {"value": _mean_term(terms)}
 
 
+def _statistic_of(x, statistic):
+    """(value, magnitude) of samples of one slice, from the textbook formula."""
+    n, x = len(x), sorted(x)
+    if statistic == "anderson_darling":
+        below = [float(log_ndtr(v)) for v in x]
+        above = [float(log_ndtr(-v)) for v in x]
+        parts = [(2 * i + 1) / n * (below[i] + above[n - 1 - i]) for i in range(n)]
+        return -n - math.fsum(parts), n + 2 * math.fsum(map(abs, below + above))
+    if statistic in ("cramer_von_mises", "watson"):
+        cdf = [0.5 * math.erfc(-v / math.sqrt(2)) for v in x]
+        value = 1 / (12 * n) + math.fsum(((2 * i + 1) / (2 * n) - cdf[i]) ** 2 for i in range(n))
+        if statistic == "watson":
+            value -= n * (_mean(cdf) - 0.5) ** 2
+        return value, n
+    mean = _mean(x)
+    m2, m3, m4 = (_mean((v - mean) ** k for v in x) for k in (2, 3, 4))
+    skew, kurtosis = (m3 / m2**1.5, m4 / m2**2) if m2 > 0 else (0.0, 3.0)
+    parts = [mean**2, (m2 - 1) ** 2 / 2, skew**2 / 6, (kurtosis - 3) ** 2 / 24]
+    size = _mean(v * v for v in x)
+    return n * math.fsum(parts), n * (size + (size + 1) ** 2 / 2 + 4)
+
+
+def sliced_statistic(z, slices, statistic="anderson_darling"):
+    terms = []
+    for k in range(slices.shape[1]):
+        p = [math.fsum(z[n, j] * slices[j, k] for j in range(z.shape[1])) for n in range(len(z))]
+        terms.append(Term(*_statistic_of(p, statistic)))
+    return {"value": _mean_term(terms)}
+
+
 def sliced_wasserstein(x, y, slices, p=2, x_weights=None, y_weights=None, power=False):
     powers = list(_powers_over_slices(x, y, slices, p, x_weights, y_weights))
     return _root(_mean(v for v, _ in powers), _mean(m for _, m in powers), p, power)
@@ -284,6 +317,143 @@ def sigreg_loss(z, slices, t_max=3.0, n_knots=17, scale_by_n=True):
         for k in range(slices.shape[1])
     )
     return {"value": Term(term.value / n, term.magnitude / n)}
+
+
+# Kernel discrepancies ----------------------------------------------------------------------------
+
+
+def _squared_distance(x, y):
+    return math.fsum((u - v) ** 2 for u, v in zip(x, y, strict=True))
+
+
+def radial_kernel(kernel, h):
+    """k as a function of an array of r²."""
+    return {
+        "gaussian": lambda r2: np.exp(-r2 / (2 * h * h)),
+        "imq": lambda r2: 1 / np.sqrt(1 + r2 / (h * h)),
+        "laplace": lambda r2: np.exp(-np.sqrt(r2) / h),
+    }[kernel]
+
+
+def _chi_square(m):
+    """Nodes and weights of the law of χ² of m degrees of freedom: the trapezoid rule in log r²."""
+    v, step = np.linspace(-80 / m, math.log(m + 12 * math.sqrt(2 * m) + 60), 1200, retstep=True)
+    return np.exp(v), step * np.exp(m / 2 * (v - math.log(2)) - np.exp(v) / 2 - math.lgamma(m / 2))
+
+
+@functools.cache
+def _mean_over_chi_square(kernel, h, m, factor=1):
+    r2, weights = _chi_square(m)
+    return float(weights @ radial_kernel(kernel, h)(factor * r2))
+
+
+@functools.cache
+def mean_to_normal(kernel, h, dim, q):
+    """E k(‖z − X‖²) for ‖z‖² = q, X ~ N(0, I): the squared distance is a noncentral χ².
+
+    Of little noncentrality it is a mixture of χ² by Poisson's law; of much, its parts along z and
+    across are integrated over.
+    """
+    if q < 400:
+        law = [math.exp(j * math.log(q / 2) - q / 2 - math.lgamma(j + 1)) if q else float(j == 0)
+               for j in range(int(q / 2 + 8 * math.sqrt(q)) + 40)]  # fmt: skip
+        return math.fsum(
+            p * _mean_over_chi_square(kernel, h, dim + 2 * j) for j, p in enumerate(law)
+        )
+    along, step = np.linspace(-9, 9, 181, retstep=True)
+    density = step * np.exp(-along * along / 2) / math.sqrt(2 * math.pi)
+    across, weights = _chi_square(dim - 1) if dim > 1 else (np.zeros(1), np.ones(1))
+    r2 = (math.sqrt(q) - along[:, None]) ** 2 + across
+    return float(density @ radial_kernel(kernel, h)(r2) @ weights)
+
+
+def gaussian_mmd(z, kernel="gaussian", bandwidth=None):
+    d = z.shape[1]
+    h = math.sqrt(d) if bandwidth is None else bandwidth
+    k = radial_kernel(kernel, h)
+    pairs = _mean(float(k(_squared_distance(x, y))) for x in z for y in z)
+    prior = _mean(mean_to_normal(kernel, h, d, math.fsum(x * x)) for x in z)
+    both = _mean_over_chi_square(kernel, h, d, 2)
+    return {"value": _term(pairs - 2 * prior + both, pairs + 2 * prior + both)}
+
+
+def gaussian_ksd(z, kernel="gaussian", bandwidth=None):
+    """From the definition, coordinate by coordinate."""
+    d = z.shape[1]
+    h2 = d if bandwidth is None else bandwidth**2
+    values, sizes = [], []
+    for x in z:
+        for y in z:
+            r2 = _squared_distance(x, y)
+            if kernel == "gaussian":
+                k = math.exp(-r2 / (2 * h2))
+                slope, bend = k / h2, k / h2**2
+            else:
+                t = 1 + r2 / h2
+                k = t**-0.5
+                slope, bend = t**-1.5 / h2, 3 * t**-2.5 / h2**2
+            for u, v in zip(x, y, strict=True):
+                by_x, by_y = -(u - v) * slope, (u - v) * slope
+                mixed = slope - (u - v) ** 2 * bend
+                values.append((-u) * (-v) * k + (-u) * by_y + (-v) * by_x + mixed)
+                sizes.append(abs(u * v) * k + (u - v) ** 2 * (slope + bend) + slope)
+    n2 = len(z) ** 2
+    return {"value": Term(math.fsum(values) / n2, math.fsum(sizes) / n2)}
+
+
+@functools.cache
+def mean_to_uniform(t, dim):
+    """E e^{−t‖x − U‖²} on the sphere: e^{−2t} E e^{2t cos}, a Bessel function."""
+    return float(mpmath.exp(-2 * t) * mpmath.hyp0f1(mpmath.mpf(dim) / 2, t * t))
+
+
+def spherical_mmd(z, t=2.0):
+    rows = []
+    for x in z:
+        size = max(abs(v) for v in x)
+        scaled = [v / size if size > 0 else 0.0 for v in x]
+        norm = math.sqrt(math.fsum(v * v for v in scaled))
+        rows.append([v / norm if norm > 0 else 0.0 for v in scaled])
+    pairs = _mean(math.exp(-t * _squared_distance(x, y)) for x in rows for y in rows)
+    uniform = mean_to_uniform(t, z.shape[1])
+    return {"value": _term(pairs - uniform, pairs + uniform)}
+
+
+@functools.cache
+def mean_over_sphere(dim, s):
+    """E e^{−s w_1²} over the unit sphere, a hypergeometric function."""
+    return float(mpmath.hyp1f1(0.5, dim / 2, -s))
+
+
+def sigreg_limit(z, scale_by_n=True):
+    """Of `epps_pulley_closed_form`, term by term, the mean over the sphere."""
+    n, d = z.shape
+    pairs = n + 2 * math.fsum(
+        mean_over_sphere(d, _squared_distance(x, y) / 2) for x, y in combinations(z, 2)
+    )
+    single = math.fsum(mean_over_sphere(d, math.fsum(x * x) / 4) for x in z)
+    parts = (
+        math.sqrt(2 * math.pi) / n * pairs,
+        2 * math.sqrt(math.pi) * single,
+        n * math.sqrt(2 * math.pi / 3),
+    )
+    unit = 1 if scale_by_n else n
+    return {"value": Term((parts[0] - parts[1] + parts[2]) / unit, math.fsum(parts) / unit)}
+
+
+def weak_sigreg_loss(z, slices):
+    c = covariance_matrix(z, z, 0)
+    mean = column_means(z)
+    size = np.array([[_mean(abs((x[i] - mean[i]) * (x[j] - mean[j])) for x in z)
+                      for j in range(len(mean))] for i in range(len(mean))])  # fmt: skip
+    values, sizes = [], []
+    for v in slices.T:
+        for w in slices.T:
+            pairs = [(i, j) for i in range(len(v)) for j in range(len(w))]
+            values.append(math.fsum(v[i] * (c[i, j] - (i == j)) * w[j] for i, j in pairs) ** 2)
+            bound = math.fsum(abs(v[i]) * (size[i, j] + (i == j)) * abs(w[j]) for i, j in pairs)
+            sizes.append(bound**2)
+    return {"value": Term(_mean(values), _mean(sizes))}
 
 
 # VICReg ------------------------------------------------------------------------------------------

@@ -33,18 +33,23 @@ from visreg_core.losses.declaration import declaration_of, declared
 HOST_ARITHMETIC = {
     "adjusted_rand_index",
     "bakers_gamma",
+    "branch_correlations",
     "cifar100_parents",
     "compare_lca_similarity",
     "cophenetic_distances",
     "cut_tree",
     "dendrogram_correlations",
+    "disagreeing_branches",
     "entanglement",
     "fowlkes_mallows",
+    "from_newick",
     "hierarchical_labels",
     "power_law_fit",
     "rand_index",
+    "summary",  # of metrics that are checked
     "tanglegram",
     "to_networkx",
+    "to_newick",
 } | {n for n in metrics.__all__ if "_from_" in n}
 SORTING = {loss.function for loss in examples() if loss.sorts}
 
@@ -59,8 +64,10 @@ def disagreeing(records):
 def test_every_public_loss_is_checked():
     checked = {c.function for c in _registry.all_checks()}
     functions = {n for n in visreg_core.__all__ if n.islower() and not n.startswith("_")}
-    # Every gradient comes from value_and_vjp, of which value_and_grad is one call.
-    assert functions - {"declare_loss", "value_and_grad", "value_and_vjp"} <= checked
+    # Every gradient comes from value_and_vjp, of which value_and_grad is one call; slices_for
+    # returns a number of numbers.
+    others = {"declare_loss", "slices_for", "value_and_grad", "value_and_vjp"}
+    assert functions - others <= checked
     differentiable = {d.name for d in declared()}
     assert differentiable == {c.function for c in _registry.all_checks() if c.of == "gradient"}
     assert differentiable == {loss.function for loss in examples() if loss.example.differentiable}

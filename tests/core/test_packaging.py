@@ -169,10 +169,13 @@ def distribution(module):
 
 def executed(tree):
     """Nodes of a module, without the imports that only a type checker sees."""
-    for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"):
-            yield node
-            yield from executed(node)
+    if isinstance(tree, ast.If) and getattr(tree.test, "id", "") == "TYPE_CHECKING":
+        nodes = tree.orelse
+    else:
+        nodes = ast.iter_child_nodes(tree)
+    for node in nodes:
+        yield node
+        yield from executed(node)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.name)
@@ -184,7 +187,7 @@ def test_every_import_is_a_dependency(path):
             imported |= {distribution(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(distribution(node.module))
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require":
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("require"):
             extra = next(k.value.value for k in node.keywords if k.arg == "extra")
             if isinstance(node.args[0], ast.Constant):
                 required.add(distribution(node.args[0].value))

@@ -1,5 +1,7 @@
 """Random slices: one stream on every backend, addressable, with known answers."""
 
+import math
+
 import array_api_compat.numpy
 import array_api_compat.torch
 import numpy as np
@@ -11,7 +13,13 @@ from numpy.testing import assert_allclose
 
 from tests.conftest import FLOATS
 from tests.core import reference
-from visreg_core import gaussian_sliced_wasserstein, random_slices, slices
+from visreg_core import (
+    gaussian_sliced_wasserstein,
+    random_slices,
+    slices,
+    slices_for,
+    value_and_grad,
+)
 from visreg_core._xp import slices_numpy
 from visreg_core._xp.threefry import threefry2x32, threefry2x32_in_place
 
@@ -373,6 +381,30 @@ def test_orthogonal_slices_vary_less():
         for sampler in SAMPLERS
     }
     assert spread["orthogonal"] < 0.5 * spread["gaussian"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("error", [0.5, 1.0, 2.0])
+def test_slices_for_an_error_leave_it(sampler, error):
+    """On a cloud that is 1.5 times too large, whose rows are quantiles along each slice."""
+    dim = 24
+    z = 1.5 * np.random.default_rng(0).standard_normal((4000, dim))
+    k = slices_for(dim, error, sampler=sampler)
+    draws = [random_slices(dim, k, step=s, sampler=sampler) for s in range(40)]
+    found = [value_and_grad(gaussian_sliced_wasserstein)(z, w)[1] for w in draws]
+    # Of infinitely many slices the gradient is 2 (z − z/1.5)/(N D), but for what N leaves.
+    expected = 2 * (z - z / 1.5) / z.size
+    squared = np.mean([np.sum((g - expected) ** 2) for g in found]) / np.sum(expected**2)
+    assert math.sqrt(squared) == pytest.approx(error, rel=0.1)
+    if k > 1:  # and one slice fewer would leave more
+        fewer = (dim - 1) / (k - 1) if sampler == "gaussian" else (dim - k + 1) / (k - 1)
+        assert math.sqrt(fewer) > error * (1 - 1e-9)
+
+
+def test_slices_for_refuses_what_is_no_number():
+    for options in ({"dim": 0}, {"error": 0.0}, {"error": math.inf}, {"sampler": "sobol"}):
+        with pytest.raises(ValueError, match="expected"):
+            slices_for(**{"dim": 8, "error": 0.5, **options})
 
 
 # Traced steps ------------------------------------------------------------------------------------

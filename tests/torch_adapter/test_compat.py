@@ -17,7 +17,9 @@ ROWS, DIM = 14, 5
 
 def views(v=2, dtype=torch.float64):
     generator = torch.Generator().manual_seed(7)
-    z = torch.randn(v, ROWS, DIM, generator=generator, dtype=torch.float64) * 1.3 + 0.2
+    z = (
+        torch.randn(v, ROWS, DIM, generator=generator, dtype=torch.float64) * 0.8 + 0.2
+    )  # below the hinge
     return z.to(dtype).requires_grad_()
 
 

@@ -138,11 +138,15 @@ def test_a_repeated_pass_starts_what_the_first_one_did(name, shape, fake, memory
     assert repeated == decided
 
 
-@pytest.mark.parametrize("name", SLICED)
+@pytest.mark.parametrize("name", [*SLICED, "vicreg_loss", "barlow_twins_loss"])
 def test_addresses_are_those_of_the_tensors(name, fake, memory, monkeypatch):
-    """On a device kernels are given addresses, on the CPU tensors."""
+    """On a device kernels are given addresses, on the CPU tensors; those of two views in one array
+    lie within it."""
     whole, arguments = passes(name)
-    given, found = arguments(*torch.randn(2, 24, 40)), []
+    x, y = torch.randn(2, 24, 40)
+    one_array = name not in SLICED
+    given = whole.declaration.bind((torch.stack([x, y]),), {}) if one_array else arguments(x, y)
+    found = []
     for addresses in (False, False, False, True):
         monkeypatch.setattr(_tape, "takes_addresses", lambda _, now=addresses: now)
         fake.clear()
@@ -150,6 +154,9 @@ def test_addresses_are_those_of_the_tensors(name, fake, memory, monkeypatch):
         whole.forward(Execution(need_gradient=True), **given)
         found.append(list(fake))
     assert found[3] == found[2] == found[0]
+    if one_array:
+        first = found[3][0][3]
+        assert first[1] - first[0] == 24 * 40 * 4
 
 
 def test_what_cannot_be_repeated_is_decided_each_time(fake):
@@ -202,6 +209,10 @@ def test_options_have_tapes_of_their_own(fake):
         whole.forward(Execution(), **given | more)
     whole.forward(Execution(need_gradient=True), **given)
     assert len(_tape._TAPES) == 5
+    # Kernels for addresses that 16 divides are others than for any address.
+    at_any = torch.empty(given["z"].numel() + 1)[1:].view(given["z"].shape)
+    whole.forward(Execution(need_gradient=True), **given | {"z": at_any})
+    assert len(_tape._TAPES) == 6
 
 
 def test_a_launcher_of_another_triton(monkeypatch):

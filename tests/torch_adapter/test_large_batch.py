@@ -47,6 +47,7 @@ LOSSES = {
     "shape_loss": lambda z: vt.shape_loss(z, slices()),
     "visreg_loss": lambda z: vt.visreg_loss(z, slices()),
     "sigreg_loss": lambda z: vt.sigreg_loss(z, slices()),
+    "weak_sigreg_loss": lambda z: vt.weak_sigreg_loss(z, slices()),
     "gaussian_sliced_wasserstein": lambda z: vt.gaussian_sliced_wasserstein(z, slices()),
     "gaussian_sliced_energy_distance": lambda z: vt.gaussian_sliced_energy_distance(z, slices()),
     "sliced_wasserstein": lambda z: vt.sliced_wasserstein(*z, slices()),
@@ -225,6 +226,18 @@ def test_what_cannot_be_trained_is_told():
     frozen = encoder().requires_grad_(False)
     with pytest.raises(ValueError, match="expected outputs that require a gradient; found none"):
         vt.large_batch(frozen, vt.VICRegLoss(), [views()])
+
+
+@pytest.mark.parametrize("other", [0, 2])  # the call: of the first pass, of the second
+def test_outputs_of_other_structures_are_not_taken_by_their_place(other):
+    model, calls = encoder(), iter(range(4))
+
+    def embed(x):
+        named = {"a": model(x), "b": model(-x)}
+        return dict(reversed(named.items())) if next(calls) == other else named
+
+    with pytest.raises(ValueError, match="expected outputs of one structure, keys in one order"):
+        vt.large_batch(model, lambda z: z["a"].var(), views().split(12, dim=1), embed=embed)
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def core_slices():
     return random_slices(DIM, 8, xp=torch, dtype=torch.float32)
 
 
-def cosine_spectrum(z):
+def rank_of_covariance(z):
     """Effective rank of the covariance, by NumPy."""
     p = np.linalg.eigvalsh(np.cov(z.numpy().T))
     p = p / p.sum()
@@ -64,7 +64,7 @@ CASES = {
         lambda z: core.rankme(z, convention="reptrix"),
         False,
     ),
-    "effective rank": (lambda: metrics.EffectiveRank(DIM), cosine_spectrum, False),
+    "effective rank": (lambda: metrics.EffectiveRank(DIM), rank_of_covariance, False),
     "gaussianity": (lambda: metrics.Gaussianity(DIM, n_slices=8), gaussianity, False),
     "uniformity": (lambda: metrics.Uniformity(DIM), core.uniformity, False),
     "alignment": (lambda: metrics.Alignment(DIM), core.alignment, True),
@@ -145,7 +145,7 @@ def test_a_collection():
     collection.update(rows())
     found = collection.compute()
     assert float(found["RankMe"]) == pytest.approx(core.rankme(rows()))
-    assert float(found["EffectiveRank"]) == pytest.approx(cosine_spectrum(rows()))
+    assert float(found["EffectiveRank"]) == pytest.approx(rank_of_covariance(rows()))
 
 
 def test_a_mean_far_away_leaves_no_rank_of_rounding():

@@ -42,7 +42,9 @@ def test_every_import_is_a_dependency(path):
 
 def test_the_extra_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert "visreg-core[torch,jax,report,io,train]" in project["optional-dependencies"]["test"]
+    assert (
+        "visreg-core[torch,jax,report,io,metrics,train]" in project["optional-dependencies"]["test"]
+    )
     assert declared("train") - {"visreg-core"} <= PINNED
 
 

@@ -21,7 +21,7 @@ from visreg_core._xp.detection import (
     on_device,
 )
 from visreg_core._xp.dtypes import FLOATING, cast, compute_dtype, dtype_name
-from visreg_core._xp.host import from_numpy, to_numpy
+from visreg_core._xp.host import fixed_number, fixed_size, from_numpy, host_constants, to_numpy
 from visreg_core._xp.of_torch import bits, load_torch_file
 from visreg_core._xp.shims import (
     accumulate,
@@ -37,6 +37,7 @@ from visreg_core._xp.shims import (
     erf,
     float64_inside,
     is_compiling,
+    log_ndtr,
     matmul_accumulate,
     ndtri,
     of_rank,
@@ -89,9 +90,12 @@ __all__ = [
     "either",
     "erf",
     "find_device",
+    "fixed_number",
+    "fixed_size",
     "float64_inside",
     "forget_programs",
     "from_numpy",
+    "host_constants",
     "import_namespace",
     "installed",
     "is_array",
@@ -100,6 +104,7 @@ __all__ = [
     "is_on_host",
     "library",
     "load_torch_file",
+    "log_ndtr",
     "matmul_accumulate",
     "name",
     "namespace",

@@ -69,6 +69,11 @@ def erf(xp: Namespace, x: Array) -> Array:
     return room(xp).special(xp, "erf", x)
 
 
+def log_ndtr(xp: Namespace, x: Array) -> Array:
+    """log Φ(x), elementwise, on the device of `x`; accurate in both tails."""
+    return room(xp).special(xp, "log_ndtr", x)
+
+
 def sign(xp: Namespace, x: Array) -> Array:
     """−1, 0 or 1."""
     return room(xp).sign(xp, x)

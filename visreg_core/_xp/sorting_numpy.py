@@ -53,7 +53,7 @@ def _flat_order(p: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     if p.size <= _FEW:
         return np.argsort(p, axis=-1, kind="stable") + _row_starts(p, np.intp), None
     n = p.shape[1]
-    if p.itemsize == 4 and n <= _PACKED_SAMPLES and not math.isnan(p.min()):
+    if p.itemsize == 4 and n <= _PACKED_SAMPLES and p.size < 1 << 32 and not math.isnan(p.min()):
         return _whole_order(p), None
     low, high = p.min(axis=-1, keepdims=True), p.max(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", over="ignore"):

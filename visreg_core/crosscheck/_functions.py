@@ -95,6 +95,13 @@ FUNCTIONS: tuple[Check, ...] = (
         ),
         scale=lambda arrays: 30.0,
     ),
+    _array(
+        "rectified_generalized_gaussian",
+        "",
+        lambda c: visreg_core.rectified_generalized_gaussian(
+            13, 8, p=1.0, nonzero=0.3, **c.place.options
+        ),
+    ),
     _array("normal_quantiles", "", lambda c: visreg_core.normal_quantiles(101, **c.place.options)),
     _array(
         "joint_objective",

@@ -41,6 +41,11 @@ def _gaussianity(arrays: Arrays) -> Fields:
     return tuple(v for t in tests for v in (t.mean, t.max, t.mean_z, t.max_z))
 
 
+def _normality(arrays: Arrays) -> Fields:
+    test = metrics.sliced_normality_test(arrays["z"], arrays["slices"], n_simulations=1)
+    return test.mean, test.max, test.values
+
+
 def _linkage(x: Array, **options: str) -> Fields:
     tree = metrics.linkage(x, **options)
     return tree[:, 2], tree[:, [0, 1, 3]]  # heights; clusters and sizes
@@ -80,6 +85,12 @@ METRICS: tuple[Check, ...] = (
     _metric("mutual_knn", lambda a: metrics.mutual_knn(a["a"], a["b"])),
     _metric("lidar", lambda a: metrics.lidar(a["z"], _on_host(a["labels"])[:, 1].tolist())),
     _metric("gaussianity", _gaussianity),
+    _metric("sparsity", lambda a: metrics.sparsity(a["z"])),
+    _metric("sliced_normality_test", _normality),
+    _metric("henze_zirkler", lambda a: metrics.henze_zirkler(a["z"]).statistic),
+    _metric(
+        "two_sample_test", lambda a: metrics.two_sample_test(a["z"], a["y"], n_permutations=1)[:2]
+    ),
     # One rounding may change where a few steps of ascent lead, so only on suitable embeddings.
     _metric("worst_direction", _worst_direction, inputs="own"),
     _metric("linkage", lambda a: _linkage(a["z"])),

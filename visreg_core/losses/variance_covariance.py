@@ -400,8 +400,9 @@ def covariance_loss(
     Source: Bardes, Ponce & LeCun 2022, eq. 4. Where N < D it is computed through the N × N Gram
     matrix, Σ_ij C_ij² = ‖ẑẑᵀ‖²/(N−1)², and no D × D array is made. Where the diagonal is more than
     four times the rest, the N largest columns are multiplied with all directly, so that nothing
-    cancels. Torch does so always on devices other than a CPU, where the branch would wait, at twice
-    the work; its fused CUDA kernels take the 8 largest columns out, and no more.
+    cancels. With CuPy's and torch's arrays, for which a branch would wait, that is always so, at
+    twice the work, unless `visreg_torch` is given tensors on a CPU; its fused CUDA kernels take the
+    8 largest columns out, and no more.
 
     Examples
     --------

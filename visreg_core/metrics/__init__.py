@@ -13,6 +13,12 @@ from visreg_core.metrics.gaussianity import (
 )
 from visreg_core.metrics.hierarchy import hierarchical_knn_accuracy, hierarchical_linear_accuracy
 from visreg_core.metrics.lidar import lidar
+from visreg_core.metrics.normality import (
+    NormalityTest,
+    SlicedNormalityTest,
+    henze_zirkler,
+    sliced_normality_test,
+)
 from visreg_core.metrics.partitions import (
     RandIndices,
     adjusted_rand_index,
@@ -21,6 +27,7 @@ from visreg_core.metrics.partitions import (
     rand_index_sweep,
 )
 from visreg_core.metrics.similarity import linear_cka, linear_cka_from_covariances, mutual_knn
+from visreg_core.metrics.sparsity import Sparsity, sparsity
 from visreg_core.metrics.spectrum import (
     PowerLaw,
     alpha_req,
@@ -70,6 +77,7 @@ from visreg_core.metrics.trees.tree_similarity import (
     cophenetic_similarity,
     lca_similarity,
 )
+from visreg_core.metrics.two_sample import TwoSampleTest, two_sample_test
 from visreg_core.metrics.uniformity import alignment, uniformity
 
 __all__ = [
@@ -81,12 +89,16 @@ __all__ = [
     "FowlkesMallows",
     "Gaussianity",
     "LCAComparison",
+    "NormalityTest",
     "PowerLaw",
     "RandIndices",
     "SampledCopheneticSimilarity",
     "SampledCorrelations",
+    "SlicedNormalityTest",
     "SlicedTest",
+    "Sparsity",
     "Tanglegram",
+    "TwoSampleTest",
     "WorstDirection",
     "adjusted_rand_index",
     "alignment",
@@ -110,6 +122,7 @@ __all__ = [
     "fowlkes_mallows",
     "from_newick",
     "gaussianity",
+    "henze_zirkler",
     "hierarchical_knn_accuracy",
     "hierarchical_labels",
     "hierarchical_linear_accuracy",
@@ -129,12 +142,15 @@ __all__ = [
     "rankme_from_singular_values",
     "singular_values",
     "singular_values_from_gram",
+    "sliced_normality_test",
+    "sparsity",
     "stable_rank",
     "stable_rank_from_singular_values",
     "summary",
     "tanglegram",
     "to_networkx",
     "to_newick",
+    "two_sample_test",
     "uniformity",
     "worst_direction",
 ]

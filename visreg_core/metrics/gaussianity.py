@@ -163,7 +163,7 @@ def gaussianity(
     checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
     host_slices = np.asarray(_xp.to_numpy(slices), dtype=np.float64)
-    _check_directions(host_slices)
+    check_directions(host_slices)
     n, k = x.shape[0], slices.shape[1]
     n_worst = min(3, k) if n_worst is None else n_worst
     if n_worst > k:
@@ -288,7 +288,7 @@ def worst_direction(
     slices = plain("slices", slices)
     checks.slices(slices, x)
     slices = _xp.cast(xp, slices, x.dtype)
-    _check_directions(_xp.to_numpy(slices))
+    check_directions(_xp.to_numpy(slices))
     which = _STATISTICS.index(statistic)
     n, device = x.shape[0], _xp.device(x)
     order = _xp.from_numpy(xp, np.random.default_rng(seed).permutation(n), device=device)
@@ -444,7 +444,8 @@ def _rank_p(value: float, simulated: np.ndarray) -> float:
     return (1 + at_least) / (1 + simulated.size)
 
 
-def _check_directions(slices: np.ndarray) -> None:
+def check_directions(slices: np.ndarray) -> None:
+    """ValueError unless columns are of unit length, to one in a hundred."""
     norms = np.linalg.norm(slices, axis=0)
     bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))
     if bad.size:

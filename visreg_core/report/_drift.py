@@ -8,12 +8,17 @@ independent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from visreg_core.embeddings import Embeddings
+from visreg_core.metrics.two_sample import (
+    SidesDistance,
+    dealt_sides,
+    own_sides,
+    permutation_p_value,
+)
 from visreg_core.report._model import Drift
 from visreg_core.report._streaming import Tick
 
@@ -51,22 +56,13 @@ def drift_test(
     pooled = np.concatenate(
         [_projections(of_a, directions), _projections(of_b, directions)], axis=1
     )
-    order = np.argsort(pooled, axis=1, kind="stable")
-    ordered = np.take_along_axis(pooled, order, axis=1)
-    grid = _grid(*rows)
-    first = np.arange(sum(rows)) < rows[0]
-    found = _distance(ordered, order, first, grid)
-    rng = np.random.default_rng(seed)
+    distance = SidesDistance(pooled, *rows)
+    found = distance(own_sides(*rows))
     dealt = np.empty(N_PERMUTATIONS)
-    for i in range(N_PERMUTATIONS):
+    for i, sides in enumerate(dealt_sides(*rows, N_PERMUTATIONS, seed, paired=paired)):
         tick("drift", i, N_PERMUTATIONS)
-        if paired:
-            kept = rng.random(rows[0]) < 0.5
-            sides = np.concatenate([kept, ~kept])
-        else:
-            sides = rng.permutation(first)
-        dealt[i] = _distance(ordered, order, sides, grid)
-    p = (1 + int(np.sum(dealt >= found))) / (1 + N_PERMUTATIONS)
+        dealt[i] = distance(sides)
+    p = permutation_p_value(found, dealt)
     # The squared distance of samples of one distribution is proportional to 1/n + 1/m.
     larger = (1 / n + 1 / m) / (1 / rows[0] + 1 / rows[1])
     chance = np.sqrt(dealt * larger)
@@ -83,29 +79,3 @@ def drift_test(
 
 def _projections(rows: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return np.asarray(directions.astype(rows.dtype) @ rows.T)
-
-
-def _grid(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps of both quantile functions: indices into either sample, and the steps' widths."""
-    if n == m:
-        return np.arange(n), np.arange(n), np.full(n, 1 / n)
-    # Ends i/n and j/m as whole numbers of 1/(n m), so that equal ones are equal.
-    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
-    starts = np.concatenate([[0], ends[:-1]])
-    return starts // m, starts // n, (ends - starts) / (n * m)
-
-
-def _distance(
-    ordered: np.ndarray,
-    order: np.ndarray,
-    first: np.ndarray,
-    grid: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> float:
-    """Mean over slices of W₂² between the rows that are `first` and the others."""
-    left, right, width = grid
-    parts = []
-    for values, rows in zip(ordered, order, strict=True):
-        side = first[rows]
-        apart = values[side][left] - values[~side][right]
-        parts.append(float(np.dot(apart * apart, width)))
-    return math.fsum(parts) / len(parts)

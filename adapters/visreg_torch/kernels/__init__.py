@@ -6,7 +6,8 @@
 
 On one device whole losses are computed by kernels (`whole.whole`): VISReg, its shape term, SIGReg
 and the sliced Gaussian Wasserstein distance by `sliced`; VICReg, SAG-VICReg and Barlow Twins by
-`pairs`. These make no array of the embeddings' size but the gradient and the projections.
+`pairs`. These make no array of the embeddings' size but the gradient and the projections. What a
+pass started is repeated for the next inputs of the same sizes and options (`_tape`).
 
 `dispatch.choose` decides which kernel runs; where none can, the core runs. `explain` shows the
 decision, and `forced` overrides it. Each module has the kernels of one operation, their launchers,

@@ -37,10 +37,14 @@ def launch(
     if not all(grid):
         return
     args = (first, *others)
-    again = LAUNCHERS[first.device.type](kernel, grid, args, options)
+    start = LAUNCHERS[first.device.type]
     made = _tape.recording()
-    if made is not None:
-        made.launched(again, args)
+    if made is None:
+        start(kernel, grid, args, options)
+        return
+    with made.step():
+        again = start(kernel, grid, args, options)
+    made.launched(again, args)
 
 
 def empty(shape: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:

@@ -7,18 +7,20 @@ kernels are given addresses, and nothing is checked again.
 
 A recording notes what `_launch.empty`, `_launch.launch` and `products.product` do, and where their
 tensors lie: in an input, in an allocation of the pass, or in a declared constant. A tensor from
-elsewhere (a masked count, a copy of strided rows) makes a pass that cannot be repeated; it then
-runs as it is written each time.
+elsewhere (a masked count, a copy of strided rows), or any other operation of torch than a view,
+makes a pass that cannot be repeated; it then runs as it is written each time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Kept tapes. A call whose weights are numbers that change at each step is another each time.
 MAX_TAPES = 128
@@ -56,21 +58,40 @@ def recording() -> Recording | None:
     return _LOCAL.recording
 
 
-class Recording:
-    """Steps of a pass while it runs."""
+class Recording(TorchDispatchMode):
+    """Steps of a pass while it runs, in the context of this object."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        self.buffers: list[
-            Tensor
-        ] = []  # which hold their memory, so that no other gets its address
+        super().__init__()
+        # They are held, so that no other tensor is given their memory.
+        self.buffers: list[Tensor] = []
         self.of_storage: dict[int, list[int]] = {}
         self.steps: list[tuple[Any, ...]] = []
         self.constants: dict[int, Tensor] = {}
         self.possible = True
         self.complete = True
+        self.in_step = False
         for x in inputs:
             self._add(x)
         self.n_inputs = len(self.buffers)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Perform an operation of torch, which only a step, a view or an allocation may be."""
+        allocates = func is torch.ops.aten.empty.memory_format
+        if not (self.in_step or func.is_view or allocates):
+            self.possible = False
+        return func(*args, **kwargs or {})
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Context of what is noted as one step."""
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
 
     def _add(self, x: Tensor) -> int:
         self.buffers.append(x)
@@ -251,7 +272,8 @@ def played(
         return run()
     made = _LOCAL.recording = Recording(inputs)
     try:
-        results = run()
+        with made:
+            results = run()
     finally:
         _LOCAL.recording = None
     _TAPES[key] = made.finished(results)

@@ -31,9 +31,12 @@ def product(
     """
     if out is None:
         out = _launch.empty((*a.shape[:2], b.shape[2]), dtype, a.device)
-    _multiply(a, b, out, add)
     made = _tape.recording()
-    if made is not None:
+    if made is None:
+        _multiply(a, b, out, add)
+    else:
+        with made.step():
+            _multiply(a, b, out, add)
         made.multiplied(_multiply, a, b, out, add)
     return out
 

@@ -274,8 +274,8 @@ def test_lists_of_different_lengths(tmp_path):
     assert "lists of 1 to 2 numbers" in refused(tmp_path / "z.parquet")
     parquet.write_table(pa.table({"z": [[1.0, 2.0], None]}), tmp_path / "z.parquet")
     assert "1 missing lists" in refused(tmp_path / "z.parquet")
-    parquet.write_table(pa.table({"z": [1.0, 2.0], "id": [1, 2]}), tmp_path / "z.parquet")
-    assert "columns z (double), id (int64)" in refused(tmp_path / "z.parquet")
+    parquet.write_table(pa.table({"z": [1.0, 2.0], "t": [1, 2]}), tmp_path / "z.parquet")
+    assert "columns z (double), t (int64)" in refused(tmp_path / "z.parquet")
     parquet.write_table(pa.table({"z": [[1.0, None], [3.0, 4.0]]}), tmp_path / "z.parquet")
     assert np.isnan(load(tmp_path / "z.parquet").to_numpy()[0, 1])
 

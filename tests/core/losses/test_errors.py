@@ -179,7 +179,7 @@ def test_slices_that_require_a_gradient(case, rng):
     raises(lambda: case.value_and_grad(arrays), "slices", "grad")
 
 
-@each([c for c in PRIMARY if c.loss.sliced])
+@each([c for c in PRIMARY if c.loss.chunked])
 def test_chunk_size_is_a_positive_integer(case, rng):
     arrays = case.draw(rng)
     for bad in (0, -3, 2.5):

@@ -65,7 +65,7 @@ def test_half_precision_errors_are_bounded(case, where, rng):
     assert gradient_error <= GRADIENT_BOUND[where.dtype]
 
 
-@each([c for c in PRIMARY if c.loss.sliced])
+@each([c for c in PRIMARY if c.loss.chunked])
 @pytest.mark.dtypes(*HALVES)
 @pytest.mark.backends("torch", "torch-cuda", "jax")
 @pytest.mark.lean_on_jax(dtype=["bfloat16"])
@@ -99,7 +99,7 @@ def test_far_below_eager_code(where, sigma):
     assert error(leaf.grad) >= 10 * error(ours)
 
 
-@each([c for c in PRIMARY if c.loss.sliced])
+@each([c for c in PRIMARY if c.loss.chunked])
 @pytest.mark.dtypes("float32")
 @pytest.mark.backends("torch", "jax")
 def test_a_narrower_projection_is_taken(case, where, rng):

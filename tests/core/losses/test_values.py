@@ -69,7 +69,7 @@ def check_slices_with_leading_axes(case, where, rng, leading):
         assert gradient.shape == arrays[name].shape
 
 
-@each([c for c in CASES if c.loss.sliced and not c.variant])
+@each([c for c in CASES if c.loss.chunked and not c.variant])
 @pytest.mark.lean_on_jax(dtype=["float32"], case=named("shape_loss", "sliced_wasserstein"))
 def test_chunks_change_nothing(case, where, rng):
     arrays = {n: where.asarray(a) for n, a in case.draw(rng).items()}

@@ -21,12 +21,15 @@ OF_ONE = {
     "hierarchical_knn_accuracy": lambda x: metrics.hierarchical_knn_accuracy(x, LABELS, k=3),
     "hierarchical_linear_accuracy": lambda x: metrics.hierarchical_linear_accuracy(x, LABELS),
     "hierarchical_rand_index": lambda x: metrics.hierarchical_rand_index(x, LABELS),
+    "henze_zirkler": metrics.henze_zirkler,
     "lidar": lambda x: metrics.lidar(x, LABELS),
     "linkage": metrics.linkage,
     "participation_ratio": metrics.participation_ratio,
     "rand_index_sweep": lambda x: metrics.rand_index_sweep(x, LABELS, [3]),
     "rankme": metrics.rankme,
     "singular_values": metrics.singular_values,
+    "sliced_normality_test": lambda x: metrics.sliced_normality_test(x, SLICES, n_simulations=9),
+    "sparsity": metrics.sparsity,
     "stable_rank": metrics.stable_rank,
     "uniformity": metrics.uniformity,
     "worst_direction": lambda x: metrics.worst_direction(x, SLICES),
@@ -37,6 +40,7 @@ OF_TWO = {
     "lca_similarity": metrics.lca_similarity,
     "linear_cka": metrics.linear_cka,
     "mutual_knn": lambda x, y: metrics.mutual_knn(x, y, 3),
+    "two_sample_test": lambda x, y: metrics.two_sample_test(x, y, n_permutations=9),
 }
 
 
@@ -175,7 +179,8 @@ def test_what_is_no_dense_array_is_refused_in_one_line(name, kind):
     assert "\n" not in str(caught.value)
 
 
-NO_SLICES = sorted(set(METRICS) - {"gaussianity", "worst_direction"})  # which are NumPy's here
+# Slices are NumPy's here.
+NO_SLICES = sorted(set(METRICS) - {"gaussianity", "sliced_normality_test", "worst_direction"})
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested tensors")

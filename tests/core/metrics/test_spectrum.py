@@ -309,8 +309,8 @@ def test_gradients_are_left_alone():
 
 def test_conventions_tables_match_the_docstrings():
     for function, table in [
-        (metrics.rankme, spectrum._RANKME),
-        (metrics.effective_rank, spectrum._EFFECTIVE_RANK),
+        (metrics.rankme, spectrum.RANKME),
+        (metrics.effective_rank, spectrum.EFFECTIVE_RANK),
         (metrics.condition_number, spectrum._CONDITION_NUMBER),
         (metrics.alpha_req, spectrum._ALPHA_REQ),
     ]:

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import kstest, wasserstein_distance
 
 from visreg_core import report, sliced_wasserstein
+from visreg_core.metrics.two_sample import SidesDistance, own_sides
 from visreg_core.report import _conditions, _drift, _tables
 from visreg_core.report._compute import embeddings_of
 from visreg_core.slices import random_slices
@@ -61,10 +62,7 @@ def test_chance_is_the_distance_of_fresh_samples():
 def test_distance_of_every_size(n, m):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(n), rng.standard_normal(m)
-    pooled = np.concatenate([x, y])[None]
-    order = np.argsort(pooled, axis=1)
-    first = np.arange(n + m) < n
-    found = _drift._distance(np.sort(pooled, axis=1), order, first, _drift._grid(n, m))
+    found = SidesDistance(np.concatenate([x, y])[None], n, m)(own_sides(n, m))
     one = np.ones((1, 1))
     assert found == pytest.approx(
         float(sliced_wasserstein(x[:, None], y[:, None], one, power=True)), rel=1e-12

@@ -68,8 +68,9 @@ def test_masked_rows_are_infinite_and_last(dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_nan_comes_last_whatever_its_sign(dtype, rng):
-    p = rng.normal(size=(3, 600)).astype(dtype)
+@pytest.mark.parametrize("n", [400, 600])
+def test_nan_comes_last_whatever_its_sign(dtype, n, rng):
+    p = rng.normal(size=(3, n)).astype(dtype)
     p[:, 3::50] = -np.inf
     p[0, ::9], p[1, ::7] = np.nan, np.copysign(np.nan, -1)
     values, order = sorted_rows(np, p)

@@ -61,3 +61,17 @@ def test_a_changing_batch_and_a_gradient_that_is_kept(draw, device):
         (second,) = torch.autograd.grad(value, z)
         assert torch.equal(first, kept)
         assert torch.equal(second, kept)
+
+
+def test_other_operations_make_no_tape():
+    """What a recording does not note would be missing from the steps."""
+    x = torch.ones(3)
+
+    def run():
+        return [x.view(3, 1).add_(1)]
+
+    for _ in range(4):
+        _tape.played("test", [x], run)
+    assert _tape._TAPES["test"] is False
+    assert x.tolist() == [5, 5, 5]
+    _tape.clear()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visreg_core import optional
+from visreg_core import checks, optional
 from visreg_core.metrics.trees.dendrogram import cut_tree
 from visreg_core.metrics.trees.linkage import linkage as dendrogram
 
@@ -24,8 +24,8 @@ else:
 class HierarchicalClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Agglomerative clustering in O(N·D) memory, with scikit-learn's interface.
 
-    Parameters and attributes are those of ``sklearn.cluster.AgglomerativeClustering``, so that one
-    can replace the other.
+    What is listed here means what it does in ``sklearn.cluster.AgglomerativeClustering``, whose
+    defaults and numbering of clusters are others.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class HierarchicalClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None) -> HierarchicalClustering:
         """Cluster the rows of `X` (N, D), N ≥ 2; `y` is ignored.
 
-        Raises ValueError for what `linkage` rejects, and for both or neither of `n_clusters` and
-        `distance_threshold`.
+        ValueError for what `linkage` rejects, for both or neither of `n_clusters` and
+        `distance_threshold`, and for a threshold that is negative or not finite.
         """
         from sklearn.utils.validation import validate_data
 
@@ -83,6 +83,8 @@ class HierarchicalClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 "expected either n_clusters or distance_threshold; found both or neither"
             )
+        if self.distance_threshold is not None:
+            checks.not_negative("distance_threshold", self.distance_threshold)
         z = dendrogram(x, self.linkage, self.metric)
         if self.distance_threshold is None:
             self.n_clusters_ = self.n_clusters

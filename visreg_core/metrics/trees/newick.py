@@ -13,7 +13,10 @@ from visreg_core.typing import Array
 
 # A name that needs no quotes.
 _BARE = re.compile(r"[^\s()\[\]{}:;,'\"_]+")
-_TOKEN = re.compile(r"\s*(?:([(),;])|'((?:[^']|'')*)'|:\s*([^\s(),;:']+)|([^\s(),;:'\[\]]+))")
+_BLANK = r"(?:\s|\[[^\]]*\])*"  # comments are in brackets
+_TOKEN = re.compile(
+    rf"{_BLANK}(?:([(),;])|'((?:[^']|'')*)'|:{_BLANK}([^\s(),;:'\[\]_]+)|([^\s(),;:'\[\]]+)){_BLANK}"
+)
 
 # Leaves whose paths to the root differ by no more than this share of them are equally deep.
 _ROUNDING = 1e-9
@@ -114,8 +117,7 @@ def from_newick(text: str) -> tuple[np.ndarray, list[str]]:
                 "expected leaves equally far from the root; found a node at "
                 f"{min(ends):g} and at {max(ends):g} above its leaves"
             )
-        below = [height[i] for inner, i, _ in branches if inner]
-        height.append(max([*ends, *below]))
+        height.append(max(ends))  # no less than any of the branches' own
     cluster = [0] * len(nodes)
     size = [1] * n
     rows: list[tuple[int, int, float, int]] = []
@@ -141,7 +143,7 @@ def _parsed(text: str) -> tuple[list[str], list[_Branches]]:
     last: tuple[bool, int] | None = None  # what stands before the present place, if anything
     length: float | None = None
     place, done = 0, False
-    text = re.sub(r"\[[^\]]*\]", "", text).rstrip()
+    text = text.rstrip()
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None or done:

@@ -76,6 +76,21 @@ def test_the_branch_that_was_changed(rng):
     assert len(disagreeing_branches(first, second, min_leaves=20, n_branches=2)) == 2
 
 
+@pytest.mark.parametrize(("n", "least"), [(60, 5), (400, 8)])
+def test_disjoint_branches_of_the_default_sizes(rng, n, least):
+    x, y = rng.standard_normal((2, n, 3))
+    first, second = linkage(x, metric="euclidean"), linkage(y, metric="euclidean")
+    correlation, below, taken, expected = naive(first, second), members(first), set(), []
+    for k in np.argsort(correlation):  # NaN last
+        fits = least <= len(below[k]) <= n / 2 and not np.isnan(correlation[k])
+        if fits and taken.isdisjoint(below[k]):
+            taken.update(below[k])
+            expected.append(k)
+    found = disagreeing_branches(first, second, n_branches=n)
+    assert [b.merge for b in found] == expected
+    assert disagreeing_branches(first, second, n_branches=n, min_leaves=n // 2 + 1) == []
+
+
 def test_collapsed_and_infinite_trees(rng):
     z = linkage(np.ones((12, 2)))
     assert np.isnan(branch_correlations(z, z)).all()

@@ -52,5 +52,8 @@ def test_errors(rng):
     for both in ({"distance_threshold": 1.0}, {"n_clusters": None}):
         with pytest.raises(ValueError, match="either n_clusters or distance_threshold"):
             HierarchicalClustering(**both).fit(x)
+    for threshold in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="distance_threshold to be a finite number >= 0"):
+            HierarchicalClustering(None, distance_threshold=threshold).fit(x)
     with pytest.raises(ValueError, match="n_clusters <= N = 8; found 9"):
         HierarchicalClustering(9).fit(x)

@@ -50,12 +50,23 @@ def test_names():
     text = to_newick(z, names)
     assert text == "(plain-1:4.5,('it''s':1.0,'a b':1.0):3.5);"
     assert from_newick(text)[1] == ["plain-1", "it's", "a b"]
+    for name in ["[x]", "a[b]c'd", "a_b", "", " ", "(;):,", "'"]:
+        assert from_newick(to_newick(z, [name, "b", "c"]))[1] == ["c", name, "b"]
 
 
 def test_what_other_programs_write():
-    z, names = from_newick("[a tree]\n ( A:2, (B:1 ,C:1.0e0)inner:1,\n 'D':2 )root:0 ;\n")
+    z, names = from_newick(
+        "[a (tree)]\n ( A[x]:[y]2[z], (B:1 ,C:1.0e0)inner:1,\n 'D':2 )root:0 ;['] [;]\n"
+    )
     assert names == ["A", "B", "C", "D"]
     assert z.tolist() == [[1, 2, 1, 2], [0, 3, 2, 2], [4, 5, 2, 4]]
+
+
+def test_sums_of_lengths_that_round_apart():
+    """0.1 + 0.2 > 0.3: no node is below one of its branches."""
+    z, _ = from_newick("(a:0.3,((b:0.1,c:0.1):0.2,d:0.3):0);")
+    assert sch.is_valid_linkage(z, throw=True)
+    assert z.tolist() == [[1, 2, 0.1, 2], [3, 4, 0.1 + 0.2, 3], [0, 5, 0.1 + 0.2, 4]]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +77,8 @@ def test_what_other_programs_write():
         ("(A,B);", "length of every branch"),
         ("(A:-1,B:-1);", "from 0 on; found -1"),
         ("(A:1,B:x);", "Newick's format; found 'x"),
+        ("(A:1_0,B:10);", "Newick's format; found '_0"),
+        ("[a](A:1,B:1)) ;", "found '\\) ;' at character 12"),
         ("(A:1,B:1));", "found '\\)"),
         ("(A:1,B:1); C", "found 'C' at character"),
         ("A;", "at least 2 leaves; found 1"),

@@ -1,0 +1,112 @@
+"""Draws what each loss of one set of embeddings does to a cloud of points that descends it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import visreg_core
+from visreg_core import random_slices, value_and_grad
+
+FRAMES = (0, 30, 120, 480)
+SLICES = random_slices(2, 32)
+
+
+def regularizers_of_vicreg(z):
+    """Variance and covariance alone, with VICReg's weights: value and gradient."""
+    parts = [(25, visreg_core.variance_loss), (1, visreg_core.covariance_loss)]
+    found = [(weight, *value_and_grad(loss)(z)) for weight, loss in parts]
+    return sum(w * value for w, value, _ in found), sum(w * g for w, _, g in found)
+
+
+def on_slices(name):
+    loss = value_and_grad(getattr(visreg_core, name))
+
+    def value_and_gradient(z):
+        result, gradient = loss(z, SLICES)
+        return getattr(result, "total", result), gradient
+
+    return value_and_gradient
+
+
+LOSSES = {
+    "visreg_loss": on_slices("visreg_loss"),
+    "sigreg_loss": on_slices("sigreg_loss"),
+    "gaussian_sliced_wasserstein": on_slices("gaussian_sliced_wasserstein"),
+    "gaussian_sliced_energy_distance": on_slices("gaussian_sliced_energy_distance"),
+    "VICReg's variance and covariance": regularizers_of_vicreg,
+}
+
+
+class Flow(NamedTuple):
+    """Clouds (frames, N, 2), the loss at them, and how the gradient's norm falls with the scale."""
+
+    clouds: np.ndarray
+    values: list[float]
+    at_collapse: float
+
+
+def start(n=160):
+    """Two clusters, flat and off the centre."""
+    rng = np.random.default_rng(0)
+    ends = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None] * [0.8, 0.3]
+    return ends + rng.standard_normal((n, 2)) * [0.25, 0.08] + [0.6, -0.2]
+
+
+def flow(value_and_gradient):
+    """Gradient descent, its step such that points move by 0.02 at first."""
+    z = start()
+    gradient = value_and_gradient(z)[1]
+    rate = 0.02 / np.sqrt(np.mean(gradient**2))
+    clouds, values = [], []
+    for step in range(FRAMES[-1] + 1):
+        value, gradient = value_and_gradient(z)
+        if step in FRAMES:
+            clouds.append(z)
+            values.append(float(value))
+        z = z - rate * gradient
+    near = start() - start().mean(axis=0)
+    ends = [np.linalg.norm(value_and_gradient(s * near)[1]) for s in (1e-3, 1e-1)]
+    return Flow(np.stack(clouds), values, ends[0] / ends[1])
+
+
+def draw(flows, folder):
+    from matplotlib import pyplot
+
+    for i, (name, found) in enumerate(flows.items()):
+        figure, axes = pyplot.subplots(1, len(FRAMES), figsize=(9, 2.4), sharex=True, sharey=True)
+        for axis, step, cloud, value in zip(axes, FRAMES, *found[:2], strict=True):
+            axis.scatter(*cloud.T, s=3, color="#1f5a94")
+            for radius in (1, 2):
+                axis.add_patch(pyplot.Circle((0, 0), radius, fill=False, color="#bbbbbb", lw=0.7))
+            axis.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
+            axis.set_title(f"step {step}: {value:.3g}", fontsize=8)
+        figure.suptitle(name, fontsize=9)
+        figure.savefig(folder / f"gallery-{i}.png", dpi=110, bbox_inches="tight")
+        pyplot.close(figure)
+
+
+def page(flows):
+    rows = [
+        f"| {name} | {found.values[0]:.3g} | {found.values[-1]:.3g} | {found.at_collapse:.2g} |"
+        for name, found in flows.items()
+    ]
+    table = [
+        "| loss | at the start | at the end | gradient at collapse |",
+        "| --- |" + " --- |" * 3,
+    ]
+    pictures = [f"![{name}](generated/gallery-{i}.png)\n" for i, name in enumerate(flows)]
+    return "\n".join([*table, *rows, "", *pictures])
+
+
+def write(app):
+    folder = Path(app.srcdir) / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    flows = {name: flow(loss) for name, loss in LOSSES.items()}
+    draw(flows, folder)
+    (folder / "gallery.md").write_text(page(flows))
+
+
+def setup(app):
+    app.connect("builder-inited", write)
+    return {"parallel_read_safe": True}
