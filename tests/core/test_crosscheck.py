@@ -348,7 +348,9 @@ def test_unusual_embeddings_agree_in_float64(kind, rng):
 def test_bad_embeddings_are_refused_in_one_line(rng):
     z = rng.normal(size=(40, 3))
     z[[3, 7], 1] = np.nan
-    with pytest.raises(ValueError, match=r"found NaN or infinity in 2 of the 40 sampled rows .*\(3, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"found NaN or infinity in 2 of the 40 sampled rows .*\(3, 7\)"
+    ):
         crosscheck(["numpy"], embeddings=z)
     with pytest.raises(ValueError, match="expected at least 16 different rows; found 1"):
         crosscheck(["numpy"], embeddings=np.ones((40, 3)))
