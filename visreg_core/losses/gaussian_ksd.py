@@ -73,7 +73,7 @@ def gaussian_ksd(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

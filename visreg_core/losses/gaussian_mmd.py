@@ -71,7 +71,7 @@ def gaussian_mmd(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

@@ -52,7 +52,7 @@ def sigreg_limit(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

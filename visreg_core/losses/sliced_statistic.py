@@ -163,7 +163,7 @@ def sliced_statistic(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

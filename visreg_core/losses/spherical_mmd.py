@@ -60,7 +60,7 @@ def spherical_mmd(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises

@@ -55,7 +55,7 @@ def weak_sigreg_loss(
 
     Returns
     -------
-    array of no axes
+    0-d array
         float64 for float64 embeddings, else float32.
 
     Raises
