@@ -145,7 +145,7 @@ def random_slices(
     def gaussian_columns(first: int, count: int) -> Array:
         return _gaussian(xp, dim, first, count, seed, step, dtype=work, where=where)
 
-    if sampler == "gaussian" and _xp.name(xp) == "numpy":
+    if sampler == "gaussian" and _xp.works_in_tiles(xp):
         key = key_word(xp, "seed", seed), key_word(xp, "step", step)
         w = unit_columns_numpy(dim, n_slices, start, *key, work)
     elif sampler == "gaussian":
@@ -305,7 +305,7 @@ def _gaussian(
     where: dict[str, Device],
 ) -> Array:
     """Standard normals (dim, count): column j is slice first + j."""
-    if _xp.name(xp) == "numpy":
+    if _xp.works_in_tiles(xp):
         key = key_word(xp, "seed", seed), key_word(xp, "step", step)
         return _normals_numpy(dim, count, first, *key, dtype)
     pairs = (dim + 1) // 2

@@ -24,9 +24,10 @@ NUMPY: Kernels = {
     "quantiles": numpy_kernels.quantiles,
 }
 
+_BY_LIBRARY = {"numpy": NUMPY}
 _NONE: Kernels = {}
 
 
 def kernels_of(library: str) -> Kernels:
     """The kernels for arrays of a library, by the name of the function that each replaces."""
-    return NUMPY if library == "numpy" else _NONE
+    return _BY_LIBRARY.get(library, _NONE)

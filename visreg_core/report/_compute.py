@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core import checks
-from visreg_core._xp import as_namespace
-from visreg_core._xp import name as name_of
+from visreg_core._xp import as_namespace, works_in_tiles
 from visreg_core.embeddings import Embeddings
 from visreg_core.report._dask import Cluster, cluster
 from visreg_core.report._drift import drift_rows
@@ -268,7 +267,7 @@ def _engine(plan: Plan, engine: str, scheduler: str | None) -> Iterator[Plan]:
             ("labels", plan.levels is not None),
             ("paired files", plan.paired),
             ("rows drawn", plan.rows is not None),
-            ("a backend", name_of(plan.place.xp) != "numpy"),
+            ("a backend", not works_in_tiles(plan.place.xp)),
         )
         if given
     ]

@@ -64,7 +64,7 @@ class Place(NamedTuple):
     def put(self, a: np.ndarray, dtype: DType) -> Array:
         """A host array as an array of this place (a copy, except for NumPy)."""
         host = np.float64 if _xp.dtype_name(dtype) == "float64" else np.float32
-        a = a.astype(host, copy=_xp.name(self.xp) != "numpy")
+        a = a.astype(host, copy=not _xp.works_in_tiles(self.xp))
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
 
 
@@ -93,7 +93,7 @@ def first_pass(stored: Embeddings, first: First, place: Place, tick: Tick) -> No
     dtype = place.dtype(stored)
     start = 0
     for block in stored.blocks():
-        shown = block if _xp.name(place.xp) == "numpy" else place.put(block, dtype)
+        shown = block if _xp.works_in_tiles(place.xp) else place.put(block, dtype)
         first.update(shown, numbers=start)
         start += len(block)
         tick("moments", start, stored.shape[0])

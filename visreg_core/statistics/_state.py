@@ -122,7 +122,7 @@ class Statistics:
                 continue
             self.sample.update(host, number)
             z = host.astype(np.float64)
-            if _xp.name(_xp.namespace(part)) == "numpy":
+            if _xp.works_in_tiles(_xp.namespace(part)):
                 self.characteristic.update(z, self.slices)
             else:
                 self.characteristic.update_elsewhere(_project(part, self.slices))
