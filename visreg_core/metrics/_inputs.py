@@ -89,6 +89,10 @@ def centred(xp: Namespace, x: Array) -> Array:
 
 def unit_rows(xp: Namespace, x: Array) -> Array:
     """Rows of `x` divided by their Euclidean norms, at any scale; zero rows stay zero."""
+    return _xp.compiled(xp, _unit_rows, "xp")(xp, x)
+
+
+def _unit_rows(xp: Namespace, x: Array) -> Array:
     largest = xp.max(xp.abs(x), axis=1, keepdims=True)
     x = x / xp.where(largest > 0, largest, 1.0)
     norm = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))

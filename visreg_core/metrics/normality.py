@@ -190,15 +190,20 @@ def _values(xp: Namespace, x: Array, slices: Array, statistic: str) -> np.ndarra
     """The statistic of each slice."""
     n, k = x.shape[0], slices.shape[1]
     step = tiles.default_chunk(xp, n * (8 if x.dtype == xp.float64 else 4))
-    found = []
-    for start in range(0, k, step):
-        p = xp.matrix_transpose(slices[:, start : min(start + step, k)]) @ xp.matrix_transpose(x)
-        if statistic == "vasicek":
-            values = _vasicek_divergence(xp, p)
-        else:
-            (values,) = statistic_term(xp, statistic, p, float(n), None, False)
-        found.append(_xp.to_numpy(values).astype(np.float64))
-    return np.concatenate(found)
+    of_chunk = _xp.compiled(xp, _chunk_values, "xp", "statistic")
+    found = [
+        _xp.to_numpy(of_chunk(xp, x, slices[:, start : min(start + step, k)], statistic))
+        for start in range(0, k, step)
+    ]
+    return np.concatenate(found).astype(np.float64)
+
+
+def _chunk_values(xp: Namespace, x: Array, slices: Array, statistic: str) -> Array:
+    p = xp.matrix_transpose(slices) @ xp.matrix_transpose(x)
+    if statistic == "vasicek":
+        return _vasicek_divergence(xp, p)
+    (values,) = statistic_term(xp, statistic, p, float(x.shape[0]), None, False)
+    return values
 
 
 def _vasicek_divergence(xp: Namespace, p: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from visreg_core import _xp, checks
@@ -109,7 +109,7 @@ def uniformity(
     checks.choice("convention", convention, _PAIRS)
     xp, x = matrix("x", x)
     x = unit_rows(xp, x) if normalize else centred(xp, x)
-    log_sum = _log_sum_exp(xp, (-t * d2 for d2 in _squared_distances(xp, x)))
+    log_sum = _log_sum_exp(xp, x, t)
     n = x.shape[0]
     if convention == "distinct":
         return log_sum - math.log(n * (n - 1) // 2)
@@ -118,35 +118,37 @@ def uniformity(
     return top + math.log(math.exp(twice - top) + math.exp(own - top)) - 2 * math.log(n)
 
 
-def _squared_distances(xp: Namespace, x: Array) -> Iterator[Array]:
-    """Tiles of ‖x_i − x_j‖² over i < j; ∞ where a tile has other pairs."""
-    n = x.shape[0]
-    half = xp.sum(x * x, axis=1) / 2
-    index = xp.arange(n, **_xp.on_device(x))
-    for top in range(0, n, _TILE):
-        rows = slice(top, min(top + _TILE, n))
-        for left in range(top, n, _TILE):
-            columns = slice(left, min(left + _TILE, n))
-            inner = x[rows, :] @ xp.matrix_transpose(x[columns, :])
-            d2 = 2 * (half[rows, None] + half[None, columns] - inner)
-            d2 = xp.where(d2 > 0, d2, 0.0)
-            if left == top:
-                d2 = xp.where(index[rows, None] < index[None, columns], d2, math.inf)
-            yield d2
+def _log_sum_exp(xp: Namespace, x: Array, t: float) -> float:
+    """Logarithm of Σ_{i<j} exp(−t ‖x_i − x_j‖²), tile by tile, which are added up in float64."""
+    of_tile = _xp.compiled(xp, _tile_sum, "xp", "diagonal")
+    n, top, total = x.shape[0], -math.inf, 0.0
+    for first in range(0, n, _TILE):
+        rows = x[first : min(first + _TILE, n), :]
+        for left in range(first, n, _TILE):
+            columns = x[left : min(left + _TILE, n), :]
+            largest, added = map(float, of_tile(xp, rows, columns, t, left == first))
+            if largest > top:
+                total *= math.exp(top - largest)
+                top = largest
+            if added:
+                total += added * math.exp(largest - top)
+    return top + math.log(total) if total else -math.inf
 
 
-def _log_sum_exp(xp: Namespace, parts: Iterator[Array]) -> float:
-    """Logarithm of Σ exp over the elements of all parts; they are added up in float64."""
-    top, total = -math.inf, 0.0
-    for part in parts:
-        largest = float(xp.max(part))
-        if largest == -math.inf:
-            continue
-        if largest > top:
-            total *= math.exp(top - largest)
-            top = largest
-        total += float(xp.sum(xp.exp(part - top)))
-    return top + math.log(total)
+def _tile_sum(
+    xp: Namespace, rows: Array, columns: Array, t: float, diagonal: bool
+) -> tuple[Array, Array]:
+    """Largest exponent m of a tile's pairs, and Σ exp(exponent − m); 0 where it has no pairs."""
+    half, other = (xp.sum(x * x, axis=1) / 2 for x in (rows, columns))
+    inner = rows @ xp.matrix_transpose(columns)
+    d2 = 2 * (half[:, None] + other[None, :] - inner)
+    exponents = -t * xp.where(d2 > 0, d2, 0.0)
+    if diagonal:
+        index = xp.arange(rows.shape[0], **_xp.on_device(rows))
+        exponents = xp.where(index[:, None] < index[None, :], exponents, -math.inf)
+    largest = xp.max(exponents)
+    shift = xp.where(largest > -math.inf, largest, 0.0)
+    return largest, xp.sum(xp.exp(exponents - shift))
 
 
 def _positive(argument: str, value: float) -> None:
