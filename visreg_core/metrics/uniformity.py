@@ -108,7 +108,12 @@ def uniformity(
     _positive("t", t)
     checks.choice("convention", convention, _PAIRS)
     xp, x = matrix("x", x)
-    x = unit_rows(xp, x) if normalize else centred(xp, x)
+    if normalize:
+        x = unit_rows(xp, x)
+    else:  # squares of 1e-30 or 1e30 leave float32
+        x = centred(xp, x)
+        unit = 2.0 ** math.frexp(float(xp.max(xp.abs(x))))[1]
+        x, t = x / unit, t * unit * unit
     log_sum = _log_sum_exp(xp, x, t)
     n = x.shape[0]
     if convention == "distinct":
@@ -121,34 +126,36 @@ def uniformity(
 def _log_sum_exp(xp: Namespace, x: Array, t: float) -> float:
     """Logarithm of Σ_{i<j} exp(−t ‖x_i − x_j‖²), tile by tile, which are added up in float64."""
     of_tile = _xp.compiled(xp, _tile_sum, "xp", "diagonal")
+    # Of a larger t, whose products leave the dtype, only equal distances would count.
+    within = min(t, float(xp.finfo(x.dtype).max) / (8 * x.shape[1]))
     n, top, total = x.shape[0], -math.inf, 0.0
     for first in range(0, n, _TILE):
         rows = x[first : min(first + _TILE, n), :]
         for left in range(first, n, _TILE):
             columns = x[left : min(left + _TILE, n), :]
-            largest, added = map(float, of_tile(xp, rows, columns, t, left == first))
-            if largest > top:
-                total *= math.exp(top - largest)
-                top = largest
-            if added:
-                total += added * math.exp(largest - top)
-    return top + math.log(total) if total else -math.inf
+            nearest, added = map(float, of_tile(xp, rows, columns, within, left == first))
+            if nearest == math.inf:  # one row has no pairs
+                continue
+            if -t * nearest > top:
+                total *= math.exp(top + t * nearest)
+                top = -t * nearest
+            total += added * math.exp(-t * nearest - top)
+    return top + math.log(total)
 
 
 def _tile_sum(
     xp: Namespace, rows: Array, columns: Array, t: float, diagonal: bool
 ) -> tuple[Array, Array]:
-    """Largest exponent m of a tile's pairs, and Σ exp(exponent − m); 0 where it has no pairs."""
+    """Least squared distance d² of a tile's pairs, and Σ exp(t (d² − ‖x_i − x_j‖²))."""
     half, other = (xp.sum(x * x, axis=1) / 2 for x in (rows, columns))
     inner = rows @ xp.matrix_transpose(columns)
     d2 = 2 * (half[:, None] + other[None, :] - inner)
-    exponents = -t * xp.where(d2 > 0, d2, 0.0)
-    if diagonal:
-        index = xp.arange(rows.shape[0], **_xp.on_device(rows))
-        exponents = xp.where(index[:, None] < index[None, :], exponents, -math.inf)
-    largest = xp.max(exponents)
-    shift = xp.where(largest > -math.inf, largest, 0.0)
-    return largest, xp.sum(xp.exp(exponents - shift))
+    d2 = xp.where(d2 > 0, d2, 0.0)
+    index = xp.arange(rows.shape[0], **_xp.on_device(rows))
+    pairs = index[:, None] < index[None, :] if diagonal else d2 >= 0
+    nearest = xp.min(xp.where(pairs, d2, math.inf))
+    potential = xp.exp(-t * xp.where(d2 > nearest, d2 - nearest, 0.0))
+    return nearest, xp.sum(xp.where(pairs, potential, 0.0))
 
 
 def _positive(argument: str, value: float) -> None:

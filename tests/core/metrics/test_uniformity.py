@@ -52,6 +52,15 @@ def test_uniformity_does_not_underflow():
     assert order == pytest.approx(value, rel=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 3e10, 1e25])
+def test_uniformity_at_any_scale(where, rng, scale):
+    x = where.asarray(scale * rng.standard_normal((9, 3)))
+    exponents = -2.0 * pdist(where.to_numpy(x).astype(float), "sqeuclidean")
+    expected = scipy.special.logsumexp(exponents) - math.log(36)
+    value = metrics.uniformity(x, normalize=False)
+    assert value == pytest.approx(expected, rel=2e-5, abs=1e-6)
+
+
 def test_regular_simplex_and_collapse(where):
     # D + 1 unit vectors at squared distance 2(D + 1)/D, the most uniform arrangement.
     d = 7
