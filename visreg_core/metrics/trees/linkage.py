@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from visreg_core import _xp, checks
-from visreg_core._xp.neighbours import Members, distinct
+from visreg_core._xp.points import Members, distinct
 from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.trees._rounding import Rounding
