@@ -12,6 +12,7 @@ Equal rows are one point, so that their distances are equal whatever their posit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from visreg_core import _xp, threads
 from visreg_core._xp.points import Points
+from visreg_core._xp.products import Error, kept, product_with
 from visreg_core._xp.selection import bound_of_smallest
 from visreg_core.typing import Array, Device, Namespace
 
@@ -30,6 +32,9 @@ _MIN_ROWS = 64
 # Rows of so few numbers are multiplied in float64 from the first, in no more time than it takes to
 # look closer at clusters.
 _SMALL = 1 << 16
+
+# As many products in float64 take the time of one distance by differences.
+_PRODUCTS = 64
 
 # Candidates of a row, beyond a few times its neighbours, from which on their cluster is multiplied
 # once more.
@@ -102,29 +107,34 @@ class Search:
         self.wanted = min(k + own, len(self.rows))
         self.middle = self.rows.middle()
         wide = rows.x.size < _SMALL or place is not None
-        self.operand = self._multiplied(np.float64 if wide else np.float32)
+        self.unit, self.longest = float(directions), 0.0  # which the first operand tells
+        self.operand = self._multiplied(np.dtype(np.float64 if wide else np.float32))
         self.on_device: tuple[Namespace, Device, Array] | None = None
         if place is not None:
             xp, device = place
             with _xp.pinned_precision(xp, x64=True):
                 self.on_device = xp, device, _xp.from_numpy(xp, self.operand.T, device=device)
 
-    def _multiplied(self, dtype: type) -> np.ndarray:
-        """Rows as queries are multiplied with them; `unit` and `longest` are set with it."""
+    def _multiplied(self, dtype: np.dtype) -> np.ndarray:
+        """Rows as queries are multiplied with them, and half their squares."""
         operand = np.empty((len(self.rows), self.rows.dim + 1), dtype)
         centred = operand[:, :-1]
         self.rows.less(self.middle, centred, negative=True)
-        if self.directions:
-            self.unit = 1.0
-        else:
+        if self.unit == 0:
             largest = max(float(centred.max()), -float(centred.min()))
             self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
+        if not self.directions:
             centred /= self.unit
         offset = np.einsum("nd,nd->n", centred, centred) / 2
-        self.longest = float(np.sqrt(2 * offset.max()))
+        self.longest = max(self.longest, float(np.sqrt(2 * offset.max())))
         offset[self.lone_rows] += 0.5 / self.unit**2
         operand[:, -1] = offset
         return operand
+
+    @functools.cached_property
+    def wide(self) -> np.ndarray:
+        """The operand in float64, for blocks that need it."""
+        return self._multiplied(np.dtype(np.float64))
 
     @property
     def block_rows(self) -> int:
@@ -138,7 +148,7 @@ class Search:
         chosen = start + np.flatnonzero(~without)
         taken, squares = self._taken(chosen, self.operand)
         if self.on_device is None:
-            parts = self._screened(taken @ self.operand.T, squares, chosen)
+            parts = self._screened(product_with(taken, self.operand), squares, chosen)
         else:
             parts = self._screened_on_device(taken, squares, chosen)
         lost = start + np.flatnonzero(without)
@@ -157,7 +167,7 @@ class Search:
         """Queries as `operand` multiplies them, and their squared distances from the middle."""
         whole = chosen.size and chosen[-1] - chosen[0] == chosen.size - 1  # no need for a copy
         index = slice(chosen[0], chosen[-1] + 1) if whole else chosen
-        taken = np.empty((len(chosen), operand.shape[1]), operand.dtype)
+        taken = kept("taken", (len(chosen), operand.shape[1]), operand.dtype)
         centred = taken[:, :-1]
         self.queries.only(index).less(self.middle, centred)
         if not self.directions:
@@ -182,7 +192,7 @@ class Search:
             place = _xp.smallest(xp, product, most)
             least = _xp.to_numpy(xp.take_along_axis(product, place, axis=-1))
         place = _xp.to_numpy(place)
-        error = _Error(squares, self.longest, self.rows.dim, least.dtype)
+        error = Error(squares, self.longest, self.rows.dim, least.dtype)
         beyond = least[:, -1] <= error.limit(least[:, self.wanted - 1])
         beyond &= most < len(self.rows)
         rest, done = np.flatnonzero(beyond), np.flatnonzero(~beyond)
@@ -209,8 +219,12 @@ class Search:
         parts: list[_Entries] = []
         unit = self.unit if longest is None else 1.0
         longest = self.longest if longest is None else longest
-        error = _Error(squares, longest, self.rows.dim, product.dtype)
-        limit = error.limit(bound_of_smallest(product, self.wanted))
+        error = Error(squares, longest, self.rows.dim, product.dtype)
+        bound = bound_of_smallest(product, self.wanted)
+        if product.dtype == np.float32 and columns is None and self._lost(bound, error, product):
+            taken, squares = self._taken(queries, self.wide)
+            return self._screened(product_with(taken, self.wide), squares, queries)
+        limit = error.limit(bound)
         query, column = np.divmod(np.flatnonzero(product <= limit[:, None]), product.shape[1])
         count = np.bincount(query, minlength=len(queries))
         if columns is None:
@@ -253,6 +267,12 @@ class Search:
             distance[mixed], name[mixed] = self._in_order(distance[mixed], name[mixed])
         parts.append(self._finished(queries, name, distance))
         return parts
+
+    def _lost(self, bound: np.ndarray, error: Error, product: np.ndarray) -> bool:
+        """Whether products lose so many neighbours that those in float64 take less time."""
+        bound = bound.astype(np.float64)
+        lost = error.of(bound) > _SHARE * (bound + error.squares / 2)
+        return bool(np.count_nonzero(lost) * self.wanted * _PRODUCTS > product.size)
 
     def _by_clusters(
         self, product: np.ndarray, limit: np.ndarray, crowded: np.ndarray, queries: np.ndarray
@@ -364,35 +384,3 @@ def nearest(search: Search) -> tuple[np.ndarray, np.ndarray]:
 def ranges(size: int, step: int) -> list[tuple[int, int]]:
     """Ranges of `step` and less, one after the other, that make `size`."""
     return [(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-class _Error:
-    """Bounds of the rounding error of t = ‖v‖²/2 − ⟨u, v⟩, in terms of ‖u‖² and t.
-
-    With unit roundoff ε a product of D + 1 terms errs by at most c (‖u‖‖v‖ + ‖v‖²/2), where
-    c = (D + 16) ε covers the rounding of what is multiplied, too. No ‖v‖ is more than `longest`,
-    and at distance r from u it is at most ‖u‖ + r, with r² = 2t + ‖u‖² but for the same error. A
-    constant that is added to t counts in r². `tiny` covers what underflows.
-    """
-
-    def __init__(self, squares: np.ndarray, longest: float, dim: int, dtype: np.dtype) -> None:
-        info = np.finfo(dtype)
-        self.dtype = dtype
-        self.c = min((dim + 16) * float(info.eps) / 2, 0.04)
-        self.squares = squares
-        self.longest = longest
-        self.tiny = (dim + 16) * float(info.tiny)
-
-    def of(self, t: np.ndarray) -> np.ndarray:
-        """Of products up to t."""
-        slack = 6 * self.c
-        squares = (t + (0.5 + slack) * self.squares) / (0.5 - slack)
-        own = np.sqrt(self.squares)
-        length = np.minimum(own + np.sqrt(np.maximum(squares, 0)), self.longest)
-        return self.c * (own + length / 2) * length + self.tiny
-
-    def limit(self, t: np.ndarray) -> np.ndarray:
-        """Up to which products are candidates, when so many as are wanted are up to t."""
-        t = t.astype(np.float64)
-        limit = (t + 2 * self.of(t)).astype(self.dtype)
-        return np.nextafter(limit, self.dtype.type(np.inf))

@@ -56,7 +56,7 @@ class Points:
         out /= self.divisor[index]
         return out
 
-    def only(self, index: np.ndarray) -> Points:
+    def only(self, index: np.ndarray | slice) -> Points:
         """Those of some rows."""
         return Points(self.x[index], self.divisor[index], self.zero[index])
 
