@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import distributed
 import numpy as np
 import pytest
 
@@ -13,7 +14,6 @@ from visreg_core.report import _dask, _json, _streaming
 from visreg_core.report._files import open_embeddings
 from visreg_core.report._model import Comparison, TreeOptions
 
-distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 X = np.random.default_rng(0).standard_normal((900, 6)).astype(np.float32)
 OPTIONS = {"n_slices": 6, "tree": TreeOptions(rows=50)}
@@ -59,7 +59,6 @@ def test_it_is_the_local_report(files, running, monkeypatch):
     assert [f["subject"] for f in mine["findings"]] == [f["subject"] for f in its["findings"]]
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed(files, running):
     workers = [w.pid for w in running.workers.values()]
     seen, killed = [], []
