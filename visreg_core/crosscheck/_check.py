@@ -72,7 +72,7 @@ class Check:
     sorts : a swap of nearly equal projections changes single elements, so that below float64 the
         error is measured by the norm.
     conditioned : a small change of the inputs may change the result by much (ranks, neighbours,
-        small singular values): the error is also relative to that change.
+        small singular values, a user's own inputs): the error is also relative to that change.
     host : computed on the host from a copy of the arrays, whatever their library.
     expected : known answers for the first fields, in place of the reference's.
     """

@@ -95,10 +95,10 @@ def crosscheck(
     - an array is relative to its largest element, `random_walk_affinity` to 1 + 2/min σ,
       `orthonormalize` to √N times the condition number of the columns.
 
-    Where results depend on ranks, neighbours or small singular values (gradients of losses that
-    sort, metrics, `random_walk_affinity`), the error is also relative to the condition of the
-    inputs: to ``change / u``, where `change` is that of the reference when every input element is
-    perturbed by a relative ±u, a few roundings.
+    On the embeddings given, and where results depend on ranks, neighbours or small singular values
+    (gradients of losses that sort, metrics, `random_walk_affinity`), the error is also relative to
+    the condition of the inputs: to ``change / u``, where `change` is that of the reference when
+    every input element is perturbed by a relative ±u, a few roundings.
 
     Words of the generator, and walks whose probabilities are exact, must be equal. Gradients are
     taken of the loss times a power of two that makes the reference's largest element about 1,

@@ -27,13 +27,28 @@ def mean_over_pairs(
 ) -> tuple[Array, Array | None]:
     """mean_ij f(‖z_i − z_j‖², q_i + q_j) + mean_i g(q_i), q = ‖z‖², and the gradient if needed.
 
-    The mean over z's leading axes, the gradient of the sum over them. A row's distance from itself
-    is exactly 0; others come from products of centred rows, and are good to the rounding unit times
-    the squared norm of those.
+    The mean over z's leading axes, the gradient of the sum over them. Computed in float64 where the
+    device has it: distances come from products of centred rows, good to the rounding unit times the
+    squared norm of those, of which float32 would leave no digits where rows are close together and
+    far from their mean. What is within that rounding of 0 is 0, so that equal rows are equal.
     """
+    xp = execution.namespace(z, row_mask)
+    dtype = _xp.compute_dtype(xp, z)
+    if _xp.compiles(xp) and not execution.need_gradient:
+        # A value alone, which JAX may differentiate by itself, outside of the context.
+        return _mean_over_pairs(execution, _xp.cast(xp, z, dtype), row_mask, of_pair, of_row)
+    with _xp.float64_inside(xp):
+        wide = _xp.cast(xp, z, _xp.widest(xp, z))
+        value, gradient = _mean_over_pairs(execution, wide, row_mask, of_pair, of_row)
+    return _xp.cast(xp, value, dtype), None if gradient is None else _xp.cast(xp, gradient, dtype)
+
+
+def _mean_over_pairs(
+    execution: Execution, z: Array, row_mask: Array | None, of_pair: OfPair, of_row: OfRow | None
+) -> tuple[Array, Array | None]:
     xp, shards = execution.namespace(z, row_mask), execution.shards
     need_gradient = execution.need_gradient
-    wide = execution.widened(flat_batch(xp, z))
+    wide = flat_batch(xp, z)
     n = _rows.count(xp, wide, row_mask, shards)
     _, centred = _rows.centre(xp, wide, row_mask, shards)
     wide = _rows.kept(xp, _rows.keep_column(row_mask), wide)
@@ -54,14 +69,16 @@ def mean_over_pairs(
     others = shards.gather(columns, axis=-1)
     square_j, q_j, place_j = (others[:, i : i + 1, :] for i in range(dim, dim + 3))
     others = others[:, :dim, :]
+    unit = 4 * float(xp.finfo(wide.dtype).eps)
 
     def body(own: Array) -> tuple[list[Array], list[Array]]:
         mine = xp.permute_dims(own, (0, 2, 1))
         square_i, q_i, place_i = (mine[:, :, i : i + 1] for i in range(dim, dim + 3))
         mine = mine[:, :, :dim]
-        rho = square_i + square_j - 2 * xp.matmul(mine, others)
-        same = place_i == place_j
-        rho = xp.where((rho < 0) | same, xp.zeros_like(rho), rho)
+        squares = square_i + square_j
+        rho = squares - 2 * xp.matmul(mine, others)
+        same = (place_i == place_j) | (rho <= unit * squares)
+        rho = xp.where(same, xp.zeros_like(rho), rho)
         found = of_pair(rho, q_i + q_j, need_gradient)
         if row_mask is not None:
             keep = (place_i >= 0) & (place_j >= 0)
@@ -74,7 +91,7 @@ def mean_over_pairs(
         if not need_gradient:
             return [value], []
         _, on_rho, on_s = found
-        on_rho = xp.where(same, xp.zeros_like(on_rho), on_rho)  # z_i − z_i, which would round
+        on_rho = xp.where(same, xp.zeros_like(on_rho), on_rho)  # 0 · (z_i − z_j), which would round
         apart = xp.sum(on_rho, axis=-1, keepdims=True) * mine
         apart = apart - xp.matmul(on_rho, xp.permute_dims(others, (0, 2, 1)))
         along = xp.zeros_like(value)

@@ -188,3 +188,48 @@ def test_arguments_are_checked(loss):
         loss(z, kernel="cauchy")
     with pytest.raises(ValueError, match="expected bandwidth to be a finite number > 0"):
         loss(z, bandwidth=0.0)
+
+
+def by_differences(z, kernel):
+    """mean_ij k and mean_i E k(z_i, X) with their gradient, pair by pair in float64."""
+    z = np.asarray(z, np.float64)
+    n, dim = z.shape
+    h = math.sqrt(dim)
+    apart = z[:, None] - z[None]
+    rho = np.sum(apart**2, axis=2)
+    if kernel == "laplace":
+        k = np.exp(-np.sqrt(rho) / h)
+        slope = -k / (2 * h * np.sqrt(np.where(rho > 0, rho, np.inf)))
+    else:
+        k = np.exp(-rho / (2 * h * h))
+        slope = -k / (2 * h * h)
+    means = prior_means(kernel, h, dim)
+    alone, on_square = prior_mean(np, means, np.sum(z * z, axis=1), True)
+    gradient = 4 / n**2 * np.sum(slope[..., None] * apart, axis=1)
+    return (
+        k.mean() - 2 * alone.mean() + means.both,
+        gradient - 4 / n * on_square[:, None] * z,
+    )
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "laplace"])
+def test_close_rows_far_from_their_mean(where, rng, kernel):
+    """Products of float32 rows would lose the distances inside clusters a thousand apart."""
+    centres = 300 * rng.standard_normal((6, 16))
+    z = centres[rng.integers(0, 6, 60)] + 0.5 * rng.standard_normal((60, 16))
+    z[7] = z[3]  # equal rows are at the tip of Laplace's kernel
+    given = where.asarray(z)
+    expected, on_z = by_differences(where.to_numpy(given), kernel)
+    value, gradient = value_and_grad(gaussian_mmd)(given, kernel=kernel)
+    tolerance = 1e-7 if where.dtype == "float64" else 2e-6
+    assert float(value) == pytest.approx(expected, rel=tolerance)
+    np.testing.assert_allclose(
+        where.to_numpy(gradient), on_z, rtol=0, atol=tolerance * np.abs(on_z).max()
+    )
+
+
+def test_rows_whose_squares_leave_float32():
+    z = np.array([[1e25, 0.0], [0.0, -1e25], [1e25, 1e25]], np.float32)
+    value, gradient = value_and_grad(gaussian_mmd)(z)
+    assert value == pytest.approx(1 / 3 + prior_means("gaussian", math.sqrt(2), 2).both)
+    assert not gradient.any()  # no two rows are near
