@@ -55,7 +55,7 @@ bench-gpu:
 	PYTHONPATH=.:adapters $(PYTHON) -m tests.benchmarks.bench_gpu --minutes $(MINUTES) --json gpu.json $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo runs/demo report.html docs/_build docs/generated
+	rm -rf $(VENV) .pytest_cache demo runs/demo report.html docs/_build docs/generated
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
