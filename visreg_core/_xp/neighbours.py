@@ -242,9 +242,10 @@ class Search:
         value, name = np.full(shape, np.inf), np.zeros(shape, dtype=np.intp)
         value[at], name[at] = product[query, column], column
         order = np.argsort(value, axis=1)
-        value, name = (np.take_along_axis(a, order, axis=1) for a in (value, name))
+        line = np.arange(len(queries))[:, None]
+        value, name = value[line, order], name[line, order]
         if columns is not None:
-            name = columns[name] if columns.ndim == 1 else np.take_along_axis(columns, name, axis=1)
+            name = columns[name] if columns.ndim == 1 else columns[line, name]
         # From the k-th smallest itself rather than a bound of it, and its own error.
         limit = error.limit(value[:, self.wanted - 1]).astype(np.float64)
         most = int(np.max(np.sum(value <= limit[:, None], axis=1)))
@@ -261,8 +262,9 @@ class Search:
         unsure[:, 1:] |= close
         unsure[:, :-1] |= close
         query, place = np.nonzero(unsure)
-        distance[query, place] = self._distances(queries[query], name[query, place])
-        mixed = np.flatnonzero(np.any(close, axis=1))
+        if query.size:
+            distance[query, place] = self._distances(queries[query], name[query, place])
+        mixed = np.flatnonzero(np.any(close, axis=1)) if query.size else query
         if mixed.size:
             distance[mixed], name[mixed] = self._in_order(distance[mixed], name[mixed])
         parts.append(self._finished(queries, name, distance))

@@ -8,7 +8,7 @@ import numpy as np
 
 # Numbers in memory that is kept from block to block: to get it from the system again and again
 # takes longer than what is done with it.
-_KEPT = 1 << 17
+_KEPT = 1 << 18
 _memory = threading.local()
 
 
