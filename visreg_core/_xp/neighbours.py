@@ -12,12 +12,15 @@ Equal rows are one point, so that their distances are equal whatever their posit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from visreg_core import _xp, threads
+from visreg_core._xp.points import Points
+from visreg_core._xp.products import Error, kept, product_with
 from visreg_core._xp.selection import bound_of_smallest
 from visreg_core.typing import Array, Device, Namespace
 
@@ -29,6 +32,9 @@ _MIN_ROWS = 64
 # Rows of so few numbers are multiplied in float64 from the first, in no more time than it takes to
 # look closer at clusters.
 _SMALL = 1 << 16
+
+# As many products in float64 take the time of one distance by differences.
+_PRODUCTS = 64
 
 # Candidates of a row, beyond a few times its neighbours, from which on their cluster is multiplied
 # once more.
@@ -64,7 +70,7 @@ class Search:
 
     Parameters
     ----------
-    queries, rows : float64 arrays (M, D), (N, D)
+    queries, rows : Points, M and N of them
         Of magnitude about 1: finite, with squares that neither overflow nor vanish.
     k : int
         At most N, or N − 1 with `own`.
@@ -81,8 +87,8 @@ class Search:
 
     def __init__(
         self,
-        queries: np.ndarray,
-        rows: np.ndarray,
+        queries: Points,
+        rows: Points,
         k: int,
         *,
         own: bool = False,
@@ -91,34 +97,44 @@ class Search:
         place: tuple[Namespace, Device] | None = None,
     ) -> None:
         self.k, self.own, self.exact, self.directions = k, own, exact, directions
-        self.total = rows.shape[0]
         self.queries = queries
-        first, self.members = distinct(rows)
-        self.rows = rows if self.members is None else rows[first]
+        first, self.members = rows.distinct()
+        self.rows = rows if self.members is None else rows.only(first)
         self.without_direction, self.lone_rows = (
-            np.all(a == 0, axis=1) & directions for a in (queries, self.rows)
+            p.zero if directions else np.zeros(len(p), dtype=bool) for p in (queries, self.rows)
         )
         # The own row is found like any other, at distance 0, and left out at the end.
         self.wanted = min(k + own, len(self.rows))
-        self.middle = _middle(self.rows, self.lone_rows)
-        wide = rows.size < _SMALL or place is not None
-        self.dtype = np.dtype(np.float64 if wide else np.float32)
-        self.operand = np.empty((len(self.rows), rows.shape[1] + 1), self.dtype)
-        centred = self.operand[:, :-1]
-        np.subtract(self.middle, self.rows, out=centred, casting="same_kind")
-        largest = 0.0 if directions else max(float(centred.max()), -float(centred.min()))
-        self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
-        if not directions:
-            centred /= self.unit
-        offset = np.einsum("nd,nd->n", centred, centred) / 2
-        self.longest = float(np.sqrt(2 * offset.max()))
-        offset[self.lone_rows] += 0.5 / self.unit**2
-        self.operand[:, -1] = offset
+        self.middle = self.rows.middle()
+        wide = rows.x.size < _SMALL or place is not None
+        self.unit, self.longest = float(directions), 0.0  # which the first operand tells
+        self.operand = self._multiplied(np.dtype(np.float64 if wide else np.float32))
         self.on_device: tuple[Namespace, Device, Array] | None = None
         if place is not None:
             xp, device = place
             with _xp.pinned_precision(xp, x64=True):
                 self.on_device = xp, device, _xp.from_numpy(xp, self.operand.T, device=device)
+
+    def _multiplied(self, dtype: np.dtype) -> np.ndarray:
+        """Rows as queries are multiplied with them, and half their squares."""
+        operand = np.empty((len(self.rows), self.rows.dim + 1), dtype)
+        centred = operand[:, :-1]
+        self.rows.less(self.middle, centred, negative=True)
+        if self.unit == 0:
+            largest = max(float(centred.max()), -float(centred.min()))
+            self.unit = 2.0 ** (np.frexp(largest)[1] - 1) if largest > 0 else 1.0
+        if not self.directions:
+            centred /= self.unit
+        offset = np.einsum("nd,nd->n", centred, centred) / 2
+        self.longest = max(self.longest, float(np.sqrt(2 * offset.max())))
+        offset[self.lone_rows] += 0.5 / self.unit**2
+        operand[:, -1] = offset
+        return operand
+
+    @functools.cached_property
+    def wide(self) -> np.ndarray:
+        """The operand in float64, for blocks that need it."""
+        return self._multiplied(np.dtype(np.float64))
 
     @property
     def block_rows(self) -> int:
@@ -130,9 +146,9 @@ class Search:
         """What the queries start … stop − 1 have near them."""
         without = self.without_direction[start:stop]
         chosen = start + np.flatnonzero(~without)
-        taken, squares = self._taken(chosen)
+        taken, squares = self._taken(chosen, self.operand)
         if self.on_device is None:
-            parts = self._screened(taken @ self.operand.T, squares, chosen)
+            parts = self._screened(product_with(taken, self.operand), squares, chosen)
         else:
             parts = self._screened_on_device(taken, squares, chosen)
         lost = start + np.flatnonzero(without)
@@ -147,13 +163,13 @@ class Search:
         first = np.searchsorted(query, np.arange(start, stop))
         return Near(query - start, index, distance, first)
 
-    def _taken(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Queries as they are multiplied, and their squared distances from the middle."""
+    def _taken(self, chosen: np.ndarray, operand: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Queries as `operand` multiplies them, and their squared distances from the middle."""
         whole = chosen.size and chosen[-1] - chosen[0] == chosen.size - 1  # no need for a copy
-        queries = self.queries[chosen[0] : chosen[-1] + 1] if whole else self.queries[chosen]
-        taken = np.empty((len(chosen), self.operand.shape[1]), self.dtype)
+        index = slice(chosen[0], chosen[-1] + 1) if whole else chosen
+        taken = kept("taken", (len(chosen), operand.shape[1]), operand.dtype)
         centred = taken[:, :-1]
-        np.subtract(queries, self.middle, out=centred, casting="same_kind")
+        self.queries.only(index).less(self.middle, centred)
         if not self.directions:
             centred /= self.unit
         taken[:, -1] = 1
@@ -176,7 +192,7 @@ class Search:
             place = _xp.smallest(xp, product, most)
             least = _xp.to_numpy(xp.take_along_axis(product, place, axis=-1))
         place = _xp.to_numpy(place)
-        error = _Error(squares, self.longest, self.rows.shape[1], least.dtype)
+        error = Error(squares, self.longest, self.rows.dim, least.dtype)
         beyond = least[:, -1] <= error.limit(least[:, self.wanted - 1])
         beyond &= most < len(self.rows)
         rest, done = np.flatnonzero(beyond), np.flatnonzero(~beyond)
@@ -203,8 +219,12 @@ class Search:
         parts: list[_Entries] = []
         unit = self.unit if longest is None else 1.0
         longest = self.longest if longest is None else longest
-        error = _Error(squares, longest, self.rows.shape[1], product.dtype)
-        limit = error.limit(bound_of_smallest(product, self.wanted))
+        error = Error(squares, longest, self.rows.dim, product.dtype)
+        bound = bound_of_smallest(product, self.wanted)
+        if product.dtype == np.float32 and columns is None and self._lost(bound, error, product):
+            taken, squares = self._taken(queries, self.wide)
+            return self._screened(product_with(taken, self.wide), squares, queries)
+        limit = error.limit(bound)
         query, column = np.divmod(np.flatnonzero(product <= limit[:, None]), product.shape[1])
         count = np.bincount(query, minlength=len(queries))
         if columns is None:
@@ -248,6 +268,12 @@ class Search:
         parts.append(self._finished(queries, name, distance))
         return parts
 
+    def _lost(self, bound: np.ndarray, error: Error, product: np.ndarray) -> bool:
+        """Whether products lose so many neighbours that those in float64 take less time."""
+        bound = bound.astype(np.float64)
+        lost = error.of(bound) > _SHARE * (bound + error.squares / 2)
+        return bool(np.count_nonzero(lost) * self.wanted * _PRODUCTS > product.size)
+
     def _by_clusters(
         self, product: np.ndarray, limit: np.ndarray, crowded: np.ndarray, queries: np.ndarray
     ) -> list[_Entries]:
@@ -272,7 +298,7 @@ class Search:
     def _distances(self, query: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Half the squared distances of pairs by differences: equal rows, equal distances."""
         out = np.empty(query.size)
-        step = max(1, _PAIR_BLOCK // self.rows.shape[1])
+        step = max(1, _PAIR_BLOCK // self.rows.dim)
         for start in range(0, query.size, step):
             part = slice(start, start + step)
             difference = self.queries[query[part]]
@@ -284,7 +310,7 @@ class Search:
 
     def _rounding(self, distance: np.ndarray) -> np.ndarray:
         """Error of distances by differences: one for each term of a sum, a few of directions."""
-        terms = (self.rows.shape[1] + 4) * distance
+        terms = (self.rows.dim + 4) * distance
         if self.directions:
             terms += 8 * np.sqrt(np.maximum(distance, 0))
         return np.finfo(np.float64).eps * terms
@@ -358,89 +384,3 @@ def nearest(search: Search) -> tuple[np.ndarray, np.ndarray]:
 def ranges(size: int, step: int) -> list[tuple[int, int]]:
     """Ranges of `step` and less, one after the other, that make `size`."""
     return [(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-class Members(NamedTuple):
-    """Which rows each distinct row stands for: `order[first[i] : first[i] + size[i]]`."""
-
-    order: np.ndarray
-    first: np.ndarray
-    size: np.ndarray
-
-    @property
-    def group(self) -> np.ndarray:
-        """The distinct row that each row is equal to."""
-        out = np.empty_like(self.order)
-        out[self.order] = np.repeat(np.arange(self.size.size), self.size)
-        return out
-
-
-def distinct(rows: np.ndarray) -> tuple[np.ndarray, Members | None]:
-    """Indices of the first of each set of equal rows, ascending, and the sets; None without any."""
-    n = len(rows)
-    if np.unique(rows[:, 0]).size == n:  # which is quick to tell, and usual
-        return np.arange(n), None
-    rows = np.ascontiguousarray(rows + 0.0)  # −0 becomes 0
-    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    if first.size == n:
-        return np.arange(n), None
-    by_index = np.argsort(first)
-    place = np.empty_like(by_index)
-    place[by_index] = np.arange(by_index.size)
-    group = place[group]
-    size = np.bincount(group)
-    members = Members(np.argsort(group, kind="stable"), np.cumsum(size) - size, size)
-    return first[by_index], members
-
-
-class _Error:
-    """Bounds of the rounding error of t = ‖v‖²/2 − ⟨u, v⟩, in terms of ‖u‖² and t.
-
-    With unit roundoff ε a product of D + 1 terms errs by at most c (‖u‖‖v‖ + ‖v‖²/2), where
-    c = (D + 16) ε covers the rounding of what is multiplied, too. No ‖v‖ is more than `longest`,
-    and at distance r from u it is at most ‖u‖ + r, with r² = 2t + ‖u‖² but for the same error. A
-    constant that is added to t counts in r². `tiny` covers what underflows.
-    """
-
-    def __init__(self, squares: np.ndarray, longest: float, dim: int, dtype: np.dtype) -> None:
-        info = np.finfo(dtype)
-        self.dtype = dtype
-        self.c = min((dim + 16) * float(info.eps) / 2, 0.04)
-        self.squares = squares
-        self.longest = longest
-        self.tiny = (dim + 16) * float(info.tiny)
-
-    def of(self, t: np.ndarray) -> np.ndarray:
-        """Of products up to t."""
-        slack = 6 * self.c
-        squares = (t + (0.5 + slack) * self.squares) / (0.5 - slack)
-        own = np.sqrt(self.squares)
-        length = np.minimum(own + np.sqrt(np.maximum(squares, 0)), self.longest)
-        return self.c * (own + length / 2) * length + self.tiny
-
-    def limit(self, t: np.ndarray) -> np.ndarray:
-        """Up to which products are candidates, when so many as are wanted are up to t."""
-        t = t.astype(np.float64)
-        limit = (t + 2 * self.of(t)).astype(self.dtype)
-        return np.nextafter(limit, self.dtype.type(np.inf))
-
-
-def _middle(rows: np.ndarray, lone: np.ndarray) -> np.ndarray:
-    """The row nearest to the mean, or 0 where rows are nearer to that: whole numbers stay whole."""
-    some = rows[~lone] if lone.any() and not lone.all() else rows
-    mean = some.mean(axis=0)
-    squares = np.einsum("nd,nd->n", some, some)
-    row = some[np.argmin(squares / 2 - some @ mean)]
-    return row if row @ row < 2 * (row @ mean) else np.zeros_like(row)
-
-
-def directions(x: np.ndarray) -> np.ndarray:
-    """Rows of `x` in float64, of length 1; zero rows stay zero."""
-    unit = x.astype(np.float64)
-    if x.dtype == np.float64:  # of narrower floats no square overflows or vanishes
-        largest = np.abs(x).max(axis=1, keepdims=True)
-        unit /= np.where(largest > 0, largest, 1.0)
-    norm = np.sqrt(np.einsum("nd,nd->n", unit, unit))[:, None]
-    unit /= np.where(norm > 0, norm, 1.0)
-    return unit

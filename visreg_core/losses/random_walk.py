@@ -9,6 +9,7 @@ import numpy as np
 from visreg_core import _xp, checks
 from visreg_core._xp import neighbours
 from visreg_core._xp.neighbours import Search
+from visreg_core._xp.points import Points
 from visreg_core.losses.rows import safe_reciprocal, safe_root
 from visreg_core.slices import DOMAIN_WALKS, uniforms
 from visreg_core.typing import Array, DType, Namespace, Scalar
@@ -218,7 +219,7 @@ def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
         return Nearest(xp.astype(nothing, xp.int64), nothing, n)
     a, b = _xp.stop_gradient(a), _xp.stop_gradient(b)
     if isinstance(a, np.ndarray) and np.all(np.isfinite(a)) and np.all(np.isfinite(b)):
-        rows, columns = neighbours.directions(a), neighbours.directions(b)
+        rows, columns = Points.directions(a), Points.directions(b)
         exact = dtype == np.float64
         search = Search(rows, columns, n_neighbors, directions=True, exact=exact)
         index, kept = neighbours.nearest(search)

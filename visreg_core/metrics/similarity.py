@@ -11,6 +11,7 @@ import numpy as np
 from visreg_core import _xp, checks, threads
 from visreg_core._xp import neighbours
 from visreg_core._xp.neighbours import Near, Search
+from visreg_core._xp.points import Points
 from visreg_core.metrics._inputs import centred, matrix, numbers, paired, power_of_two, same_ids
 from visreg_core.typing import Array, Device, Namespace
 
@@ -262,13 +263,13 @@ def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Sear
     p = _xp.to_numpy(x)
     q = p if own else _xp.to_numpy(queries)
     if cosine:
-        p = neighbours.directions(p)
-        q = p if own else neighbours.directions(q)
+        rows = Points.directions(p)
+        asked = rows if own else Points.directions(q)
     else:
         unit = power_of_two(q, p)
-        p = p.astype(np.float64) / unit
-        q = p if own else q.astype(np.float64) / unit
-    return Search(q, p, k, own=own, directions=cosine, place=_elsewhere(x))
+        rows = Points.in_units(p, unit)
+        asked = rows if own else Points.in_units(q, unit)
+    return Search(asked, rows, k, own=own, directions=cosine, place=_elsewhere(x))
 
 
 def _elsewhere(x: Array) -> tuple[Namespace, Device] | None:

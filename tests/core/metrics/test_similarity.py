@@ -249,6 +249,18 @@ def test_neighbours_of_wide_rows(rng, metric, make, dtype):
     np.testing.assert_array_equal(found, naive_neighbours(x, 10, "euclidean" if whole else metric))
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_blocks_that_float32_products_lose(rng, metric, mean):
+    """Many numbers, for float32, in clusters of few rows, and so twice: other memory each time."""
+    for seed in range(2):
+        x = np.random.default_rng(seed).standard_normal((12, 300))
+        x = np.repeat(x + mean, 25, axis=0) + 1e-4 * rng.standard_normal((300, 300))
+        x = x[rng.permutation(300)].astype(np.float32)
+        found, _ = similarity.nearest(x, x, 10, metric=metric, leave_one_out=True)
+        np.testing.assert_array_equal(found, naive_neighbours(x, 10, metric))
+
+
 def test_queries_beside_the_rows(rng):
     """In small blocks, more neighbours than rows that differ, and a zero vector among them."""
     rows = np.repeat(tight(rng, 30, 5), 3, axis=0).astype(np.float32)

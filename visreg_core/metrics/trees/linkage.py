@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections import deque
 
 import numpy as np
 
 from visreg_core import _xp, checks
-from visreg_core._xp.neighbours import Members, distinct
+from visreg_core._xp.points import Members, distinct
 from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
 from visreg_core.metrics.trees._rounding import Rounding
@@ -52,6 +54,9 @@ def linkage(
         NaN or infinity, a graph of other rows or with a method that takes none.
     TypeError
         `x` is not a floating array of a supported library.
+    MemoryError
+        The distances that complete linkage, or average or weighted linkage of Euclidean distances,
+        would keep are more than the machine's memory.
 
     Notes
     -----
@@ -218,9 +223,17 @@ def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray,
     from scipy.cluster.hierarchy import linkage as scipy_linkage
     from scipy.spatial.distance import pdist
 
+    n = points.shape[0]
+    needed, memory = 8 * n * (n - 1), _memory()  # N(N − 1)/2 numbers, and SciPy's copy
+    if memory is not None and needed > memory:
+        raise MemoryError(
+            f"expected at most {math.isqrt(memory // 8)} distinct rows for {method} linkage of "
+            f"{metric} distances, which keeps all of them twice, in this machine's memory of "
+            f"{memory / 1e9:.1f} GB; found {n}, which take {needed / 1e9:.1f} GB: single linkage, "
+            "Ward's, and average linkage of 'cosine' or 'sqeuclidean' need no matrix"
+        )
     if metric == "cosine":
         distances = pdist(points, "sqeuclidean") / 2
-        n = points.shape[0]
         for i in np.flatnonzero(~points.any(axis=1)):  # one row at most: they are distinct
             before = np.arange(i)
             start = i * n - i * (i + 1) // 2  # of the distances to i + 1, i + 2, …
@@ -230,6 +243,14 @@ def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray,
         distances = pdist(points, metric)
     z = scipy_linkage(distances, method)
     return z[:, :2].astype(np.intp), z[:, 2]
+
+
+def _memory() -> int | None:
+    """The machine's memory in bytes, where the system says it."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return None
 
 
 def _near_rows(graph: Array, n: int) -> np.ndarray:
