@@ -39,6 +39,11 @@ def large_batch(
     array or pytree
         What `embed` would return of the whole batch: M times as many rows, in their order.
 
+    Raises
+    ------
+    ValueError
+        If an output has no axis `axis`.
+
     Examples
     --------
     >>> import jax
@@ -58,7 +63,11 @@ def large_batch(
 
 def _joined(parts: jax.Array, axis: int) -> jax.Array:
     """Parts along the first axis, joined along `axis` of the others."""
-    axis %= parts.ndim - 1
+    rank = parts.ndim - 1
+    if not -rank <= axis < rank:
+        shape = parts.shape[1:]
+        raise ValueError(f"expected outputs with rows along axis {axis}; found shape {shape}")
+    axis %= rank
     parts = jnp.moveaxis(parts, 0, axis)
     shape = (*parts.shape[:axis], -1, *parts.shape[axis + 2 :])
     return parts.reshape(shape)

@@ -64,8 +64,8 @@ def large_batch(
     Raises
     ------
     ValueError
-        If there is no micro-batch, no output requires a gradient, or micro-batches give outputs of
-        several structures.
+        If there is no micro-batch, no output requires a gradient, an output has no axis `dim`, or
+        micro-batches give outputs of several structures.
     RuntimeError
         If the second pass gave different outputs from the first: `embed` uses a random generator of
         its own, or a state that is not in the model's buffers. The gradients are wrong then.
@@ -91,7 +91,7 @@ def large_batch(
     devices = sorted({p.device for p in model.parameters() if p.device.type != "cpu"}, key=str)
 
     states, parts = [], []
-    with torch.no_grad(), _as_before(model):
+    with torch.no_grad(), _as_before(model, devices):
         for batch in batches:
             states.append(_random_state(devices))
             parts.append(pytree.tree_flatten(embed(batch)))
@@ -149,6 +149,11 @@ class _Output:
     def __init__(self, parts: Sequence[Any], dim: int) -> None:
         self.whole = parts[0]
         if isinstance(parts[0], Tensor):
+            if not -parts[0].ndim <= dim < parts[0].ndim:
+                shape = tuple(parts[0].shape)
+                raise ValueError(
+                    f"expected outputs with rows along axis {dim}; found shape {shape}"
+                )
             self.dim, self.lengths = dim, [part.shape[dim] for part in parts]
             self.whole = torch.cat(list(parts), dim)
             self.whole.requires_grad_(self.whole.is_floating_point())
@@ -175,14 +180,20 @@ def _difference(x: Tensor, before: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _as_before(model: Any) -> Iterator[None]:
-    """Context after which buffers have their old values."""
+def _as_before(model: Any, devices: list[torch.device]) -> Iterator[None]:
+    """Context after which buffers have their old values; and generators, if it is left by error."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    for name, buffer in model.named_buffers():
-        buffer.copy_(before[name])
-    if isinstance(model, DistributedDataParallel):
-        model.require_forward_param_sync = True  # rank 0's were overwritten: broadcast again
+    state = _random_state(devices)
+    try:
+        yield
+    except BaseException:
+        _set_random_state(state, devices)
+        raise
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+        if isinstance(model, DistributedDataParallel):
+            model.require_forward_param_sync = True  # rank 0's were overwritten: broadcast again
 
 
 @contextlib.contextmanager

@@ -125,3 +125,9 @@ def test_on_a_mesh(rng):
         jax.shard_map(on_device, mesh=mesh, in_specs=(spec(), spec(None, "data")), out_specs=spec())
     )(weights, x)
     assert_close(found, jax.grad(lambda p: vj.vicreg_loss(embed(p, x)).total)(weights))
+
+
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_outputs_without_rows_are_told(shape):
+    with pytest.raises(ValueError, match=r"rows along axis -2; found shape \("):
+        vj.large_batch(lambda p, x: p * x, jnp.ones(shape), jnp.ones(3))

@@ -352,3 +352,33 @@ def test_ddp_sends_buffers_as_it_does_without():
     )
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b, tolerance=1e-13)
+
+
+def test_a_first_pass_that_raises_leaves_everything_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    state = torch.get_rng_state()
+    calls = []
+
+    def embed(x):
+        calls.append(x)
+        if len(calls) == 2:
+            raise RuntimeError("the second micro-batch")
+        return model(x)
+
+    with pytest.raises(RuntimeError, match="the second micro-batch"):
+        vt.large_batch(model, vt.VISRegLoss(n_slices=4), torch.randn(8, 4).split(4), embed=embed)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    torch.randn(8, 4)  # what the test itself drew
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    torch.randn(8, 4)
+    torch.randn(8, 4)
+    assert torch.equal(after, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_outputs_without_rows_are_told(shape):
+    weight = nn.Parameter(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"rows along axis -2; found shape \("):
+        vt.large_batch(nn.Module(), lambda z: z.sum(), [1.0, 2.0], embed=lambda x: x * weight)

@@ -58,7 +58,7 @@ def gaussian_ksd(
     """Squared kernel Stein discrepancy to the standard Gaussian.
 
     mean_ij of z_i·z_j k + 2ρ k' − 2D k' − 4ρ k'', where ρ = ‖z_i − z_j‖² and k', k'' are the
-    kernel's derivatives for ρ. It knows the Gaussian by its score −x alone.
+    kernel's derivatives for ρ. The Gaussian enters by its score −x alone.
 
     Parameters
     ----------
