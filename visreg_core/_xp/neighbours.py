@@ -243,14 +243,15 @@ class Search:
         value[at], name[at] = product[query, column], column
         order = np.argsort(value, axis=1)
         line = np.arange(len(queries))[:, None]
-        value, name = value[line, order], name[line, order]
-        if columns is not None:
-            name = columns[name] if columns.ndim == 1 else columns[line, name]
+        value = value[line, order]
         # From the k-th smallest itself rather than a bound of it, and its own error.
         limit = error.limit(value[:, self.wanted - 1]).astype(np.float64)
-        most = int(np.max(np.sum(value <= limit[:, None], axis=1)))
-        value, name = value[:, :most], name[:, :most]
-        value[value > limit[:, None]] = np.inf
+        beyond = value > limit[:, None]
+        most = np.count_nonzero(~beyond.all(axis=0))
+        value, name = value[:, :most], name[line, order[:, :most]]
+        value[beyond[:, :most]] = np.inf
+        if columns is not None:
+            name = columns[name] if columns.ndim == 1 else columns[line, name]
 
         # Neighbours in order whose errors may overlap, and all where errors are large.
         wide = unit**2 * error.of(limit)[:, None]
@@ -379,6 +380,8 @@ def nearest(search: Search) -> tuple[np.ndarray, np.ndarray]:
         return [search.block(*block).lists(search.k) for block in mine]
 
     parts = threads.spread(work, blocks, search.operand.nbytes, search.on_device is not None)
+    if len(blocks) == 1:
+        return parts[0][0]
     index, distance = zip(*(pair for part in parts for pair in part), strict=True)
     return np.concatenate(index), np.concatenate(distance)
 

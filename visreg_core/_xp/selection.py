@@ -33,9 +33,12 @@ def bound_of_smallest(x: np.ndarray, k: int) -> np.ndarray:
     It is the k-th smallest of the minima of disjoint groups: at least k numbers do not exceed it,
     and few more do not as long as there are many more groups than k.
     """
-    rows, n = x.shape
+    n = x.shape[1]
     width = min(_GROUP, n // (4 * k))
     if width > 1:
         groups = n // width
-        x = np.min(x[:, : width * groups].reshape(rows, width, groups), axis=1)
+        least = np.minimum(x[:, :groups], x[:, groups : 2 * groups])
+        for start in range(2 * groups, width * groups, groups):  # twice as fast as one `np.min`
+            np.minimum(least, x[:, start : start + groups], out=least)
+        x = least
     return np.partition(x, k - 1, axis=-1)[:, k - 1]
