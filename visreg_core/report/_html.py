@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import itertools
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,7 +11,7 @@ from typing import Any
 
 from visreg_core import __version__
 from visreg_core.embeddings._source import one_line
-from visreg_core.optional import require
+from visreg_core.optional import MissingExtraError, require
 from visreg_core.report._figures import figures
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables
@@ -54,6 +55,16 @@ def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         settings={k: v for k, v in settings.items() if v is not None and v is not False},
     )
     return page
+
+
+def framed(comparison: Comparison) -> str | None:
+    """The page in a frame, whose style leaves a notebook's alone; None without the extra."""
+    try:
+        page = to_html(comparison, {})
+    except MissingExtraError:
+        return None
+    style = "width: 100%; height: 40rem; border: 0"
+    return f'<iframe srcdoc="{html.escape(page)}" style="{style}"></iframe>'
 
 
 def verdict(reports: Sequence[Report]) -> str:

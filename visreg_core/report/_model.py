@@ -276,6 +276,12 @@ class Report:
 
         return frame([self], backend)
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the page that `visreg report --html` writes."""
+        from visreg_core.report._html import framed
+
+        return framed(Comparison([self], []))
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -318,3 +324,9 @@ class Comparison:
         from visreg_core.report._measures import frame
 
         return frame(self.reports, backend)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the page that `visreg compare --html` writes."""
+        from visreg_core.report._html import framed
+
+        return framed(self)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from html.parser import HTMLParser
 
 import ml_dtypes
 import numpy as np
@@ -279,6 +281,20 @@ def test_html_is_self_contained_and_escaped(comparison):
     for name in _conditions.known_names(pairs=True):
         if name not in _model.LABELLED:
             assert f"<th>{name}<small>" in html.replace("\u200b", "")
+
+
+def test_a_notebook_shows_the_page(comparison, monkeypatch):
+    """In a frame's attribute, which Python's own parser reads back."""
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(comparison._repr_html_())
+    ((tag, attributes),) = found
+    assert tag == "iframe" and attributes["srcdoc"] == _html.to_html(comparison, {})
+    one = comparison.reports[0]._repr_html_()
+    assert "Pairs of files" not in one and "scale_loss" in one.replace("\u200b", "")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert comparison._repr_html_() is None
 
 
 def test_json_has_every_number(comparison):
