@@ -183,16 +183,22 @@ def mutual_knn(
     same_ids(ids_x, ids_y, n)
     if k > n - 1:
         raise ValueError(f"expected k <= N - 1 = {n - 1} neighbours; found k = {k}")
+    return max(math.fsum(shared_neighbors(x, y, k, metric)) / (n * k), 0.0)
+
+
+def shared_neighbors(x: Array, y: Array, k: int, metric: str = "cosine") -> np.ndarray:
+    """How many of its k nearest others each row has in both sets, (N,), of checked arguments."""
+    n = x.shape[0]
     first, second = (_search(z, z, k, metric, own=True) for z in (x, y))
 
-    def work(blocks: Sequence[tuple[int, int]]) -> float:
+    def work(blocks: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         near = ((first.block(*block), second.block(*block)) for block in blocks)
-        return math.fsum(_shared(a, b, n - 1, k) for a, b in near)
+        return [_shared(a, b, n - 1, k) for a, b in near]
 
     blocks = neighbours.ranges(n, min(first.block_rows, second.block_rows))
     on_device = first.on_device is not None
-    common = math.fsum(threads.spread(work, blocks, first.operand.nbytes, on_device))
-    return max(common / (n * k), 0.0)
+    parts = threads.spread(work, blocks, first.operand.nbytes, on_device)
+    return np.concatenate([shared for part in parts for shared in part])
 
 
 # --- centred kernel alignment ---------------------------------------------------------------------
@@ -279,8 +285,8 @@ def _elsewhere(x: Array) -> tuple[Namespace, Device] | None:
     return None if on_host or _xp.library(x) == "array_api_strict" else (_xp.namespace(x), device)
 
 
-def _shared(first: Near, second: Near, n: int, k: int) -> float:
-    """Σ over queries of the neighbours that they have in both sets, of n candidates each.
+def _shared(first: Near, second: Near, n: int, k: int) -> np.ndarray:
+    """How many neighbours each query has in both sets, of n candidates.
 
     Where more candidates than places are at the distance of the last, each has its share of the
     places: an item is a neighbour with probability p in the one set and q in the other. The
@@ -290,7 +296,7 @@ def _shared(first: Near, second: Near, n: int, k: int) -> float:
     m = first.first.size
     if first.query.size == second.query.size == m * k:  # no ties: compare all with all
         a, b = first.lists(k)[0], second.lists(k)[0]
-        return float(np.count_nonzero(a[:, :, None] == b[:, None, :]))
+        return np.count_nonzero(a[:, :, None] == b[:, None, :], axis=(1, 2)).astype(np.float64)
     chance = k * k / n
     p, q = _membership(first, k), _membership(second, k)
     size = max(int(first.row.max()), int(second.row.max())) + 1
@@ -308,7 +314,7 @@ def _shared(first: Near, second: Near, n: int, k: int) -> float:
     spread = np.sqrt(np.maximum(in_first - chance, 0) * np.maximum(in_second - chance, 0))
     r = np.where(spread > _NO_SPREAD * k, both - chance, 0.0) / np.maximum(spread, _NO_SPREAD * k)
     tied = (in_first < k) | (in_second < k)
-    return float(np.sum(np.where(tied, chance + (k - chance) * r, both)))
+    return np.where(tied, chance + (k - chance) * r, both)
 
 
 def _membership(near: Near, k: int) -> np.ndarray:

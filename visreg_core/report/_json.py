@@ -86,6 +86,7 @@ def _pair(p: Pair) -> dict[str, Any]:
         "drift_p": p.drift and p.drift.p,
         "drift": p.drift and {**p.drift._asdict(), "rows": list(p.drift.rows)},
         **{name: _estimate(p.measure(name)) for name in SAME_ITEMS},
+        "changed_neighbors": p.changed and p.changed._asdict(),
         "branches": p.trees
         and [
             {

@@ -283,6 +283,20 @@ class Report:
         return framed(Comparison([self], []))
 
 
+class ChangedNeighbors(NamedTuple):
+    """Rows drawn whose nearest others differ most between two files.
+
+    rows : their numbers, or ids, those that keep least first; kept : the share of the `k` nearest
+    others that each keeps. n_lost : rows that keep none, of `n`.
+    """
+
+    rows: list[Any]
+    kept: list[float]
+    k: int
+    n_lost: int
+    n: int
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two files compared; a measure that they do not have is None."""
@@ -293,6 +307,7 @@ class Pair:
     drift: Drift | None
     linear_cka: float | None
     mutual_knn: float | None
+    changed: ChangedNeighbors | None
     trees: TreePair | None
 
     def measure(self, name: str) -> Measurement | Interval | None:

@@ -302,8 +302,25 @@ def _pairs(comparison: Comparison, heads: list[str]) -> list[Table]:
             Row(name, [column[i] for column in columns]) for i, name in enumerate(named) if columns
         ]
         made.append(Table(title, note, known, rows))
-    branches = _branches(comparison, named)
-    return [*made, branches] if branches.rows else made
+    more = (_changed(comparison, named), _branches(comparison, named))
+    return [*made, *(table for table in more if table.rows)]
+
+
+def _changed(comparison: Comparison, named: Sequence[str]) -> Table:
+    """Rows whose nearest others differ most between two files."""
+    rows = []
+    for name, pair in zip(named, comparison.pairs, strict=True):
+        if pair.changed is None:
+            continue
+        found = pair.changed
+        shares = dict.fromkeys(f"{share:.0%}" for share in (found.kept[0], found.kept[-1]))
+        kept = " to ".join(shares)
+        rows.append(Row(name, [f"{found.n_lost:,}", kept, ", ".join(map(str, found.rows))]))
+    note = (
+        "of the rows drawn: how many keep none of their 10 nearest others in the second file, and "
+        "the rows that keep least, with what they keep"
+    )
+    return Table("Neighbours that changed", note, ["keep none", "kept", "by rows"], rows)
 
 
 def _branches(comparison: Comparison, named: Sequence[str]) -> Table:

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import leaves_list
+from sklearn.neighbors import NearestNeighbors
 
 from visreg_core import metrics, report
 from visreg_core.cli import main
@@ -506,6 +507,9 @@ def test_branches_that_differ_are_named(saved, tmp_path):
     worst = trees.rows[trees.branches[0].leaves]
     assert set(worst.tolist()) <= set(range(40, 60))
     assert 3 not in trees.rows
+    table = next(t for t in _tables.tables(found) if t.title == "Neighbours that changed")
+    changed = found.pairs[0].changed
+    assert table.rows[0].cells[2] == ", ".join(map(str, changed.rows))
     table = next(t for t in _tables.tables(found) if t.title == "Branches that differ")
     assert table.rows[0].name == "a – b"
     cells = dict(zip(table.heads, table.rows[0].cells, strict=True))
@@ -513,3 +517,23 @@ def test_branches_that_differ_are_named(saved, tmp_path):
     assert cells["classes"] == f"class 2 {len(worst)}"
     written = json.loads(json.dumps(_json._pair(found.pairs[0])))
     assert written["branches"][0]["rows"] == worst.tolist()
+
+
+def test_neighbours_that_changed_are_named(saved):
+    """Two rows exchanged between clusters: they, and nobody else, keep none."""
+    rng = np.random.default_rng(3)
+    x = np.repeat(30 * rng.standard_normal((4, 5)), 15, axis=0) + rng.standard_normal((60, 5))
+    y = x.copy()
+    y[[7, 50]] = y[[50, 7]]
+    found = report.compare([saved(x, "a.npy"), saved(y, "b.npy")], paired=True, n_slices=2)
+    changed = found.pairs[0].changed
+    near = [
+        NearestNeighbors(metric="cosine", n_neighbors=11).fit(z).kneighbors(z)[1] for z in (x, y)
+    ]
+    kept = [(len(set(a) & set(b)) - 1) / 10 for a, b in zip(*near, strict=True)]
+    order = np.argsort(kept, kind="stable")[:5]
+    assert changed.rows == order.tolist() and set(changed.rows[:2]) == {7, 50}
+    assert changed.kept == pytest.approx(np.asarray(kept)[order].tolist())
+    assert (changed.n_lost, changed.n, changed.k) == (2, 60, 10)
+    assert found.pairs[0].mutual_knn == pytest.approx(np.mean(kept))
+    assert json.loads(json.dumps(_json._pair(found.pairs[0])))["changed_neighbors"]["n_lost"] == 2
