@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -70,8 +71,6 @@ def test_the_best_is_marked(compared):
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_frames(compared, library):
-    pytest.importorskip(library)
-    pytest.importorskip("narwhals")
     frame = compared.to_frame(library)
     assert type(frame).__module__.startswith(library)
     assert list(frame.columns) == [
@@ -86,7 +85,6 @@ def test_frames(compared, library):
 
 
 def test_the_schema_of_the_json(compared):
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     x = checkpoints()[0]
