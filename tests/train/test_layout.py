@@ -42,9 +42,8 @@ def test_every_import_is_a_dependency(path):
 
 def test_the_extra_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (
-        "visreg-core[torch,jax,report,io,metrics,train]" in project["optional-dependencies"]["test"]
-    )
+    ours, *_ = project["optional-dependencies"]["test"]
+    assert "train" in ours.removeprefix("visreg-core[").removesuffix("]").split(",")
     assert declared("train") - {"visreg-core"} <= PINNED
 
 
