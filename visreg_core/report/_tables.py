@@ -316,9 +316,10 @@ def _changed(comparison: Comparison, named: Sequence[str]) -> Table:
         shares = dict.fromkeys(f"{share:.0%}" for share in (found.kept[0], found.kept[-1]))
         kept = " to ".join(shares)
         rows.append(Row(name, [f"{found.n_lost:,}", kept, ", ".join(map(str, found.rows))]))
+    k = next((p.changed.k for p in comparison.pairs if p.changed is not None), 0)
     note = (
-        "of the rows drawn: how many keep none of their 10 nearest others in the second file, and "
-        "the rows that keep least, with what they keep"
+        f"of the rows drawn: how many keep none of their {k} nearest others in the second file, "
+        "and the rows that keep least, with what they keep"
     )
     return Table("Neighbours that changed", note, ["keep none", "kept", "by rows"], rows)
 
