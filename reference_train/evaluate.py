@@ -28,9 +28,9 @@ import torch
 
 from reference_train import checkpoint
 from reference_train.config import Config, check, from_dict, known_keys
+from reference_train.environment import write_result
 from reference_train.errors import TrainError, did_you_mean, one_line
 from reference_train.finetune import finetune
-from reference_train.logs import write_atomically
 from reference_train.measure import Measured, embed, rows_of
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
@@ -276,10 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (TrainError, OSError, ValueError) as error:
         print(f"reference_train.evaluate: {one_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
-    text = json.dumps(result, indent=1)
     name = f"{given.command}{'-untrained' if given.untrained else ''}.json"
-    write_atomically(given.run / name, text)
-    print(text)  # noqa: T201
+    write_result(given.run / name, result)
+    print(json.dumps(result, indent=1))  # noqa: T201
 
 
 if __name__ == "__main__":

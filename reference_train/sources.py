@@ -37,6 +37,7 @@ class Source(Protocol):
     """Indexed images. `labels` is known without reading an image."""
 
     labels: np.ndarray  # int64, (n,); -1 where there is none
+    classes: list[str] | None  # names of the labels, where they are known
 
     def __len__(self) -> int: ...
 
@@ -44,11 +45,12 @@ class Source(Protocol):
 
 
 class ImageArrays:
-    """Images that are in memory."""
+    """Images of ten numbered classes, in memory."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images = torch.from_numpy(images)
         self.labels = np.asarray(labels, dtype=np.int64)
+        self.classes = [str(label) for label in range(10)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,6 +97,7 @@ class ImageTable:
         if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
             raise TrainError(f"data.label_key={data.label_key!r}: expected a column of integers")
         self.labels = labels.astype(np.int64)
+        self.classes = getattr(table.features.get(data.label_key), "names", None)
         self.size, self.channels = data.size, data.channels
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class Subset:
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
         self.source, self.index = source, index
-        self.labels = source.labels[index]
+        self.labels, self.classes = source.labels[index], source.classes
 
     def __len__(self) -> int:
         return len(self.index)

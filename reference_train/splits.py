@@ -19,6 +19,7 @@ class Splits(NamedTuple):
     bank: Source | None  # labelled training images, which probes are fitted on
     test: Source | None  # labelled images of ``data.test_split``, which they are tested on
     notes: tuple[str, ...] = ()  # what was left out, a line each
+    classes: list[str] | None = None  # names of the labels 0, 1, ...; none where none are known
 
     @property
     def n_classes(self) -> int:
@@ -40,6 +41,7 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
     }[data.source](data)
     if data.test_split is None:
         test = None
+    classes = bank.classes
     notes = tuple(s.left_out for s in (bank, test) if isinstance(s, sources.Files) and s.left_out)
     if data.long_tail is not None:
         bank = sources.Subset(bank, sources.long_tail(bank.labels, data, seed))
@@ -57,8 +59,8 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
         test = None
     if not (bank.labels >= 0).all():
         notes += _no_labels(data.train_split, bank.labels, "no probe and no evaluation")
-        return Splits(train, None, None, notes)
-    return Splits(train, bank, test, notes)
+        return Splits(train, None, None, notes, classes)
+    return Splits(train, bank, test, notes, classes)
 
 
 def _no_labels(split: str, labels: np.ndarray, so: str) -> tuple[str, ...]:

@@ -23,20 +23,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from tqdm import tqdm
 
 from reference_train import checkpoint, data, methods, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
 from reference_train.curves import draw_curves
-from reference_train.environment import environment
+from reference_train.environment import environment, write_result
 from reference_train.errors import LocalError, TrainError, one_line
 from reference_train.gradients import Gradients
 from reference_train.ledger import Ledger
 from reference_train.logs import Log, write_atomically
 from reference_train.measure import Measured, pixels, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
+from reference_train.progress import Progress, say
 from reference_train.splits import Splits, open_splits
 from reference_train.trackers import Trackers
 
@@ -72,8 +72,9 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     first = resume(accelerator, folder, settings, learner, method, optimizer)
     if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
-        facts = environment(world, device)
+        facts = environment(world, device, folder)
         write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
+        write_atomically(folder / "classes.json", json.dumps(splits.classes, ensure_ascii=False))
     log = accelerator.is_main_process and Log(folder, "metrics", first)
     evaluations = accelerator.is_main_process and Log(folder, "evaluations", first)
     trackers = accelerator.is_main_process and Trackers(folder, settings, first)
@@ -93,9 +94,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         splits.train, config.data, seed=config.run.seed, rank=rank, world=world, start=position
     )
     trained = list(optim.trained(learner))
-    bar = tqdm(
-        total=steps, initial=first, unit="step", disable=not accelerator.is_main_process or None
-    )
+    images = config.data.batch_size * world * config.run.accumulate
+    progress = Progress(accelerator, first, steps, images)
     for step in range(first, steps):
         lr = optim.learning_rate(step, steps, warmup, config.optim)
         optim.set_learning_rate(optimizer, lr, config.probe.online_lr)
@@ -118,7 +118,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         method.after_step(learner, (step + 1) / steps)
         ids = torch.cat([batch.ids for batch in batches])
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
-        bar.update()
+        progress.bar.update()
 
         # Everything below happens every n-th step: reading the ledger waits for the device.
         done = step + 1
@@ -128,14 +128,14 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             if log:
                 log.add({"step": done, "epoch": done / steps_per_epoch, "lr": lr, **means})
                 trackers.add(done, {"lr": lr, **means})
-                bar.set_postfix(loss=f"{means['loss']:.4f}")
+                progress.report(done, means["loss"])
         if measured and log and evaluates(config, done, steps, steps_per_epoch):
             accuracy = measured.knn(encoder(learner))
             evaluations.add({"step": done, "epoch": done / steps_per_epoch, "knn": accuracy})
             trackers.add(done, {"knn": accuracy})
         if saving:  # last, so that a kill before it loses no row: the step is done again
             save(accelerator, folder, config, done, learner, method, optimizer)
-    bar.close()
+    progress.bar.close()
 
     results = {}
     if log:
@@ -265,16 +265,9 @@ def final_table(
     }.items():
         results[name], features[name] = measured.all(encode)
     save_embeddings(folder / "embeddings", features, measured)
-    write_atomically(folder / "results.json", json.dumps(results, indent=1))
+    write_result(folder / "results.json", results)
     print(table(results))  # noqa: T201
     return results
-
-
-def say(accelerator: Accelerator, *lines: str) -> None:
-    """Lines from the main process, which do not break the progress bar."""
-    if accelerator.is_main_process:
-        for line in lines:
-            tqdm.write(line, file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
