@@ -9,6 +9,7 @@ library gives the same dendrogram, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Screen:
         self.xp = xp
         self.device = device
         self.near = near
-        self.clusters = near.clusters
+        self.clusters: Any = near.clusters  # `Clusters`; not so in `PairScreen`
         self.dtype: DType = xp.float32
         self.on_host = _xp.works_in_tiles(xp)
         self.few_shapes = _xp.compiles(xp)  # each shape costs a compilation
@@ -49,9 +50,7 @@ class Screen:
             return
         rest, least = self._listed(rows)
         if 2 * rest.size > rows.size and self.dtype == self.xp.float32 and self._can_widen():
-            # float32 does not resolve the distances: continue in float64
-            self.dtype = self.xp.float64
-            self.clusters.operand = self.clusters.screened(np.dtype(np.float64))
+            self._widen()  # float32 does not resolve the distances: continue in float64
             rest, least = self._listed(rest)
         if rest.size:
             self._compare(rest, least)
@@ -73,15 +72,19 @@ class Screen:
     def _listed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`NearLists.settle` of rows with new lists."""
         points, inverse_size = self._upload()
-        step = _ROWS_HOST if self.on_host else self._block_rows
-        blocks = [rows[start : start + step] for start in range(0, rows.size, step)]
 
         def work(mine: Sequence[np.ndarray]) -> None:
             for block in mine:
                 self._put(block, *self._nearest(block, points, inverse_size))
 
-        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not self.on_host)
+        pairs = rows.size * self.clusters.alive.size
+        threads.spread(work, self._blocks(rows), pairs, not self.on_host)
         return self.near.settle(rows)
+
+    def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows whose nearest clusters are searched together."""
+        step = _ROWS_HOST if self.on_host else self._block_rows
+        return [rows[start : start + step] for start in range(0, rows.size, step)]
 
     def _put(self, rows: np.ndarray, slot: np.ndarray, value: np.ndarray) -> None:
         """Set rows' lists from the nearest slots (R, K) by products, whose error is checked."""
@@ -182,8 +185,11 @@ class Screen:
         info = np.finfo(dtype)
         weight = 2 * c.size[rows] if c.ward else 1.0
         scale = weight * c.norm[rows] + np.abs(least)
-        terms = c.mean.shape[1] + 8
-        return terms * (8 * (info.eps / 2) * scale + 8 * weight * info.tiny)
+        return (c.dim + 8) * (8 * (info.eps / 2) * scale + 8 * weight * info.tiny)
+
+    def _widen(self) -> None:
+        self.dtype = self.xp.float64
+        self.clusters.operand = self.clusters.screened(np.dtype(np.float64))
 
     def _can_widen(self) -> bool:
         return "float64" in self.xp.__array_namespace_info__().dtypes(kind="real floating")
