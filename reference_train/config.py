@@ -96,7 +96,9 @@ def load(
     ConfigStore.instance().store(name="settings", node=Config)
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            config = OmegaConf.to_object(compose(name, list(overrides)))
+            # only with ++ does Hydra add keys to a dictionary
+            added = [f"++{o}" if o.startswith("method.options=") else o for o in overrides]
+            config = OmegaConf.to_object(compose(name, added))
     except (HydraException, OmegaConfBaseException) as error:
         raise TrainError(_one_line(error, name, known)) from None
     check(config)
@@ -112,7 +114,7 @@ def check(config: Config) -> None:
         "data.unreadable": ["stop", "skip"],
         "model.norm": ["batch", "layer", "none"],
         "model.activation": ["gelu", "relu"],
-        "method.name": list(METHODS),
+        **({} if is_own(config.method) else {"method.name": list(METHODS)}),
         "method.scope": ["local", "global"],
         "optim.name": ["adamw", "lars"],
         "optim.decay": ["cosine", "constant"],
@@ -147,6 +149,11 @@ def check(config: Config) -> None:
             f"data.batch_size: expected at least {least}"
             f"{', method.n_neighbors' if least > 2 else ''}; found {rows}"
         )
+    if config.method.options and not is_own(config.method):
+        raise TrainError(
+            f"method.options are of a loss package.module:NAME; found method.name="
+            f"{config.method.name}"
+        )
     if config.run.statistics == "batch" and config.method.name == "dino":
         raise TrainError("dino is a mean over samples: run.statistics=micro gives the same")
     if not config.run.folder:
@@ -155,6 +162,11 @@ def check(config: Config) -> None:
         raise TrainError(f"data.channels: expected 1 or 3; found {config.data.channels}")
     if config.data.source not in ("digits", "synthetic") and config.data.path is None:
         raise TrainError(f"data.path has to be given for data.source={config.data.source}")
+
+
+def is_own(method: Method) -> bool:
+    """Whether its name is that of an import, ``package.module:NAME``."""
+    return ":" in method.name
 
 
 def rows_of_a_process(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,10 @@ METHODS = ("visreg", "sigreg", "swd", "vicreg", "barlow_twins", "sag_vicreg", "s
 def setting(
     default: Any, help: str, *, least: float = -INF, above: float = -INF, most: float = INF
 ) -> Any:
-    """A field with its documentation and range; lists are copied for each instance."""
+    """A field with its documentation and range; each instance has a default of its own."""
     metadata = {"help": help, "least": least, "above": above, "most": most}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -153,10 +154,14 @@ class Model:
 class Method:
     """The loss. Each setting says which methods read it."""
 
-    name: str = setting("visreg", ", ".join(METHODS))
+    name: str = setting("visreg", f"{', '.join(METHODS)}, or a loss of yours, package.module:NAME")
+    options: dict[str, Any] = setting({}, "of package.module:NAME: its arguments")
     scope: str = setting("local", "statistics of each process's batch, or of the global one")
     lam: float = setting(
-        0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer", least=0, most=1
+        0.9,
+        "visreg, sigreg, swd, package.module:NAME: (1 - lam) invariance + lam regularizer",
+        least=0,
+        most=1,
     )
     n_slices: int = setting(
         4096, "K of a process; global scope: all processes together have that many each", least=1
