@@ -42,7 +42,10 @@ class Run:
     log_every: int = setting(
         50, "steps between readings of the metrics, the only synchronisation", least=1
     )
-    checkpoint_every: int = setting(500, "steps between checkpoints", least=1)
+    checkpoint_every: int | None = setting(500, "steps between checkpoints, or none", least=1)
+    checkpoint_minutes: float | None = setting(
+        None, "minutes between them, too: at the reading of the metrics after that", above=0
+    )
     keep: int = setting(3, "checkpoints kept", least=1)
     evaluate_every: float | None = setting(
         None, "epochs between kNN evaluations; none: at the end", above=0

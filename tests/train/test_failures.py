@@ -127,7 +127,7 @@ def main_with_a_full_disk(arguments, step):
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         return original(folder, state, keep)
 
-    train.checkpoint.save = limited
+    checkpoint.save = limited
     main(arguments)
 
 

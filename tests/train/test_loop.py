@@ -10,6 +10,7 @@ from reference_train import config, methods, train
 from reference_train.augment import MultiCrop
 from reference_train.config import Augment, Data
 from reference_train.logs import read_log
+from reference_train.session import Session
 from reference_train.train import main
 from tests.train import runs
 
@@ -156,15 +157,16 @@ def main_that_dies_saving(arguments):
     """Killed as soon as the second checkpoint is there."""
     import os
 
-    save, steps = train.save, []
+    save, steps = Session.save, []
 
-    def dying(accelerator, folder, settings, step, *state):
-        save(accelerator, folder, settings, step, *state)
+    def dying(self, step, *places):
+        save(self, step, *places)
+        self.writer.wait()
         steps.append(step)
         if len(steps) == 2:
             os._exit(9)
 
-    train.save = dying
+    Session.save = dying
     main(arguments)
 
 
