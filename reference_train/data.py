@@ -23,9 +23,11 @@ Place = tuple[int, int]  # of a stream's lane: its pass, and the samples of it t
 class Batch(NamedTuple):
     """A micro-batch of one process."""
 
-    images: torch.Tensor  # uint8, (N, C, size, size)
+    images: torch.Tensor  # uint8, (N, C, H, W)
     labels: torch.Tensor  # int64, (N,)
     ids: torch.Tensor  # int64, (N,)
+    # Height and width of each image, (N, 2), which lies at the upper left: where they differ
+    sizes: torch.Tensor | None = None
     place: tuple[int, int, int] | None = None  # streams: lane, pass and samples of it after this
 
 
@@ -35,7 +37,15 @@ def collate(samples: list[Sample | Unreadable]) -> Batch | Unreadable:
         if isinstance(sample, Unreadable):
             return sample
     images, labels, ids = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids))
+    labels, ids = torch.tensor(labels), torch.tensor(ids)
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = sizes.amax(0).tolist()
+    # channels last, as they are decoded
+    joined = torch.zeros(len(images), height, width, len(images[0]), dtype=torch.uint8)
+    for place, image in zip(joined, images, strict=True):
+        place[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0)
+    alike = bool((sizes == sizes[0]).all())
+    return Batch(joined.permute(0, 3, 1, 2), labels, ids, None if alike else sizes)
 
 
 class Order:

@@ -76,6 +76,9 @@ class Data:
     size: int = setting(
         256, "side of the square that images are resized and cut to on the host", least=1
     )
+    whole: int | None = setting(
+        None, "train on crops of whole images, their longer side at most this", least=1
+    )
     channels: int = setting(3, "1 (grey) or 3")
     mean: list[float] = setting([0.485, 0.456, 0.406], "of the channels, in 0 ... 1")
     std: list[float] = setting([0.229, 0.224, 0.225], "of the channels", above=0)

@@ -28,7 +28,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from reference_train.config import Data
 from reference_train.data import Batch, Place, collate
 from reference_train.errors import LocalError, TrainError, one_line
-from reference_train.images import decoded
+from reference_train.images import Decoder
 from reference_train.sources import Sample, Unreadable, encoded, load_table, with_encoded
 
 Raw = tuple[bytes, int, str]  # an encoded image, its label, its name
@@ -140,6 +140,7 @@ class Stream:
 
     def __init__(self, reader: ShardStream | RowStream, data: Data) -> None:
         self.reader, self.data = reader, data
+        self.decode = Decoder(data.size, data.channels, data.whole)
 
     def lanes(self, world: int) -> int:
         """Of a run that begins on `world` processes: one for each loading process."""
@@ -217,9 +218,8 @@ class Batches(IterableDataset):
 
     def _decode(self, sample: Raw) -> Sample | Unreadable:
         raw, label, name = sample
-        data = self.stream.data
         try:
-            return Sample(decoded(io.BytesIO(raw), data.size, data.channels), label, -1)
+            return Sample(self.stream.decode(io.BytesIO(raw)), label, -1)
         except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(name, str(error))
 

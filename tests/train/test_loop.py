@@ -21,9 +21,9 @@ def main_that_tells(arguments, path):
 
     crop, build, told = MultiCrop.forward, methods.build, []
 
-    def seeded(self, images):
+    def seeded(self, *given):
         told.append(torch.initial_seed())
-        return crop(self, images)
+        return crop(self, *given)
 
     def built(settings, learner):
         method = build(settings, learner)
