@@ -134,10 +134,13 @@ def test_crops_have_the_areas_of_their_scales():
         crops, (settings.global_scale, settings.local_scale), strict=True
     ):
         x, y = views[:, :, 0].flatten(0, 1), views[:, :, 1].flatten(0, 1)
-        width = x.amax((1, 2)) - x.amin((1, 2))
-        height = y.amax((1, 2)) - y.amin((1, 2))
+        # from the middle of the first pixel to that of the last, of 64 whose middles span 0 ... 1
+        side = x.shape[-1]
+        whole = 63 / 64 * side / (side - 1)
+        width = (x.amax((1, 2)) - x.amin((1, 2))) * whole
+        height = (y.amax((1, 2)) - y.amin((1, 2))) * whole
         area = width * height
-        assert low * 0.8 < area.min() < low * 1.3 and high * 0.85 < area.max() < high * 1.05
+        assert low * 0.9 < area.min() < low * 1.3 and high * 0.85 < area.max() < high * 1.02
         ratio = width / height
         assert 0.7 < ratio.min() < 0.9 and 1.1 < ratio.max() < 1.4
 
