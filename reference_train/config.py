@@ -149,11 +149,6 @@ def check(config: Config) -> None:
         )
     if config.run.statistics == "batch" and config.method.name == "dino":
         raise TrainError("dino is a mean over samples: run.statistics=micro gives the same")
-    if config.model.drop_path and not config.model.backbone.startswith(("vit_", "dinov2_")):
-        raise TrainError(
-            f"model.drop_path: expected 0 with model.backbone={config.model.backbone}, which has "
-            f"no branches to leave out; found {config.model.drop_path}"
-        )
     if not config.run.folder:
         raise TrainError("run.folder: expected a name; found an empty one")
     if config.data.channels not in (1, 3):

@@ -123,6 +123,9 @@ class Model:
 
     backbone: str = setting("vit_s_16", "a name of model.py, hf:NAME (AutoModel) or timm:NAME")
     pretrained: bool = setting(False, "hf: and timm: load weights instead of initialising")
+    init_from: str | None = setting(
+        None, "hf:NAME, timm:NAME, a file of weights or a run: its model with its weights"
+    )
     patch: int | None = setting(None, "ViT: side of a patch, instead of the name's", least=1)
     width: int | None = setting(None, "ViT: instead of the name's", least=1)
     depth: int | None = setting(None, "ViT: instead of the name's", least=1)
@@ -134,8 +137,10 @@ class Model:
         most=0.99,
     )
     small_stem: bool = setting(False, "ResNet: 3x3 stem without pooling, for images of 32 pixels")
-    layers: int = setting(
-        2, "ViT: the CLS tokens of this many last layers are the features", least=1
+    layers: int | None = setting(
+        None,
+        "ViT: the CLS tokens of this many last layers are the features; none: of two",
+        least=1,
     )
     hidden: int = setting(2048, "width of the projector's hidden layers", least=1)
     projector_layers: int = setting(3, "linear layers of the projector", least=1)

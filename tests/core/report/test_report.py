@@ -427,3 +427,16 @@ def test_histograms_say_how_far_they_may_be_off(monkeypatch, saved):
     bound = exact.reports[0].losses["shape_loss"].value
     line = _conditions.met([_conditions.Condition("shape_loss", ">=", bound)], counted)[0]
     assert "may meet shape_loss>=" in line
+
+
+def test_blas_is_on_one_thread_while_a_report_is_made():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def blas():
+        known = threadpoolctl.threadpool_info()
+        return {one["num_threads"] for one in known if one["user_api"] == "blas"}
+
+    before, seen = blas(), set()
+    report.report(np.random.default_rng(0).standard_normal((50, 4)), n_slices=2,
+                  tick=lambda *_: seen.update(blas()))  # fmt: skip
+    assert seen == {1} and blas() == before
