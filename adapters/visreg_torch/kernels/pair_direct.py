@@ -32,7 +32,7 @@ _ROWS, _BLOCK = 16, 64  # more rows at a time do not fit the registers, nor do s
 
 
 @triton.jit
-def _diagonal(stats_ptr, scale_ptr, view, at, n, d, eps):
+def own_product_at(stats_ptr, scale_ptr, view, at, n, d, eps):
     """Σ_n of columns with themselves, or of standardised ones with the other view's."""
     if scale_ptr is None:
         return diagonal_at(stats_ptr, at, n, d, eps) * n
@@ -78,7 +78,7 @@ def _direct(
         other = 1 - view
     squares = tl.zeros([LANES], tl.float32)
     for start in range(0, d, LANES):
-        own = _diagonal(stats_ptr, scale_ptr, view, start + tl.arange(0, LANES), n, d, eps)
+        own = own_product_at(stats_ptr, scale_ptr, view, start + tl.arange(0, LANES), n, d, eps)
         squares += own * own
     direct = size > MOST * (total - tl.sum(squares))  # False of NaN, which is then in the sum
     if tl.program_id(0) == 0:
@@ -124,7 +124,7 @@ def _direct(
                 tl.debug_barrier()  # q's numbers may be of other threads in the next turn
         tl.store(more_ptr, tl.sum(found))
     else:
-        own = _diagonal(stats_ptr, scale_ptr, view, column, n, d, eps)
+        own = own_product_at(stats_ptr, scale_ptr, view, column, n, d, eps)
         if ROUNDED:  # as the Gram matrices have it
             own = tl.zeros([1, BLOCK], tl.float32)
             for first in range(0, n, ROWS):

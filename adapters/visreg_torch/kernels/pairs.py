@@ -186,7 +186,13 @@ def _vicreg(
     del u
     more, direct = pair_direct.direct(x, y, stats, scale, sums, q) if gram else (None, None)
     out, scalars = vicreg_ends.vicreg_terms(
-        *(stats, scale, sums, more, direct, weights, n),
+        stats,
+        scale,
+        sums,
+        more,
+        direct,
+        weights,
+        n,
         gamma=gamma,
         eps=eps,
         **_per_term(convention, d),
