@@ -134,10 +134,10 @@ class Screen:
         if self.on_host:
             index, value = nearest_products(self._queries(rows), points, rows, k, inverse_size)
         else:
-            scores = self._scores(rows, points, inverse_size)
-            at = _smallest(xp, scores, k)
-            value = _xp.to_numpy(xp.take_along_axis(scores, at, axis=1))[: rows.size]
+            nearest = _xp.compiled(xp, _nearest_by_scores, "xp", "k")
+            at, least = nearest(xp, *self._operands(rows), points, inverse_size, k)
             index = _xp.to_numpy(at)[: rows.size]
+            value = _xp.to_numpy(least)[: rows.size]
         return index, value.astype(np.float64) * self.weight
 
     def _queries(self, rows: np.ndarray) -> np.ndarray:
@@ -146,15 +146,10 @@ class Screen:
         queries[:, -1] = self.clusters.operand[rows, -2]
         return queries
 
-    def _scores(self, rows: np.ndarray, points: Array, inverse_size: Array | None) -> Array:
-        """Screened distances (R, slots) of rows, repeated as `_padded` does; ∞ to themselves."""
-        xp = self.xp
+    def _operands(self, rows: np.ndarray) -> tuple[Array, Array]:
+        """The queries of rows, repeated as `_padded` does, and the rows."""
         rows = self._padded(rows)
-        scores = self._to_device(self._queries(rows)) @ xp.matrix_transpose(points)
-        own = self._to_device(rows)
-        if inverse_size is not None:
-            scores = scores / (xp.take(inverse_size, own, axis=0)[:, None] + inverse_size[None, :])
-        return _exclude(xp, scores, own)
+        return self._to_device(self._queries(rows)), self._to_device(rows)
 
     def _compare(self, rows: np.ndarray, least: np.ndarray) -> None:
         """Settle rows that are no nearer than `least` to more clusters than a list holds."""
@@ -163,7 +158,8 @@ class Screen:
         step = self._block_rows
         for start in range(0, rows.size, step):
             block, best = rows[start : start + step], least[start : start + step]
-            scores = self._scores(block, points, inverse_size)
+            scored = _xp.compiled(self.xp, _scores, "xp")
+            scores = scored(self.xp, *self._operands(block), points, inverse_size)
             scores = _xp.to_numpy(scores)[: block.size]
             error = self._error(block, best, _xp.dtype_name(self.dtype))
             limit = ((best + 2 * error) / self.weight).astype(scores.dtype)
@@ -214,6 +210,25 @@ class Screen:
         if dtype is None and self.few_shapes:
             a = a.astype(np.int32)  # int64 may not exist there
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
+
+
+def _nearest_by_scores(
+    xp: Namespace, queries: Array, own: Array, points: Array, inverse_size: Array | None, k: int
+) -> tuple[Array, Array]:
+    """Slots (R, k) of the least screened distances of rows, and these."""
+    scores = _scores(xp, queries, own, points, inverse_size)
+    at = _smallest(xp, scores, k)
+    return at, xp.take_along_axis(scores, at, axis=1)
+
+
+def _scores(
+    xp: Namespace, queries: Array, own: Array, points: Array, inverse_size: Array | None
+) -> Array:
+    """Screened distances (R, slots) of rows `own`; ∞ to themselves."""
+    scores = queries @ xp.matrix_transpose(points)
+    if inverse_size is not None:
+        scores = scores / (xp.take(inverse_size, own, axis=0)[:, None] + inverse_size[None, :])
+    return _exclude(xp, scores, own)
 
 
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:
