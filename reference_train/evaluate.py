@@ -44,6 +44,7 @@ from reference_train.measure import Measured, embed, rows_of
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
 from reference_train.probe import GRID, few_shot, linear_probe
+from reference_train.speed import averaged
 from reference_train.splits import Splits, open_splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,
@@ -82,7 +83,8 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
     # the number of classes is that of the probe's last bias: the training images need not exist
     learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
     if not untrained:
-        learner.load_state_dict(state["learner"])
+        average = state.get("average")
+        learner.load_state_dict(state["learner"] if average is None else averaged(average))
     return loaded(config, learner, cpu=cpu)
 
 

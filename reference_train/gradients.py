@@ -27,6 +27,7 @@ class Gradients:
     method: Objective
     crops_of: MultiCrop
     dtype: torch.dtype
+    channels_last: bool = False
 
     def of_means(self, batches: list[Batch], step: int) -> tuple[Terms, Terms]:
         """Of the mean of the micro-batches' losses, each with its own statistics and slices."""
@@ -65,7 +66,11 @@ class Gradients:
     def _crops(self, batch: Batch) -> list[torch.Tensor]:
         sizes = None if batch.sizes is None else self._on_device(batch.sizes)
         crops = self.crops_of(self._on_device(batch.images), sizes)
-        return [crop.to(self.dtype) for crop in crops]
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return [
+            crop.flatten(0, 1).to(self.dtype, memory_format=layout).unflatten(0, crop.shape[:2])
+            for crop in crops
+        ]
 
     def _on_device(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.accelerator.device, non_blocking=True)
