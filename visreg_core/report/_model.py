@@ -28,6 +28,7 @@ OF_CLASSES: tuple[str, ...] = (
     "lidar",
     "hierarchical_rand_index",
     "hierarchical_adjusted_rand_index",
+    "triplet_accuracy",
 )
 LABELLED: tuple[str, ...] = ASKED + OF_CLASSES
 LOSSES: tuple[str, ...] = (

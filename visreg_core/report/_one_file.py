@@ -19,6 +19,7 @@ from visreg_core.metrics import (
     power_law_fit,
     rankme_from_singular_values,
     stable_rank_from_singular_values,
+    triplet_accuracy,
 )
 from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
@@ -207,6 +208,10 @@ def _agreement(
         "lidar": tuple(_labelled.lidar_of(points, c) for c in found.labels.T),
         "hierarchical_rand_index": tuple(r and Interval(r[0]) for r in rand),
         "hierarchical_adjusted_rand_index": tuple(r and Interval(r[1]) for r in rand),
+        "triplet_accuracy": tuple(
+            None if math.isnan(v) else Interval(v)
+            for v in triplet_accuracy(found.linkage, found.labels)
+        ),
     }
     labelled = Labelled(
         tuple(int(np.count_nonzero(levels.sizes(k))) for k in range(len(levels.codes))),
