@@ -65,10 +65,11 @@ def of_model(name: str, settings: Sequence[str]) -> tuple[Config, Learner]:
     config = changed(start, settings, fixed=("method", "optim"))
     if "data.size" not in given:
         config.data.size = config.augment.global_size
-    found = normalisation(name)
+    learner = Learner(config, 0)
+    found = normalisation(name, learner.backbone)
     if found and not given & {"data.mean", "data.std"} and len(found[0]) == config.data.channels:
         config.data.mean, config.data.std = found
-    return config, Learner(config, 0)
+    return config, learner
 
 
 def given(
