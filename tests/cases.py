@@ -88,6 +88,7 @@ OTHER_FUNCTIONS = (
     "rectified_generalized_gaussian",
     "sample_random_walk",
     "slices_for",
+    "subspace_slices",
     "transition_matrix",
     "value_and_grad",
     "value_and_vjp",

@@ -124,9 +124,8 @@ class TorchRoom(Standard):
         return x.to(other.device) if x.device != other.device else x
 
     def inverse_cholesky(self, xp: Namespace, c: Array) -> Array:
-        factor, failed = xp.linalg.cholesky_ex(c)  # the other functions wait for the device
-        eye = xp.eye(c.shape[-1], dtype=c.dtype, device=c.device)
-        inverse = xp.linalg.solve_triangular(factor, eye, upper=False)
+        factor, failed = xp.linalg.cholesky_ex(c)  # without _ex they wait for the device
+        inverse = xp.linalg.inv_ex(factor).inverse
         return xp.where(failed[..., None, None] > 0, xp.nan, inverse)
 
     def sum_rows(self, xp: Namespace, x: Array) -> Array:
