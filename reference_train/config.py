@@ -149,6 +149,11 @@ def check(config: Config) -> None:
         )
     if config.run.statistics == "batch" and config.method.name == "dino":
         raise TrainError("dino is a mean over samples: run.statistics=micro gives the same")
+    if config.data.whole is not None:
+        if config.data.source in ("digits", "synthetic"):
+            raise TrainError("data.whole: expected none with images that are in memory")
+        if config.augment.rotate or config.augment.translate:
+            raise TrainError("augment.rotate, translate: expected 0 with data.whole")
     if not config.run.folder:
         raise TrainError("run.folder: expected a name; found an empty one")
     if config.data.channels not in (1, 3):

@@ -42,7 +42,10 @@ class Run:
     log_every: int = setting(
         50, "steps between readings of the metrics, the only synchronisation", least=1
     )
-    checkpoint_every: int = setting(500, "steps between checkpoints", least=1)
+    checkpoint_every: int | None = setting(500, "steps between checkpoints, or none", least=1)
+    checkpoint_minutes: float | None = setting(
+        None, "minutes between them, too: at the reading of the metrics after that", above=0
+    )
     keep: int = setting(3, "checkpoints kept", least=1)
     evaluate_every: float | None = setting(
         None, "epochs between kNN evaluations; none: at the end", above=0
@@ -72,6 +75,9 @@ class Data:
     classes: list[int] | None = setting(None, "train on these classes; the others stay unseen")
     size: int = setting(
         256, "side of the square that images are resized and cut to on the host", least=1
+    )
+    whole: int | None = setting(
+        None, "train on crops of whole images, their longer side at most this", least=1
     )
     channels: int = setting(3, "1 (grey) or 3")
     mean: list[float] = setting([0.485, 0.456, 0.406], "of the channels, in 0 ... 1")

@@ -43,9 +43,10 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
         test = None
     classes = bank.classes
     notes = tuple(s.left_out for s in (bank, test) if isinstance(s, sources.Files) and s.left_out)
+    train = sources.whole(bank, data.whole)
     if data.long_tail is not None:
-        bank = sources.Subset(bank, sources.long_tail(bank.labels, data, seed))
-    train = bank
+        rows = sources.long_tail(bank.labels, data, seed)
+        bank, train = sources.Subset(bank, rows), sources.Subset(train, rows)
     if data.classes is not None:
         missing = sorted(set(data.classes) - set(bank.labels.tolist()))
         if missing:
@@ -53,7 +54,7 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
                 f"data.classes: expected classes with images; found {missing[:8]} without, of "
                 f"{len(np.unique(bank.labels))} classes"
             )
-        train = sources.Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
+        train = sources.Subset(train, np.flatnonzero(np.isin(bank.labels, data.classes)))
     if test is not None and not (test.labels >= 0).all():
         notes += _no_labels(data.test_split, test.labels, "nothing is tested")
         test = None
