@@ -612,7 +612,7 @@ def swav_loss(a, b, temperature=0.1, epsilon=0.05, n_iterations=3, assignments=N
             log_sum = math.log(math.fsum(math.exp((v - top) / temperature) for v in x))
             value = log_sum + math.fsum(t * (top - v) / temperature
                                         for v, t in zip(x, target, strict=True))  # fmt: skip
-            terms.append(Term(value, value + max(abs(x)) / temperature))
+            terms.append(Term(value, 2 * max(abs(x)) / temperature + math.log(len(x))))
     return {"value": _mean_term(terms)}
 
 

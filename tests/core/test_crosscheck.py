@@ -71,8 +71,7 @@ def test_every_public_loss_is_checked():
     assert functions - others <= checked
     differentiable = {d.name for d in declared()}
     assert differentiable == {c.function for c in _registry.all_checks() if c.of == "gradient"}
-    by_differences = {loss.function for loss in examples() if loss.example.differentiable}
-    assert differentiable == by_differences | {"swav_loss"}  # whose target is held constant
+    assert differentiable == {loss.function for loss in examples() if loss.example.differentiable}
 
 
 def test_every_public_metric_is_checked():

@@ -36,6 +36,7 @@ def _magnitude(
     examples=(
         Example(differentiable=False),
         Example("three views", {"a": "views", "b": None}, differentiable=False),
+        Example("even assignments", options={"epsilon": 1e15}),  # which do not follow the scores
     ),
 )
 def swav_loss(
