@@ -77,6 +77,7 @@ from visreg_core.metrics.trees.tree_similarity import (
     cophenetic_similarity,
     lca_similarity,
 )
+from visreg_core.metrics.trees.triplets import triplet_accuracy
 from visreg_core.metrics.two_sample import TwoSampleTest, two_sample_test
 from visreg_core.metrics.uniformity import alignment, uniformity
 
@@ -150,6 +151,7 @@ __all__ = [
     "tanglegram",
     "to_networkx",
     "to_newick",
+    "triplet_accuracy",
     "two_sample_test",
     "uniformity",
     "worst_direction",

@@ -290,6 +290,7 @@ def of_labels(
             found += _nested(levels, level)
     if labelled.n_classes:
         found += _levels(levels, labelled)
+        found += _tree_of_labels(levels, labelled)
         found += _wrong(levels, answers, chosen.names)
     return found
 
@@ -389,6 +390,35 @@ def _levels(levels: Levels, labelled: Labelled) -> Iterator[Finding]:
                 "compare with the linear rule: where that is far better, the level is there, "
                 "beneath variance that dominates the distances",
             )
+
+
+def _tree_of_labels(levels: Levels, labelled: Labelled) -> Iterator[Finding]:
+    """The coarsest level that the dendrogram has lost."""
+    shares = [
+        (level, found.value)
+        for level, found in enumerate(labelled.measures["triplet_accuracy"], 1)
+        if found is not None
+    ]
+    if len(levels.codes) == 1 or not shares:
+        return
+    least = (1 + _LOST) / 2
+    said = ", ".join(f"{share:.3g} on level {level}" for level, share in shares)
+    value = f"a class's rows joined before other rows of the class above it: {said}; 0.5 by chance"
+    good = f"at least {least:.3g} on every level"
+    lost = next((level for level, share in shares if share < least), None)
+    if lost is None:
+        yield Finding("good", "hierarchy of the labels", value, good)
+    else:
+        yield Finding(
+            "look",
+            "hierarchy of the labels",
+            value,
+            good,
+            f"the dendrogram loses the structure at level {lost}: "
+            + ("no level is kept" if lost == shares[0][0] else "the coarser ones are kept"),
+            "what a coarser level holds together is not divided as the labels divide it: see the "
+            "strips of classes below the dendrogram",
+        )
 
 
 def _interval(found: Interval) -> str:

@@ -28,6 +28,7 @@ OF_CLASSES: tuple[str, ...] = (
     "lidar",
     "hierarchical_rand_index",
     "hierarchical_adjusted_rand_index",
+    "triplet_accuracy",
 )
 LABELLED: tuple[str, ...] = ASKED + OF_CLASSES
 LOSSES: tuple[str, ...] = (
@@ -214,7 +215,9 @@ class Pictures:
 
     eigenvalues (D,) of the covariance, descending, and the power law `fit` to them; `sigma` (D,);
     `quantiles` (Q,) of the Gaussian, and those of the projections on the worst and the median
-    slice (by shape loss), with their indices and values; `correlation` of `dimensions`.
+    slice (by shape loss), with their indices and values; `correlation` of `dimensions`; `map`
+    (T, 2), two principal components of the rows drawn, their shares of the variance, `map_share`,
+    and the rows' numbers or ids, `map_rows`.
     """
 
     eigenvalues: np.ndarray
@@ -227,6 +230,9 @@ class Pictures:
     median_slice: tuple[int, float]
     correlation: np.ndarray
     dimensions: np.ndarray
+    map: np.ndarray
+    map_share: np.ndarray
+    map_rows: np.ndarray
 
 
 @dataclass(frozen=True)
