@@ -185,21 +185,19 @@ def new_learner(config: Config, n_classes: int) -> Learner:
     return Learner(config, n_classes, head)
 
 
-def evaluation(
-    measured: Measured, learner: Learner, done: int, steps: int, steps_per_epoch: float
-) -> dict[str, float]:
-    """What is due after `done` steps: kNN, and the online probe's accuracy on the test images."""
-    run = measured.config.run
+def due(epochs: float | None, done: int, steps: int, steps_per_epoch: float) -> bool:
+    """Whether what happens every so many epochs, and at the end, is due after `done` steps."""
+    if epochs is None:
+        return False
+    return done == steps or done % max(1, round(epochs * steps_per_epoch)) == 0
 
-    def due(epochs: float | None) -> bool:
-        return epochs is not None and (
-            done == steps or done % max(1, round(epochs * steps_per_epoch)) == 0
-        )
 
-    found = {}
-    if due(run.evaluate_every):
+def evaluation(measured: Measured, learner: Learner, *when: float) -> dict[str, float]:
+    """What is due: kNN, and the online probe's accuracy on the test images."""
+    run, found = measured.config.run, {}
+    if due(run.evaluate_every, *when):
         found["knn"] = measured.knn(measured.features(measured.encoder(learner)))
-    if learner.probe is not None and (due(run.evaluate_every) or due(run.validate_every)):
+    if learner.probe is not None and (found or due(run.validate_every, *when)):
         found["probe_validation"] = measured.online(learner)
     return found
 
