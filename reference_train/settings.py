@@ -63,6 +63,9 @@ class Run:
     recompute: bool = setting(
         False, "blocks compute their activations again in the backward pass, to save memory"
     )
+    shard: bool = setting(
+        False, "weights and optimiser in shards over the processes (FSDP2); evaluate afterwards"
+    )
     cpu: bool = setting(False, "train on the CPU even where there is a GPU")
     threads: int | None = setting(None, "CPU threads of Torch in each process", least=1)
     tensorboard: bool = setting(False, "also write the metrics for TensorBoard")

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from reference_train import data, methods, optim, speed
+from reference_train import data, methods, optim, shard, speed
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
@@ -67,6 +67,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     dtype = torch.float64 if config.run.precision == "float64" else torch.float32
     learner.to(dtype).train(), method.to(dtype)
     speed.hasten(learner, config.run)
+    if config.run.shard:
+        shard.share_out(learner, accelerator)
     optimizer = optim.optimizer(learner, config.optim, config.probe)
     average = speed.average(learner, config.optim.ema)
     evaluated = learner if average is None else average.module
@@ -86,9 +88,11 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     log = accelerator.is_main_process and Log(folder, "metrics", first)
     evaluations = accelerator.is_main_process and Log(folder, "evaluations", first)
     trackers = accelerator.is_main_process and Trackers(folder, settings, first)
-    measured = Measured(config, splits, device) if splits.test is not None else None
+    tested = splits.test is not None and not config.run.shard
+    measured = Measured(config, splits, device) if tested else None
     ledger = Ledger(accelerator, folder)
-    model = accelerator.prepare(learner)  # data parallel; under autocast with bfloat16
+    # data parallel, unless it is in shards; under autocast with bfloat16
+    model = accelerator.prepare_model(learner, evaluation_mode=config.run.shard)
     gradients = Gradients(accelerator, model, method, crops_of, dtype, config.run.channels_last)
     together = config.run.statistics == "batch"
     backpropagate = gradients.of_batch if together else gradients.of_means
@@ -122,6 +126,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
+        norm = shard.whole(norm)
         method.before_step(learner, step / steps_per_epoch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
