@@ -98,9 +98,8 @@ def weights(scale: float, shape: float, center: float) -> Settings:
 
 def of_library(name: str, lam: float, **options: str) -> Settings:
     """A loss of visreg_torch and its weight as settings."""
-    given = ",".join(f"{key}:{value}" for key, value in options.items())
     settings: Settings = {"method.name": f"visreg_torch:{name}", "method.lam": lam}
-    return settings | ({"method.options": f"{{{given}}}"} if options else {})
+    return settings | {f"+method.options.{key}": value for key, value in options.items()}
 
 
 EXPERIMENTS = {

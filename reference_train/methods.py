@@ -16,7 +16,7 @@ from torch import nn
 import visreg_torch as vt
 from reference_train.baselines import DINO, Objective, SimCLR, Terms
 from reference_train.collectives import world_size
-from reference_train.config import Config, Method, is_own, rows_of_a_process
+from reference_train.config import Config, Method, rows_of_a_process
 from reference_train.model import Learner, Outputs
 from reference_train.own_loss import draws_slices, own_loss
 
@@ -42,7 +42,7 @@ def statistic_size(config: Config, world: int) -> StatisticSize:
     """
     m = config.method
     processes = world if m.scope == "global" else 1
-    sliced = draws_slices(m.name) if is_own(m) else m.name in SLICED
+    sliced = draws_slices(m.name) if ":" in m.name else m.name in SLICED
     slices = processes * m.n_slices if sliced else None
     return StatisticSize(processes * rows_of_a_process(config), slices)
 
@@ -54,10 +54,10 @@ def build(config: Config, learner: Learner) -> Objective:
         return DINO(config, learner)
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
-    n_slices = statistic_size(config, world_size()).slices
-    if is_own(m):
-        return Sketched(own_loss(m, n_slices, config.run.seed), m.lam)
+    if ":" in m.name:
+        return Sketched(own_loss(m, config.run.seed), m.lam)
     if m.name in SLICED:
+        n_slices = statistic_size(config, world_size()).slices
         return Sketched(sketch(m, n_slices, config.run.seed), m.lam)
     return OfViews(loss_of_views(m, config.run.seed))
 
