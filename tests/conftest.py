@@ -134,7 +134,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session):
-    """What the suite has imported stays: a look for garbage, of seconds by its end, leaves it out."""
+    """What is imported stays: a look for garbage, which takes a second by now, leaves it out."""
     gc.collect()
     gc.freeze()
 
