@@ -1,4 +1,4 @@
-"""Multi-crop with Kornia, on the device, a different draw for each image and crop."""
+"""Multi-crop on the device, a different draw for each image and crop; the colours are Kornia's."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ import torch
 from torch import nn
 
 from reference_train.config import Augment, Data
+from reference_train.crops import RandomResizedCrop
 
 
-def _pipeline(a: Augment, channels: int, size: int, scale: list[float]) -> nn.Sequential:
-    """Crop, flip, jitter, grey, blur, solarise: in the order of DINO's augmentation."""
-    steps: list[nn.Module] = []
-    if a.rotate or a.translate:
+class View(nn.Module):
+    """Crops of a kind: crop, flip, jitter, grey, blur, solarise, in the order of DINO."""
+
+    def __init__(self, a: Augment, channels: int, size: int, scale: list[float]) -> None:
+        super().__init__()
         shift = (a.translate, a.translate)
-        steps.append(K.RandomAffine(a.rotate, translate=shift, p=1.0))
-    steps.append(
-        K.RandomResizedCrop(
-            (size, size),
-            scale=tuple(scale),
-            ratio=tuple(a.ratio),
-            resample="BICUBIC",
-            cropping_mode="resample",
-        )
-    )
+        moved = a.rotate or a.translate
+        self.move = K.RandomAffine(a.rotate, translate=shift, p=1.0) if moved else None
+        self.crop = RandomResizedCrop(size, scale, a.ratio)
+        self.colours = nn.Sequential(*_colours(a, channels, size))
+
+    def forward(
+        self, images: torch.Tensor, sizes: torch.Tensor | None = None, count: int = 1
+    ) -> torch.Tensor:
+        """`count` crops of each of images (N, C, H, W) in 0 ... 1: (count N, C, size, size)."""
+        moved = (images if self.move is None else self.move(images) for _ in range(count))
+        return self.colours(torch.cat([self.crop(view, sizes) for view in moved]))
+
+
+def _colours(a: Augment, channels: int, size: int) -> list[nn.Module]:
+    steps: list[nn.Module] = []
     if a.flip:
         steps.append(K.RandomHorizontalFlip(p=a.flip))
     if a.jitter and channels == 3:
@@ -39,7 +46,7 @@ def _pipeline(a: Augment, channels: int, size: int, scale: list[float]) -> nn.Se
         steps.append(K.RandomGaussianBlur((kernel, kernel), tuple(a.blur_sigma), p=a.blur))
     if a.solarize:
         steps.append(K.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=a.solarize))
-    return nn.Sequential(*steps)
+    return steps
 
 
 def _around_one(strength: float) -> tuple[float, float]:
@@ -47,7 +54,7 @@ def _around_one(strength: float) -> tuple[float, float]:
 
 
 class MultiCrop(nn.Module):
-    """Crops of a batch of squares: ``[(G, N, C, H, W), (L, N, C, h, w)]``, normalised."""
+    """Crops of a batch of images: ``[(G, N, C, H, W), (L, N, C, h, w)]``, normalised."""
 
     def __init__(self, augment: Augment, data: Data) -> None:
         super().__init__()
@@ -57,17 +64,19 @@ class MultiCrop(nn.Module):
         ]
         self.counts = [count for count, *_ in kinds if count]
         self.pipelines = nn.ModuleList(
-            _pipeline(augment, data.channels, size, scale) for count, size, scale in kinds if count
+            View(augment, data.channels, size, scale) for count, size, scale in kinds if count
         )
         self.normalize = Normalize(data)
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Of uint8 images (N, C, size, size) on any device."""
+    def forward(
+        self, images: torch.Tensor, sizes: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Of uint8 images (N, C, H, W) on any device; `sizes` (N, 2) where they differ."""
         images = images.to(torch.float32) / 255
         crops = []
-        for count, pipeline in zip(self.counts, self.pipelines, strict=True):
-            views = pipeline(images.repeat(count, 1, 1, 1))
+        for count, view in zip(self.counts, self.pipelines, strict=True):
+            views = view(images, sizes, count)
             crops.append(self.normalize(views).unflatten(0, (count, -1)))
         return crops
 

@@ -1,16 +1,20 @@
 """Checkpoints: written whole or not at all, and a resumed run is the uninterrupted one, bit by bit.
 
-A file is written under a temporary name, synced, renamed, and its folder synced. It holds weights,
-optimiser, the method's state, the step (which is also the position of data, schedule and slices)
-and every process's random number generators. It is read with ``weights_only=True``.
+A file is written under a temporary name, synced, renamed, and its folder synced, by a thread beside
+the training. It holds weights, optimiser, the method's state, the step (which is also the position
+of data, schedule and slices), the places of a stream's lanes, every process's random number
+generators, the names of the classes and where it comes from. It is read with
+``weights_only=True``.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,9 @@ FORMAT = "visreg-core reference_train 1"
 PATTERN = "checkpoint-*.pt"
 # Settings that may change between a run and its continuation: they do not touch its arithmetic.
 FREE = {
-    "run": """folder log_every checkpoint_every keep evaluate_every cpu threads
-        tensorboard wandb""".split(),
-    "data": ["path", "workers", "test_split"],
+    "run": """folder log_every checkpoint_every checkpoint_minutes keep evaluate_every cpu threads
+        tensorboard wandb accumulate""".split(),
+    "data": ["path", "workers", "test_split", "batch_size"],
     "probe": ["k", "max_rows", "tree_rows", "batch_size"],
 }
 
@@ -67,9 +71,41 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
     return path
 
 
+class Writer:
+    """Writes checkpoints in a thread; one at a time, so an `add` may wait for the one before."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[Path] | None = None
+
+    def add(self, state: dict[str, Any]) -> None:
+        """Copy a state, and begin to write it."""
+        self.wait()
+        copied = of_tensors(state, lambda x: x.detach().to("cpu", copy=True))
+        self.pending = self.thread.submit(save, self.folder, copied, self.keep)
+
+    def wait(self) -> None:
+        """Until the last one is on the disk; raises what went wrong with it."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+
+def of_tensors(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Dictionaries, lists and tuples with the function of each tensor in them, in order."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: of_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(of_tensors(value, function) for value in tree)
+    return tree
+
+
 def latest(
     folder: Path, config: dict[str, Any], world: int, say: Callable[[str], None]
-) -> Path | None:
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest usable checkpoint, or none; `say` is called with a line for each that is skipped.
 
     Raises
@@ -88,7 +124,7 @@ def latest(
             continue
         found = different(state, config, world)
         if found is None:
-            return path
+            return path, state
         difference = difference or found
         say(f"{path} is of another run ({found}): skipped")
     if difference is not None:
@@ -115,15 +151,30 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def different(state: dict[str, Any], config: dict[str, Any], world: int) -> str | None:
-    """The first setting in which a checkpoint's run differs from this one."""
+    """The first setting in which a checkpoint's run differs from this one.
+
+    Processes, data.batch_size and run.accumulate may change while their product does not.
+    """
     for group, settings in config.items():
         for key, value in settings.items():
             stored = state["config"].get(group, {}).get(key)
             if stored != value and key not in FREE.get(group, []):
                 return f"{group}.{key}={stored}, not {value}"
-    if state["world"] != world:
-        return f"{state['world']} processes, not {world}"
+    before, now = batch_shape(state["config"], state["world"]), batch_shape(config, world)
+    if math.prod(before) != math.prod(now):
+        return f"{said(before)} images a step, not {said(now)}"
     return None
+
+
+def batch_shape(config: dict[str, Any], world: int) -> tuple[int, int, int]:
+    """Processes, images of a micro-batch, micro-batches of a step."""
+    return world, config["data"]["batch_size"], config["run"]["accumulate"]
+
+
+def said(shape: tuple[int, int, int]) -> str:
+    """``2 processes x 32 x 1``."""
+    world, size, micro = shape
+    return f"{world} process{'es' * (world > 1)} x {size} x {micro}"
 
 
 def random_state() -> dict[str, Any]:

@@ -17,13 +17,18 @@ from reference_train.config import Data
 from reference_train.errors import LocalError, TrainError
 from reference_train.sources import Sample, Source, Unreadable
 
+Place = tuple[int, int]  # of a stream's lane: its pass, and the samples of it that were given
+
 
 class Batch(NamedTuple):
     """A micro-batch of one process."""
 
-    images: torch.Tensor  # uint8, (N, C, size, size)
+    images: torch.Tensor  # uint8, (N, C, H, W)
     labels: torch.Tensor  # int64, (N,)
     ids: torch.Tensor  # int64, (N,)
+    # Height and width of each image, (N, 2), which lies at the upper left: where they differ
+    sizes: torch.Tensor | None = None
+    place: tuple[int, int, int] | None = None  # streams: lane, pass and samples of it after this
 
 
 def collate(samples: list[Sample | Unreadable]) -> Batch | Unreadable:
@@ -32,20 +37,39 @@ def collate(samples: list[Sample | Unreadable]) -> Batch | Unreadable:
         if isinstance(sample, Unreadable):
             return sample
     images, labels, ids = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(ids))
+    labels, ids = torch.tensor(labels), torch.tensor(ids)
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = sizes.amax(0).tolist()
+    # channels last, as they are decoded
+    joined = torch.zeros(len(images), height, width, len(images[0]), dtype=torch.uint8)
+    for place, image in zip(joined, images, strict=True):
+        place[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0)
+    alike = bool((sizes == sizes[0]).all())
+    return Batch(joined.permute(0, 3, 1, 2), labels, ids, None if alike else sizes)
 
 
 class Order:
     """Indices of batch ``start, start + 1, ...`` of one process, without end.
 
     Batch b of process r takes row r of the b-th block of ``world * size`` indices of its epoch's
-    permutation. What is left over at the end of an epoch is dropped.
+    permutation. An epoch is whole steps of `accumulate` blocks, and what is left over at its end is
+    dropped. So a step's images depend on ``accumulate * world * size`` alone.
     """
 
-    def __init__(self, n: int, size: int, *, seed: int, rank: int, world: int, start: int) -> None:
+    def __init__(
+        self,
+        n: int,
+        size: int,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        start: int,
+        accumulate: int = 1,
+    ) -> None:
         self.n, self.size, self.seed = n, size, seed
         self.rank, self.world, self.start = rank, world, start
-        self.batches = n // (size * world)
+        self.batches = n // (size * world * accumulate) * accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, first = divmod(self.start, self.batches)
@@ -74,23 +98,56 @@ class _SkipUnreadable:
         return sample
 
 
-def batches_per_epoch(source: object, data: Data, world: int) -> int:
-    """Micro-batches of one process in an epoch."""
+def batches_per_epoch(source: object, data: Data, world: int, accumulate: int = 1) -> int:
+    """Micro-batches of one process in an epoch of whole steps."""
     n = len(source) if hasattr(source, "__len__") else data.samples
     if n is None:
         raise TrainError("data.samples has to be given: the length of an epoch of this stream")
-    if n < data.batch_size * world:
+    if n < data.batch_size * world * accumulate:
+        micro = f" x {accumulate}" if accumulate > 1 else ""
         raise TrainError(
-            f"{n} training images do not fill one batch of {world} x {data.batch_size} "
-            "(processes x data.batch_size)"
+            f"{n} training images do not fill one batch of {world} x {data.batch_size}{micro} "
+            f"(processes x data.batch_size{' x run.accumulate' * bool(micro)})"
         )
-    return n // (data.batch_size * world)
+    return n // (data.batch_size * world * accumulate) * accumulate
+
+
+class Reading(Iterator[Batch]):
+    """Batches from a position on; raises `LocalError` on an image that cannot be read.
+
+    `places` are those of a stream's lanes after the last batch, and `lanes` is their number: what
+    a checkpoint has to keep of a stream.
+    """
+
+    def __init__(self, loader: DataLoader, lanes: int | None, places: dict[int, Place]) -> None:
+        self.loader, self.lanes, self.places = loader, lanes, dict(places)
+        self._batches: Iterator[Batch | Unreadable] | None = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = iter(self.loader)
+        batch = next(self._batches)
+        if isinstance(batch, Unreadable):
+            raise LocalError(f"cannot read {batch.name}: {' '.join(batch.reason.split())}")
+        if batch.place is not None:
+            lane, epoch, taken = batch.place
+            self.places[lane] = epoch, taken
+        return batch
 
 
 def batches(
-    source: object, data: Data, *, seed: int, rank: int, world: int, start: int
-) -> Iterator[Batch]:
-    """Batches from position `start` on; raises `LocalError` on an image that cannot be read."""
+    source: object,
+    data: Data,
+    *,
+    seed: int,
+    rank: int,
+    world: int,
+    start: int,
+    accumulate: int = 1,
+    lanes: int | None = None,
+    places: dict[int, Place] | None = None,
+) -> Reading:
+    """Batches of one process from position `start` on; `lanes` and `places` of a `Reading`."""
     skip = data.unreadable == "skip"
     loading = {
         "num_workers": data.workers,
@@ -99,17 +156,19 @@ def batches(
         "generator": torch.Generator().manual_seed(seed),
     }
     if hasattr(source, "__len__"):
-        order = Order(len(source), data.batch_size, seed=seed, rank=rank, world=world, start=start)
+        order = Order(
+            len(source), data.batch_size, seed=seed, rank=rank, world=world, start=start,
+            accumulate=accumulate,
+        )  # fmt: skip
         loader = DataLoader(
             _SkipUnreadable(source) if skip else source,
             batch_sampler=order,
             collate_fn=collate,
             **loading,
         )
-    else:
-        parts = source.batches(data.batch_size, rank=rank, world=world, start=start, skip=skip)
-        loader = DataLoader(parts, batch_size=None, **loading)
-    for batch in loader:
-        if isinstance(batch, Unreadable):
-            raise LocalError(f"cannot read {batch.name}: {' '.join(batch.reason.split())}")
-        yield batch
+        return Reading(loader, None, {})
+    lanes, places = lanes or source.lanes(world), places or {}
+    parts = source.batches(
+        data.batch_size, rank=rank, world=world, start=start, skip=skip, lanes=lanes, places=places
+    )
+    return Reading(DataLoader(parts, batch_size=None, **loading), lanes, places)

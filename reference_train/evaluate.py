@@ -13,12 +13,19 @@ Other images: key=value after RUN, as in training: data.source=folder data.path=
 data.classes=null. At most probe.max_rows images of each split are read, 10000 by default: give
 more for numbers to be published. The classes of a tree are their numbers. --untrained evaluates
 the same encoder before its training.
+
+Other people's checkpoints need no run; results go to runs/models/NAME:
+
+    python -m reference_train.evaluate knn --model hf:facebook/dinov2-base \
+        data.source=folder data.path=/data/pets
+    python -m reference_train.evaluate probe --model mae_pretrain_vit_base.pth data.source=...
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +35,11 @@ import torch
 
 from reference_train import checkpoint
 from reference_train.config import Config, check, from_dict, known_keys
+from reference_train.encoders import checked_layers
+from reference_train.environment import write_result
 from reference_train.errors import TrainError, did_you_mean, one_line
 from reference_train.finetune import finetune
-from reference_train.logs import write_atomically
+from reference_train.foreign import normalisation
 from reference_train.measure import Measured, embed, rows_of
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
@@ -54,8 +63,6 @@ class Loaded(NamedTuple):
 
 def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -> Loaded:
     """The newest readable checkpoint of a run, and its splits or those that `settings` name."""
-    from omegaconf import OmegaConf
-
     from reference_train.train import new_learner
 
     paths = sorted(folder.glob(checkpoint.PATTERN), reverse=True)
@@ -69,23 +76,59 @@ def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -
             print(f"{error}: skipped", file=sys.stderr)  # noqa: T201
     else:
         raise TrainError(f"{folder}: no checkpoint can be read")
+    trained = from_dict(state["config"])
+    config = changed(trained, settings, fixed=("model", "method", "optim"))
+    torch.manual_seed(trained.run.seed)
+    # the number of classes is that of the probe's last bias: the training images need not exist
+    learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
+    if not untrained:
+        learner.load_state_dict(state["learner"])
+    return loaded(config, learner, cpu=cpu)
+
+
+def load_model(name: str, settings: list[str], *, cpu: bool) -> Loaded:
+    """Other people's weights: ``hf:NAME``, ``timm:NAME``, a file or a run, on images by `settings`.
+
+    The model's own mean and standard deviation of the channels are taken where it states them, and
+    images are resized to `augment.global_size` at once.
+    """
+    given = {setting.partition("=")[0] for setting in settings}
+    if "data.source" not in given:
+        raise TrainError("--model: the images are not known: data.source=... data.path=...")
+    start = Config()
+    start.run.folder = name
+    # nothing is trained: the smallest projector, and no online probe
+    start.model.init_from, start.model.projector_layers, start.model.dim = name, 1, 1
+    start.probe.online = False
+    config = changed(start, settings, fixed=("method", "optim"))
+    if "data.size" not in given:
+        config.data.size = config.augment.global_size
+    found = normalisation(name)
+    if found and not given & {"data.mean", "data.std"} and len(found[0]) == config.data.channels:
+        config.data.mean, config.data.std = found
+    return loaded(config, Learner(config, 0), cpu=cpu)
+
+
+def changed(config: Config, settings: list[str], *, fixed: tuple[str, ...]) -> Config:
+    """The configuration with ``key=value`` settings, none of them of a `fixed` group."""
+    from omegaconf import OmegaConf
+
     for setting in settings:
         key, equals, _ = setting.partition("=")
         if not equals:
             raise TrainError(f"expected key=value; found {setting!r}")
         if key not in known_keys():
             raise TrainError(f"unknown key {key!r}{did_you_mean(key, known_keys())}")
-        if key.split(".")[0] in ("model", "method", "optim"):
+        if key.split(".")[0] in fixed:
             raise TrainError(f"{key} is fixed by the run: data, augment, probe and run may change")
-    trained = from_dict(state["config"])
-    changed = OmegaConf.merge(OmegaConf.structured(trained), OmegaConf.from_dotlist(settings))
-    config = OmegaConf.to_object(changed)
-    check(config)
-    torch.manual_seed(trained.run.seed)
-    # the number of classes is that of the probe's last bias: the training images need not exist
-    learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
-    if not untrained:
-        learner.load_state_dict(state["learner"])
+    merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(settings))
+    made = OmegaConf.to_object(merged)
+    check(made)
+    return made
+
+
+def loaded(config: Config, learner: Learner, *, cpu: bool) -> Loaded:
+    """With the images that the configuration names, on the device."""
     splits = open_splits(config.data, config.run.seed)
     for note in splits.notes:
         print(note, file=sys.stderr)  # noqa: T201
@@ -104,10 +147,10 @@ class Features(NamedTuple):
     test_labels: np.ndarray
 
 
-def features(run: Loaded, layers: int) -> Features:
-    """Of the last `layers` layers (all there are where there are fewer)."""
+def features(run: Loaded, layers: int | None) -> Features:
+    """Of the last `layers` layers; by default four, as the papers', or all there are."""
     measured = Measured(run.config, run.splits, run.device)
-    layers = min(layers, run.learner.backbone.depth)
+    layers = checked_layers(layers, 4, run.learner.backbone.depth, "--layers")
     bank, test = measured.features(lambda images: run.learner.backbone(images, layers=layers))
     return Features(bank, measured.bank_labels, test, measured.test_labels)
 
@@ -181,7 +224,7 @@ def export(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     from reference_train.augment import Resize
 
     source = run.splits.bank if given.split == "train" else run.splits.test
-    layers = min(given.layers, run.learner.backbone.depth)
+    layers = checked_layers(given.layers, 1, run.learner.backbone.depth, "--layers")
     rows = rows_of(source, len(source) if given.rows is None else given.rows)
     embeddings, rows = embed(
         lambda images: run.learner.backbone(images, layers=layers),
@@ -236,13 +279,14 @@ def parser() -> argparse.ArgumentParser:
     for name, function in COMMANDS.items():
         text = function.__doc__.rstrip(".")
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("run", type=Path, metavar="RUN")
+        command.add_argument("run", metavar="RUN", nargs="?")
+        command.add_argument("--model", help="instead of RUN: hf:NAME, timm:NAME, a file or a run")
         command.add_argument("settings", nargs="*", metavar="key=value")
         command.add_argument("--untrained", action="store_true")
         command.add_argument("--cpu", action="store_true")
         if name in ("probe", "fewshot"):
             command.add_argument(
-                "--layers", type=positive, default=4, help="last layers (default 4)"
+                "--layers", type=positive, help="last layers (default 4, or all there are)"
             )
         if name in ("knn", "hierarchy"):
             command.add_argument("--k", type=positive, nargs="+", default=[20])
@@ -267,19 +311,34 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def open_given(given: argparse.Namespace) -> Loaded:
+    """What RUN or --model names; `given.run` becomes the folder that results are written into."""
+    if given.model is None and given.run is None:
+        raise TrainError("expected RUN or --model; found neither")
+    if given.model is None:
+        given.run = Path(given.run)
+        return load_run(given.run, given.settings, untrained=given.untrained, cpu=given.cpu)
+    if given.untrained:
+        raise TrainError("--untrained is of a run; found --model")
+    settings = [*filter(None, [given.run]), *given.settings]
+    given.run = Path("runs/models") / re.sub(r"[^\w.-]+", "-", given.model).strip("-")
+    opened = load_model(given.model, settings, cpu=given.cpu)
+    given.run.mkdir(parents=True, exist_ok=True)
+    return opened
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line; the result is printed and written into the run's folder."""
     given = parser().parse_args(arguments)
     try:
-        run = load_run(given.run, given.settings, untrained=given.untrained, cpu=given.cpu)
+        run = open_given(given)
         result = COMMANDS[given.command](run, given)
     except (TrainError, OSError, ValueError) as error:
         print(f"reference_train.evaluate: {one_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
-    text = json.dumps(result, indent=1)
     name = f"{given.command}{'-untrained' if given.untrained else ''}.json"
-    write_atomically(given.run / name, text)
-    print(text)  # noqa: T201
+    write_result(given.run / name, result)
+    print(json.dumps(result, indent=1))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reference_train.logs import read_log, write_atomically
+from reference_train.environment import write_result
+from reference_train.logs import read_log
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "experiments"
@@ -228,7 +229,7 @@ def store(name: str, title: str, about: str, columns: list[str], rows: list[list
     }
     folder = ROOT / "docs" / "results"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    write_result(folder / f"{name}.json", result)
 
 
 def generalisation(

@@ -8,9 +8,14 @@ as AppleDouble's ``._0.png``.
 from __future__ import annotations
 
 import os
+from array import array
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import torch
 
 from reference_train.errors import TrainError
 
@@ -22,11 +27,38 @@ _SYSTEM = {
 _SHOWN = 3
 
 
+class Paths(Sequence[Path]):
+    """Names of files below a folder, as the bytes of one array.
+
+    Processes that load share it: there are no objects whose references they would count.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self.folder = folder
+        content, ends = bytearray(), array("q")
+        for name in names:
+            content += os.fsencode(name)
+            ends.append(len(content))
+        self._content = torch.frombuffer(content or bytearray(1), dtype=torch.uint8)
+        self._ends = torch.frombuffer(ends or array("q", [0]), dtype=torch.int64)
+        self._count = len(ends)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Path:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        begin, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        return self.folder / os.fsdecode(self._content[begin:end].numpy().tobytes())
+
+
 class Found(NamedTuple):
     """The images below a folder."""
 
     classes: list[str]  # sorted; none where the images lie in the folder itself
-    images: list[tuple[Path, int]]  # with the place of their class, -1 without classes
+    paths: Paths
+    labels: np.ndarray  # int64, the place of their class, -1 without classes
     left_out: str | None  # a line that counts it
 
 
@@ -36,24 +68,35 @@ def images_below(folder: Path) -> Found:
         raise TrainError(f"data.path: no folder {folder}")
     left_out = _LeftOut()
     names, files = _entries(str(folder), left_out)
-    if not names:
-        images = [(folder / file, -1) for file in files if left_out.is_image(file)]
-    else:
+    labels, empty, start = array("q"), [], len(str(folder / "x")) - 1
+
+    def found() -> Iterable[str]:
+        """A class at a time: a million strings would be too many."""
+        for label, name in enumerate(names):
+            below = _walk(str(folder / name), left_out)
+            labels.extend([label] * len(below))
+            yield from (path[start:] for path in below)
+            if not below:
+                empty.append(name)
+
+    if names:
         for file in files:
             left_out.add("files beside the class folders", file)
-        below = [_walk(str(folder / name), left_out) for name in names]
-        empty = [name for name, paths in zip(names, below, strict=True) if not paths]
-        if empty:
-            raise TrainError(
-                f"{folder}: no image in {_listing(empty)}, {len(empty)} of {len(names)} class "
-                f"folders (looked for {', '.join(SUFFIXES)})" + left_out.line("; left out ")
-            )
-        images = [(Path(p), label) for label, paths in enumerate(below) for p in paths]
-    if not images:
+        paths = Paths(folder, found())
+    else:
+        images = [file for file in files if left_out.is_image(file)]
+        labels.extend([-1] * len(images))
+        paths = Paths(folder, images)
+    if empty:
+        raise TrainError(
+            f"{folder}: no image in {_listing(empty)}, {len(empty)} of {len(names)} class "
+            f"folders (looked for {', '.join(SUFFIXES)})" + left_out.line("; left out ")
+        )
+    if not paths:
         raise TrainError(
             f"{folder}: no image ({', '.join(SUFFIXES)})" + left_out.line("; left out ")
         )
-    return Found(names, images, left_out.line(f"{folder}: left out ") or None)
+    return Found(names, paths, np.array(labels), left_out.line(f"{folder}: left out ") or None)
 
 
 class _LeftOut:

@@ -63,7 +63,9 @@ class Gradients:
         return terms, of_step(tuple(statistics))
 
     def _crops(self, batch: Batch) -> list[torch.Tensor]:
-        return [c.to(self.dtype) for c in self.crops_of(self._on_device(batch.images))]
+        sizes = None if batch.sizes is None else self._on_device(batch.sizes)
+        crops = self.crops_of(self._on_device(batch.images), sizes)
+        return [crop.to(self.dtype) for crop in crops]
 
     def _on_device(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.accelerator.device, non_blocking=True)

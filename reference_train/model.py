@@ -7,19 +7,22 @@ Backbones by name (weights from the configuration's initialisation; nothing is d
     resnet18 resnet34 resnet50
     hf:NAME                                                 any AutoModel of Transformers
     timm:NAME                                               any model of timm, if that is installed
+
+``model.init_from`` takes the model and its weights from elsewhere instead: foreign.py, weights.py.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from reference_train import foreign
 from reference_train.collectives import all_sum
-from reference_train.config import Config, Model
-from reference_train.errors import TrainError, did_you_mean, one_line
+from reference_train.encoders import Pooled, ViT, checked_layers, set_drop_path
+from reference_train.errors import TrainError, did_you_mean
+from reference_train.settings import Config, Model
 
 VIT_SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 RESNETS = {
@@ -31,81 +34,32 @@ NAMES = [f"vit_{s}" for s in ("ti_16", "s_16", "s_8", "b_16", "l_16", "l_14")]
 NAMES += [f"dinov2_{s}_14" for s in "sbl"] + list(RESNETS)
 
 
-class ViT(nn.Module):
-    """CLS and patch tokens of a transformer from Transformers.
-
-    A feature is the CLS token of a layer after the model's own last LayerNorm, as in DINOv2's
-    evaluation; those of the last `layers` layers are concatenated.
-    """
-
-    def __init__(self, model: nn.Module, layers: int, image_size: int) -> None:
-        super().__init__()
-        self.model, self.layers, self.image_size = model, layers, image_size
-        self.width = model.config.hidden_size
-        self.n_features = layers * self.width
-        self.depth = model.config.num_hidden_layers
-        parameters = inspect.signature(model.forward).parameters
-        self.asks_to_interpolate = "interpolate_pos_encoding" in parameters
-
-    def tokens(self, images: torch.Tensor, layers: int) -> tuple[torch.Tensor, ...]:
-        """Tokens (N, 1 + patches, width) of the last layers, the last one last."""
-        options = {}
-        if images.shape[-1] != self.image_size and self.asks_to_interpolate:
-            options["interpolate_pos_encoding"] = True  # which others do by default
-        states = self.model(images, output_hidden_states=True, **options).hidden_states
-        return tuple(self.model.layernorm(state) for state in states[-layers:])
-
-    def forward(self, images: torch.Tensor, layers: int | None = None) -> torch.Tensor:
-        """Features (N, layers * width)."""
-        tokens = self.tokens(images, layers or self.layers)
-        return torch.cat([t[:, 0] for t in tokens], dim=-1)
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: a residual branch of a sample is left out, the others enlarged for it."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of branches (N, ...)."""
-        if not self.training or self.rate == 0:
-            return x
-        kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * kept / (1 - self.rate)
-
-
-class Pooled(nn.Module):
-    """One pooled vector an image: ResNets and other models."""
-
-    depth = 1
-
-    def __init__(self, model: nn.Module, n_features: int) -> None:
-        super().__init__()
-        self.model, self.n_features = model, n_features
-
-    def forward(self, images: torch.Tensor, layers: int | None = None) -> torch.Tensor:
-        """Features (N, n_features); there is one layer."""
-        out = self.model(images)
-        if isinstance(out, torch.Tensor):  # timm's
-            return out
-        pooled = getattr(out, "pooler_output", None)
-        if pooled is None:
-            last = out.last_hidden_state
-            pooled = last[:, 0] if last.ndim == 3 else last.mean(dim=(-2, -1))
-        return pooled.flatten(1)
-
-
 def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
-    """The backbone that ``model.backbone`` names."""
-    name = settings.backbone
+    """The backbone that ``model.backbone`` names, or ``model.init_from`` with its weights."""
+    name = settings.init_from or settings.backbone
+    if settings.init_from is None:
+        encoder = _backbone(settings, image_size, channels)
+    else:
+        encoder = foreign.pretrained(name, settings, image_size, channels)
+    if isinstance(encoder, ViT):
+        set_drop_path(encoder, settings.drop_path)
+    elif settings.drop_path:
+        raise TrainError(
+            f"model.drop_path: expected 0 with {name}, which has no branches to leave out; "
+            f"found {settings.drop_path}"
+        )
+    return encoder
+
+
+def _backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
+    name, weights = settings.backbone, settings.pretrained
     if name.startswith("hf:"):
-        return _auto(name, settings, image_size, channels)
+        return foreign.from_transformers(name, settings, image_size, channels, weights=weights)
     if name.startswith("timm:"):
-        return _timm(name, settings, image_size, channels)
+        return foreign.from_timm(name, settings, image_size, channels, weights=weights)
     if name in RESNETS:
-        return _resnet(name, settings, channels)
+        checked_layers(settings.layers, 1, Pooled.depth, "model.layers")
+        return resnet(*RESNETS[name], channels=channels, small_stem=settings.small_stem)
     if name not in NAMES:
         raise TrainError(f"model.backbone: no {name!r}{did_you_mean(name, NAMES)}")
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
@@ -130,23 +84,17 @@ def backbone(settings: Model, image_size: int, channels: int) -> ViT | Pooled:
     }
     if family == "dinov2":
         model = Dinov2Model(Dinov2Config(**shape, mlp_ratio=4))
-        model.embeddings.mask_token.requires_grad_(False)  # nothing is masked here
-        layers, branches = model.encoder.layer, "drop_path"
     else:
         model = ViTModel(ViTConfig(**shape, intermediate_size=4 * width), add_pooling_layer=False)
-        layers, branches = model.layers, "dropout"  # one module, on both branches of a layer
-    for i, layer in enumerate(layers):
-        rate = settings.drop_path * i / max(1, len(layers) - 1)
-        setattr(layer, branches, DropPath(rate))
-    if settings.layers > model.config.num_hidden_layers:
-        raise TrainError(f"model.layers={settings.layers} of {model.config.num_hidden_layers}")
-    return ViT(model, settings.layers, image_size)
+    return foreign.vit(model, settings)
 
 
-def _resnet(name: str, settings: Model, channels: int) -> Pooled:
+def resnet(
+    kind: str, depths: list[int], widths: list[int], *, channels: int, small_stem: bool
+) -> Pooled:
+    """A ResNet of so many "basic" or "bottleneck" blocks a stage."""
     from transformers import ResNetConfig, ResNetModel
 
-    kind, depths, widths = RESNETS[name]
     model = ResNetModel(
         ResNetConfig(
             num_channels=channels,
@@ -156,81 +104,13 @@ def _resnet(name: str, settings: Model, channels: int) -> Pooled:
             hidden_sizes=widths,
         )
     )
-    if settings.small_stem:
+    if small_stem:
         stem = model.embedder.embedder.convolution
         model.embedder.embedder.convolution = nn.Conv2d(
             stem.in_channels, stem.out_channels, kernel_size=3, padding=1, bias=False
         )
         model.embedder.pooler = nn.Identity()
     return Pooled(model, widths[-1])
-
-
-def _auto(name: str, settings: Model, image_size: int, channels: int) -> ViT | Pooled:
-    from transformers import AutoConfig, AutoModel
-
-    path = name.removeprefix("hf:")
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if settings.pretrained:
-            model = AutoModel.from_pretrained(path)
-        else:
-            model = AutoModel.from_config(config)
-    except (OSError, ValueError) as error:
-        raise TrainError(f"{name}: {str(error).splitlines()[0]}") from None
-    takes = getattr(config, "num_channels", channels)
-    if takes != channels:
-        raise TrainError(f"{name} takes {takes} channels; found data.channels={channels}")
-    if hasattr(model, "layernorm") and hasattr(getattr(model, "embeddings", None), "cls_token"):
-        # unused: tokens of masked patches, and a pooler after the CLS token
-        model.pooler = None
-        if getattr(model.embeddings, "mask_token", None) is not None:
-            model.embeddings.mask_token.requires_grad_(False)
-        if settings.layers > config.num_hidden_layers:
-            raise TrainError(f"model.layers={settings.layers} of {config.num_hidden_layers}")
-        return ViT(model, settings.layers, config.image_size)
-    return _pooled(name, model, image_size, channels)
-
-
-def _timm(name: str, settings: Model, image_size: int, channels: int) -> Pooled:
-    try:
-        import timm
-    except ImportError as error:
-        raise TrainError(f"{name} needs timm: {error}") from None
-
-    def create(options: dict, *others: dict) -> nn.Module:
-        """With the first options that the model takes."""
-        try:
-            return timm.create_model(
-                name.removeprefix("timm:"),
-                pretrained=settings.pretrained,
-                num_classes=0,
-                in_chans=channels,
-                **options,
-            )
-        except TypeError:
-            if not others:
-                raise
-            return create(*others)
-
-    # Transformers have a fixed size, and most interpolate on request; convolutions take any.
-    size = {"img_size": image_size}
-    try:
-        model = create({**size, "dynamic_img_size": True}, size, {})
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TrainError(f"{name}: {one_line(error)}") from None
-    return _pooled(name, model, image_size, channels)
-
-
-def _pooled(name: str, model: nn.Module, image_size: int, channels: int) -> Pooled:
-    """The model, its features counted on an image of the crops' size."""
-    image = torch.zeros(1, channels, image_size, image_size)
-    try:
-        with torch.no_grad():
-            n_features = Pooled(model.eval(), 0)(image).shape[-1]
-    except (AssertionError, RuntimeError, ValueError) as error:
-        cause = one_line(error)
-        raise TrainError(f"{name} on crops of {image_size} pixels: {cause}") from None
-    return Pooled(model.train(), n_features)
 
 
 def projector(settings: Model, n_features: int, *, batch_norm: type[nn.Module]) -> nn.Sequential:

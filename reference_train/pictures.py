@@ -17,8 +17,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from reference_train.augment import Resize
+from reference_train.encoders import ViT
 from reference_train.errors import TrainError
-from reference_train.model import ViT
 from reference_train.sources import Unreadable
 
 
@@ -49,9 +49,7 @@ def patch_features(learner: Any, images: torch.Tensor) -> np.ndarray:
     """Last-layer patch tokens (N, patches, width)."""
     if not isinstance(learner.backbone, ViT):
         raise TrainError("pictures of patches need a ViT")
-    tokens = learner.backbone.tokens(images, 1)[-1]
-    grid = (images.shape[-1] // learner.backbone.model.config.patch_size) ** 2
-    return tokens[:, -grid:].float().cpu().numpy()
+    return learner.backbone.patches(images).flatten(2).transpose(1, 2).float().cpu().numpy()
 
 
 def compare_patches(run: Any, other: Any, *, count: int, path: Path) -> list[float]:

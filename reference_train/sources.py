@@ -1,11 +1,16 @@
-"""Where images come from: every source gives uint8 squares, a label and an id, by index.
+"""Where images come from: every source gives uint8 images, a label and an id, by index.
+
+They are squares, but for what is trained on with ``data.whole``.
 
 Streams, which cannot be indexed, are in streams.py.
 """
 
 from __future__ import annotations
 
+import copy
 import io
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,14 +19,14 @@ import torch
 
 from reference_train.config import Data
 from reference_train.errors import TrainError, one_line
-from reference_train.folders import images_below
-from reference_train.images import decoded
+from reference_train.folders import Paths, images_below
+from reference_train.images import Decoder
 
 
 class Sample(NamedTuple):
     """One image before it is batched."""
 
-    image: torch.Tensor  # uint8, (C, size, size)
+    image: torch.Tensor  # uint8, (C, height, width)
     label: int  # -1 where there is none
     id: int  # its index in the source
 
@@ -37,6 +42,7 @@ class Source(Protocol):
     """Indexed images. `labels` is known without reading an image."""
 
     labels: np.ndarray  # int64, (n,); -1 where there is none
+    classes: list[str] | None  # names of the labels, where they are known
 
     def __len__(self) -> int: ...
 
@@ -44,11 +50,12 @@ class Source(Protocol):
 
 
 class ImageArrays:
-    """Images that are in memory."""
+    """Images of ten numbered classes, in memory."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images = torch.from_numpy(images)
         self.labels = np.asarray(labels, dtype=np.int64)
+        self.classes = [str(label) for label in range(10)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,15 +69,15 @@ class Files:
 
     def __init__(
         self,
-        paths: list[Path],
-        labels: list[int],
+        paths: Paths,
+        labels: np.ndarray,
         data: Data,
         classes: list[str] | None = None,
         left_out: str | None = None,
     ) -> None:
         self.paths, self.classes, self.left_out = paths, classes, left_out
-        self.labels = np.asarray(labels, dtype=np.int64)
-        self.size, self.channels = data.size, data.channels
+        self.labels = labels
+        self.decode = Decoder(data.size, data.channels)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,7 +85,7 @@ class Files:
     def __getitem__(self, index: int) -> Sample | Unreadable:
         path = self.paths[index]
         try:
-            pixels = decoded(path, self.size, self.channels)
+            pixels = self.decode(path)
         except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(str(path), str(error))
         return Sample(pixels, int(self.labels[index]), index)
@@ -95,7 +102,8 @@ class ImageTable:
         if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
             raise TrainError(f"data.label_key={data.label_key!r}: expected a column of integers")
         self.labels = labels.astype(np.int64)
-        self.size, self.channels = data.size, data.channels
+        self.classes = getattr(table.features.get(data.label_key), "names", None)
+        self.decode = Decoder(data.size, data.channels)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -103,10 +111,19 @@ class ImageTable:
     def __getitem__(self, index: int) -> Sample | Unreadable:
         try:
             content = encoded(self.table[int(index)][self.image_key])
-            pixels = decoded(io.BytesIO(content), self.size, self.channels)
+            pixels = self.decode(io.BytesIO(content))
         except Exception as error:  # decoders may raise anything on a damaged file
             return Unreadable(f"row {index}", str(error))
         return Sample(pixels, int(self.labels[index]), index)
+
+
+def whole(source: Source, side: int | None) -> Source:
+    """The source with all of its images' pixels, the longer side at most `side`."""
+    if side is None:
+        return source
+    seen = copy.copy(source)
+    seen.decode = source.decode._replace(whole=side)
+    return seen
 
 
 class Subset:
@@ -114,7 +131,7 @@ class Subset:
 
     def __init__(self, source: Source, index: np.ndarray) -> None:
         self.source, self.index = source, index
-        self.labels = source.labels[index]
+        self.labels, self.classes = source.labels[index], source.classes
 
     def __len__(self) -> int:
         return len(self.index)
@@ -199,20 +216,28 @@ def _classes(folder: Path, data: Data, names: list[str] | None = None) -> Files:
     if unknown:
         raise TrainError(f"{folder}: {unknown[0]!r} is not a class of data.train_split")
     number = [names.index(name) for name in found.classes] + [-1]  # images without a class have -1
-    paths = [path for path, _ in found.images]
-    labels = [number[label] for _, label in found.images]
-    return Files(paths, labels, data, names, found.left_out)
+    labels = np.array(number)[found.labels]
+    return Files(found.paths, labels, data, names, found.left_out)
 
 
 def _listed(root: Path, file: Path, data: Data) -> Files:
+    labels = array("q")
+
+    def names(lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            if line.strip():
+                name, label = line.rsplit(maxsplit=1)
+                labels.append(int(label))
+                yield name
+
     try:
-        lines = [line.rsplit(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
+        with file.open() as lines:
+            paths = Paths(root, names(lines))
     except OSError as error:
         raise TrainError(f"data.file_list: {error}") from None
-    try:
-        return Files([root / path for path, _ in lines], [int(label) for _, label in lines], data)
     except ValueError:
         raise TrainError(f"{file}: expected 'PATH LABEL' on each line") from None
+    return Files(paths, np.array(labels), data)
 
 
 def tables(data: Data) -> tuple[ImageTable, ImageTable | None]:

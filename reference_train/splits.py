@@ -19,6 +19,7 @@ class Splits(NamedTuple):
     bank: Source | None  # labelled training images, which probes are fitted on
     test: Source | None  # labelled images of ``data.test_split``, which they are tested on
     notes: tuple[str, ...] = ()  # what was left out, a line each
+    classes: list[str] | None = None  # names of the labels 0, 1, ...; none where none are known
 
     @property
     def n_classes(self) -> int:
@@ -40,10 +41,12 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
     }[data.source](data)
     if data.test_split is None:
         test = None
+    classes = bank.classes
     notes = tuple(s.left_out for s in (bank, test) if isinstance(s, sources.Files) and s.left_out)
+    train = sources.whole(bank, data.whole)
     if data.long_tail is not None:
-        bank = sources.Subset(bank, sources.long_tail(bank.labels, data, seed))
-    train = bank
+        rows = sources.long_tail(bank.labels, data, seed)
+        bank, train = sources.Subset(bank, rows), sources.Subset(train, rows)
     if data.classes is not None:
         missing = sorted(set(data.classes) - set(bank.labels.tolist()))
         if missing:
@@ -51,14 +54,14 @@ def open_splits(data: Data, seed: int = 0) -> Splits:
                 f"data.classes: expected classes with images; found {missing[:8]} without, of "
                 f"{len(np.unique(bank.labels))} classes"
             )
-        train = sources.Subset(bank, np.flatnonzero(np.isin(bank.labels, data.classes)))
+        train = sources.Subset(train, np.flatnonzero(np.isin(bank.labels, data.classes)))
     if test is not None and not (test.labels >= 0).all():
         notes += _no_labels(data.test_split, test.labels, "nothing is tested")
         test = None
     if not (bank.labels >= 0).all():
         notes += _no_labels(data.train_split, bank.labels, "no probe and no evaluation")
-        return Splits(train, None, None, notes)
-    return Splits(train, bank, test, notes)
+        return Splits(train, None, None, notes, classes)
+    return Splits(train, bank, test, notes, classes)
 
 
 def _no_labels(split: str, labels: np.ndarray, so: str) -> tuple[str, ...]:

@@ -22,21 +22,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from tqdm import tqdm
+from accelerate.utils import set_seed
 
-from reference_train import checkpoint, data, methods, optim
+from reference_train import data, methods, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
 from reference_train.curves import draw_curves
-from reference_train.environment import environment
+from reference_train.environment import environment, write_result
 from reference_train.errors import LocalError, TrainError, one_line
 from reference_train.gradients import Gradients
 from reference_train.ledger import Ledger
 from reference_train.logs import Log, write_atomically
 from reference_train.measure import Measured, pixels, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
+from reference_train.progress import Progress, say
+from reference_train.session import Session
 from reference_train.splits import Splits, open_splits
 from reference_train.trackers import Trackers
 
@@ -51,8 +52,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     # Data
     splits = open_splits(config.data, config.run.seed)
     say(accelerator, *splits.notes)
-    micro_batches = data.batches_per_epoch(splits.train, config.data, world)
-    steps_per_epoch = micro_batches / config.run.accumulate
+    micro = config.run.accumulate
+    steps_per_epoch = data.batches_per_epoch(splits.train, config.data, world, micro) // micro
     steps = config.run.max_steps or max(1, round(config.run.epochs * steps_per_epoch))
     warmup = round(config.optim.warmup_epochs * steps_per_epoch)
     crops_of = MultiCrop(config.augment, config.data).to(device)
@@ -69,11 +70,15 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
     # State
-    first = resume(accelerator, folder, settings, learner, method, optimizer)
+    session = Session(
+        accelerator, config, splits.classes, learner=learner, method=method, optimizer=optimizer
+    )
+    first, lanes, places = session.resume()
     if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
-        facts = environment(world, device)
+        facts = environment(world, device, folder)
         write_atomically(folder / "environment.json", json.dumps(facts, indent=1))
+        write_atomically(folder / "classes.json", json.dumps(splits.classes, ensure_ascii=False))
     log = accelerator.is_main_process and Log(folder, "metrics", first)
     evaluations = accelerator.is_main_process and Log(folder, "evaluations", first)
     trackers = accelerator.is_main_process and Trackers(folder, settings, first)
@@ -88,23 +93,24 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     if warmup >= steps:
         say(accelerator, f"the warm-up of {warmup} steps outlasts the run's {steps}")
 
-    position = first * config.run.accumulate
     stream = data.batches(
-        splits.train, config.data, seed=config.run.seed, rank=rank, world=world, start=position
-    )
+        splits.train, config.data, seed=config.run.seed, rank=rank, world=world,
+        start=first * micro, accumulate=micro, lanes=lanes, places=places,
+    )  # fmt: skip
     trained = list(optim.trained(learner))
-    bar = tqdm(
-        total=steps, initial=first, unit="step", disable=not accelerator.is_main_process or None
-    )
+    images = config.data.batch_size * world * micro
+    progress = Progress(accelerator, first, steps, images)
     for step in range(first, steps):
         lr = optim.learning_rate(step, steps, warmup, config.optim)
         optim.set_learning_rate(optimizer, lr, config.probe.online_lr)
+        places = dict(stream.places)
         try:
-            batches = [next(stream) for _ in range(config.run.accumulate)]
+            batches = [next(stream) for _ in range(micro)]
         except LocalError:
             if world == 1 and step > first:  # a single process, so that no other has to agree
                 ledger.read()  # a step that is not finite leaves no checkpoint
-                save(accelerator, folder, config, step, learner, method, optimizer)
+                session.save(step, stream.lanes, places)
+                session.writer.wait()
             raise
 
         terms, statistics = backpropagate(batches, step)
@@ -118,24 +124,26 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         method.after_step(learner, (step + 1) / steps)
         ids = torch.cat([batch.ids for batch in batches])
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
-        bar.update()
+        progress.bar.update()
 
         # Everything below happens every n-th step: reading the ledger waits for the device.
         done = step + 1
-        saving = done % config.run.checkpoint_every == 0 or done == steps
+        saving = session.due(done, steps)
         if done % config.run.log_every == 0 or saving:
+            saving = session.overdue() or saving
             means = ledger.read()
             if log:
                 log.add({"step": done, "epoch": done / steps_per_epoch, "lr": lr, **means})
                 trackers.add(done, {"lr": lr, **means})
-                bar.set_postfix(loss=f"{means['loss']:.4f}")
+                progress.report(done, means["loss"])
         if measured and log and evaluates(config, done, steps, steps_per_epoch):
             accuracy = measured.knn(encoder(learner))
             evaluations.add({"step": done, "epoch": done / steps_per_epoch, "knn": accuracy})
             trackers.add(done, {"knn": accuracy})
         if saving:  # last, so that a kill before it loses no row: the step is done again
-            save(accelerator, folder, config, done, learner, method, optimizer)
-    bar.close()
+            session.save(done, stream.lanes, stream.places)
+    progress.bar.close()
+    session.writer.wait()
 
     results = {}
     if log:
@@ -183,61 +191,6 @@ def evaluates(config: Config, done: int, steps: int, steps_per_epoch: float) -> 
     return done % every == 0 or done == steps
 
 
-def save(
-    accelerator: Accelerator,
-    folder: Path,
-    config: Config,
-    step: int,
-    learner: torch.nn.Module,
-    method: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """A checkpoint by the main process, with the random numbers of all."""
-    generators = gather_object([checkpoint.random_state()])
-    if accelerator.is_main_process:
-        state = {
-            "config": to_dict(config),
-            "world": accelerator.num_processes,
-            "step": step,
-            "learner": learner.state_dict(),
-            "method": method.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generators": generators,
-        }
-        checkpoint.save(folder, state, config.run.keep)
-
-
-def resume(
-    accelerator: Accelerator,
-    folder: Path,
-    settings: dict[str, Any],
-    learner: torch.nn.Module,
-    method: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    """Load the newest usable checkpoint, the same one on every process; the step to go on from."""
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            world = accelerator.num_processes
-            found[0] = checkpoint.latest(folder, settings, world, lambda t: say(accelerator, t))
-        except TrainError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    path, problem = found
-    if problem is not None:
-        raise TrainError(problem)
-    if path is None:
-        return 0
-    state = checkpoint.read(path)
-    learner.load_state_dict(state["learner"])
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    checkpoint.set_random_state(state["generators"][accelerator.process_index])
-    say(accelerator, f"resuming from {path}")
-    return state["step"]
-
-
 def encoder(learner: torch.nn.Module) -> Any:
     """Images -> features, in evaluation mode for the time of the call."""
 
@@ -265,16 +218,9 @@ def final_table(
     }.items():
         results[name], features[name] = measured.all(encode)
     save_embeddings(folder / "embeddings", features, measured)
-    write_atomically(folder / "results.json", json.dumps(results, indent=1))
+    write_result(folder / "results.json", results)
     print(table(results))  # noqa: T201
     return results
-
-
-def say(accelerator: Accelerator, *lines: str) -> None:
-    """Lines from the main process, which do not break the progress bar."""
-    if accelerator.is_main_process:
-        for line in lines:
-            tqdm.write(line, file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

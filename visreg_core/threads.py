@@ -66,6 +66,13 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def blas_on_one_thread() -> Iterator[None]:
+    """Context, or decorator, that leaves threads to `spread`: those of BLAS wait busily."""
+    with _BLAS.limited(1):
+        yield
+
+
 class at_most_threads:
     """Context that holds NumPy's path, BLAS included, to this many threads.
 
@@ -114,6 +121,7 @@ class _BlasThreads:
         me = threading.get_ident()
         with self._lock:
             if self._controller is None:
+                import scipy.linalg  # noqa: F401 - loads a BLAS of its own
                 import threadpoolctl  # scans the loaded libraries: once, when first needed
 
                 self._controller = threadpoolctl.ThreadpoolController()

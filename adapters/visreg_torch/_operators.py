@@ -40,12 +40,24 @@ _ARGUMENTS: dict[str, dict[str, str]] = {}  # the types of each operator's argum
 
 def is_needed(tensors: Sequence[Tensor]) -> bool:
     """Whether code is being traced, or a tensor is of a subclass that dispatches by itself."""
-    return (
+    needed = (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or any([type(t) is not Tensor and is_traceable_wrapper_subclass(t) for t in tensors])  # noqa: C419
     )
+    if needed:  # else nobody exports, and torch imports a lot to find that out
+        _refuse_onnx()
+    return needed
+
+
+def _refuse_onnx() -> None:
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "expected a model without loss in torch.onnx.export; found one of visreg_torch, for "
+            "which ONNX has no operators: export the module that makes the embeddings, or save "
+            "model and loss together by torch.export"
+        )
 
 
 def second_derivative(loss: str) -> str:
@@ -134,6 +146,7 @@ def define(declaration: Declaration) -> None:
     n, n_fields = len(kinds), len(declaration.fields)
 
     def described(values: Sequence[Any]) -> tuple[LossCall, list[Tensor]]:
+        _refuse_onnx()  # here too: torch.compile takes is_in_onnx_export to be False
         inputs = dict(zip(kinds, values[:n], strict=True))
         of, named = split(declaration, inputs, values[n] or None)
         tensors = list(named.values())

@@ -319,3 +319,39 @@ def test_calls_of_other_numbers_go_back_each_by_itself(rng):
         (found,) = torch.autograd.grad(result, z)
         (expected,) = torch.autograd.grad(case.function(z, slices, (weight, 1, 1)).total, z)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+class Views(torch.nn.Module):
+    """A module with a loss of one tensor or of two."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x):
+        result = self.loss(x, x.flip(0)) if self.loss.n_views == 2 else self.loss(x)
+        return result if isinstance(result, torch.Tensor) else result.total
+
+
+EXPORTS = {
+    "trace": torch.jit.trace,
+    "not strict": functools.partial(torch.export.export, strict=False),
+    "strict": functools.partial(torch.export.export, strict=True),
+}
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+@pytest.mark.parametrize("name", [n for n in dir(visreg_torch) if n.endswith("Loss")])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_onnx_is_refused_in_one_line(name, export, monkeypatch):
+    """In each of the ways in which torch.onnx.export captures a model; none needs onnxscript."""
+    from torch.onnx._internal.exporter import _flags
+
+    loss = getattr(visreg_torch, name)()
+    two = name in ("VICRegLoss", "BarlowTwinsLoss", "SAGVICRegLoss")
+    loss.n_views = 2 if two else 1
+    x = torch.randn(12, 8)
+    monkeypatch.setattr(_flags, "_is_onnx_exporting", True)
+    with pytest.raises(RuntimeError, match=r"expected a model without loss in torch\.onnx\.export"):
+        EXPORTS[export](Views(loss), (x,))
+    Views(loss)(x)  # other threads go on training

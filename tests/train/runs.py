@@ -100,9 +100,9 @@ def run(target, *arguments, output, processes=1):
 
 
 def state(folder, step=12):
-    """The state in a run's checkpoint, but for the name of its folder."""
+    """The state in a run's checkpoint, but for the name of its folder, and its date."""
     found = checkpoint.read(checkpoint.path_of(folder, step))
-    del found["config"]["run"]["folder"]
+    del found["config"]["run"]["folder"], found["provenance"]["date"]
     return found
 
 

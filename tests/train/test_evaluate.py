@@ -123,8 +123,8 @@ def test_probe_and_knn(run, capsys):
     assert list(neighbours) == ["k = 3", "k = 7"]
     before = result(capsys, "knn", run, "--k", 3, "--untrained")
     assert before["k = 3"] != neighbours["k = 3"]
-    assert json.loads((run / "knn.json").read_text()) == neighbours
-    assert json.loads((run / "knn-untrained.json").read_text()) == before
+    assert json.loads((run / "knn.json").read_text()).items() >= neighbours.items()
+    assert json.loads((run / "knn-untrained.json").read_text()).items() >= before.items()
 
 
 def test_hierarchy(run, capsys, tmp_path):
@@ -148,9 +148,12 @@ def test_fine_tuning_moves_by_the_schedules_rates(run, monkeypatch):
     assert tune(*given, epochs=1, **settings) != before
 
 
-def test_layers_beyond_the_models_are_all_there_are(run, capsys):
-    found = result(capsys, "export", run, "--rows", 5, "--layers", 9)
-    assert found["shape"] == [5, 2 * 16]
+@pytest.mark.parametrize("command", ["export", "probe", "fewshot"])
+def test_layers_beyond_the_models_are_refused(run, capsys, command):
+    with pytest.raises(SystemExit):
+        result(capsys, command, run, "--layers", 9)
+    assert "--layers=9: the model has features of 2 layer(s)" in capsys.readouterr().err
+    assert result(capsys, "export", run, "--rows", 5, "--layers", 2)["shape"] == [5, 2 * 16]
 
 
 def test_few_shots_and_fine_tuning(run, capsys):
@@ -191,9 +194,42 @@ def test_the_training_images_need_not_be_there(run, capsys, tmp_path):
     assert found == result(capsys, "knn", run, "--k", 3)
 
 
+def test_other_peoples_models_need_no_run(run, capsys, tmp_path, monkeypatch):
+    """A model of the hub's form by its own mean and deviation; a run's backbone as itself."""
+    from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEModel
+
+    monkeypatch.chdir(tmp_path)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 32, "image_size": 8, "patch_size": 4, "num_channels": 1}
+    ViTMAEModel(ViTMAEConfig(**shape)).save_pretrained("mae")
+    ViTImageProcessor(image_mean=[0.3], image_std=[0.4]).save_pretrained("mae")
+    images = ["data.source=digits", "data.channels=1", "augment.global_size=8", "probe.max_rows=60"]
+    found = result(capsys, "probe", "--model", "hf:mae", *images, "--epochs", 1)
+    assert found == result(capsys, "probe", "--model", "hf:mae", *images, "--epochs", 1)
+    assert (tmp_path / "runs" / "models" / "hf-mae" / "probe.json").exists()
+    opened = evaluate.load_model("hf:mae", images, cpu=True)
+    assert (opened.config.data.mean, opened.config.data.std) == ([0.3], [0.4])
+    assert opened.config.data.size == 8
+    own = ["data.mean=[0.3]", "data.std=[0.38]"]
+    found = result(capsys, "knn", "--model", run, *images, *own, "--k", 3)
+    assert found == result(capsys, "knn", run, "probe.max_rows=60", "--k", 3)
+
+
+def test_a_run_starts_from_another(run, tmp_path):
+    arguments = runs.command(tmp_path / "on", f"model.init_from={run}", "run.max_steps=1")
+    codes, printed = runs.run(main, arguments, output=tmp_path / "output")
+    assert codes == [0], printed
+    before, after = runs.state(run, 3)["learner"], runs.state(tmp_path / "on", 1)["learner"]
+    name = "backbone.model.embeddings.patch_embeddings.projection.weight"
+    moved = (after[name] - before[name]).abs().max()
+    assert 0 < moved < 0.01  # one step away, where another draw of the weights would be far
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["knn"], "expected RUN or --model; found neither"),
+        (["knn", "--model", "hf:x"], "the images are not known: data.source="),
         (["knn", "{run}", "data.sauce=folder"], "unknown key 'data.sauce'; nearest: data.source"),
         (["knn", "{run}", "data.size"], "expected key=value; found 'data.size'"),
         (["knn", "{run}", "data.size=big"], "'big' of type 'str' could not be converted"),

@@ -46,8 +46,8 @@ def main_with_a_nan(arguments, step, process):
 
     original, calls = MultiCrop.forward, []
 
-    def poisoned(self, images):
-        crops = original(self, images)
+    def poisoned(self, *given):
+        crops = original(self, *given)
         if len(calls) == step and os.environ.get("RANK", "0") == str(process):
             crops[0][0, 3, 0, 2, 2] = torch.nan
         calls.append(step)
@@ -120,14 +120,14 @@ def test_a_divergence_names_the_term(tmp_path):
 def main_with_a_full_disk(arguments, step):
     """From one checkpoint on no file may grow past ten kilobytes."""
     original = checkpoint.save
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def limited(folder, state, keep):
         if state["step"] == step:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         return original(folder, state, keep)
 
-    train.checkpoint.save = limited
+    checkpoint.save = limited
     main(arguments)
 
 
@@ -324,5 +324,5 @@ def test_a_finished_run_only_makes_its_table_again(tmp_path):
         codes, printed = runs.run(main, arguments, output=tmp_path / "output")
         assert codes == [0], printed
         results = json.loads((tmp_path / "run" / "results.json").read_text())
-        assert set(results) == {"trained", "untrained", "pixels"}
+        assert set(results) == {"trained", "untrained", "pixels", "provenance"}
         (tmp_path / "run" / "results.json").unlink()

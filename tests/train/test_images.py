@@ -44,7 +44,8 @@ def touch(root, *names):
 
 
 def as_torchvision(found):
-    return found.classes, [(str(path), label) for path, label in found.images]
+    paths = [str(path) for path in found.paths]
+    return found.classes, list(zip(paths, found.labels.tolist(), strict=True))
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_order_and_suffixes_are_torchvisions(tmp_path):
     )  # fmt: skip
     found = images_below(tmp_path / "f")
     assert as_torchvision(found) == image_folder(tmp_path / "f")
-    assert len(found.images) == 13 and found.left_out is None
+    assert len(found.paths) == 13 and found.left_out is None
 
 
 def test_links_to_class_folders_and_to_folders_inside_are_followed(tmp_path):
@@ -86,7 +87,7 @@ def test_links_to_class_folders_and_to_folders_inside_are_followed(tmp_path):
     (tmp_path / "some/n02/9.png").symlink_to(tmp_path / "other/5.png")
     found = images_below(tmp_path / "some")
     assert as_torchvision(found) == image_folder(tmp_path / "some")
-    assert [label for _, label in found.images] == [0, 0, 1, 1, 2]
+    assert found.labels.tolist() == [0, 0, 1, 1, 2]
     assert found.left_out is None
 
 
@@ -96,7 +97,7 @@ def test_links_in_circles_end(tmp_path):
     (tmp_path / "f/a/b").symlink_to(tmp_path / "f/b")
     (tmp_path / "f/b/a").symlink_to(tmp_path / "f/a")
     found = images_below(tmp_path / "f")
-    names = [str(path.relative_to(tmp_path / "f")) for path, _ in found.images]
+    names = [str(path.relative_to(tmp_path / "f")) for path in found.paths]
     assert names == ["a/0.png", "a/b/0.png", "b/0.png", "b/a/0.png"]
     assert "4 links to a folder that they lie in ('self', " in found.left_out
 
@@ -255,7 +256,7 @@ def test_orientation_in_other_formats(kind):
     exif[0x0112] = 8
     picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("RGB")
     plain, tagged = (encoded(picture, kind, **a) for a in ({}, {"exif": exif.tobytes()}))
-    upright, found = (images.decoded(io.BytesIO(c), 8, 3) for c in (plain, tagged))
+    upright, found = (images.Decoder(8, 3)(io.BytesIO(c)) for c in (plain, tagged))
     assert torch.equal(found, torch.rot90(upright, 1, (1, 2)))
 
 

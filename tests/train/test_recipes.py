@@ -9,10 +9,9 @@ import math
 import pytest
 import torch
 
-from reference_train import config, methods, model, optim
+from reference_train import config, encoders, methods, model, optim
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
-from reference_train.errors import TrainError
 from tests.train.test_config import RECIPES
 
 # backbone's parameters in millions, (global, local) crops, D, images on all processes of the paper
@@ -166,13 +165,8 @@ def test_stochastic_depth(backbone):
 
 def test_branches_are_enlarged_by_how_rarely_they_are_kept():
     torch.manual_seed(0)
-    branch = model.DropPath(0.25)
+    branch = encoders.DropPath(0.25)
     out = branch(torch.ones(40_000, 3, 2))
     assert torch.unique(out).tolist() == pytest.approx([0, 4 / 3])
     assert (out == out[:, :1, :1]).all()
     assert out.mean().item() == pytest.approx(1, abs=0.02)
-
-
-def test_backbones_without_branches_refuse_stochastic_depth():
-    with pytest.raises(TrainError, match=r"expected 0 with model\.backbone"):
-        config.load("digits", ["model.backbone=resnet18", "model.drop_path=0.1"])

@@ -31,7 +31,8 @@ def finished(tmp_path_factory):
 def test_the_table_compares_with_untrained_and_pixels(finished):
     folder, printed = finished
     results = json.loads((folder / "results.json").read_text())
-    assert list(results) == ["trained", "untrained", "pixels"]
+    assert list(results) == ["trained", "untrained", "pixels", "provenance"]
+    del results["provenance"]
     for measures in results.values():
         assert list(measures) == [
             "linear probe",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from visreg_core._xp.rooms import room_of
+from visreg_core._xp.rooms import room, room_of
 from visreg_core.typing import Array, Device, DType, Namespace
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -23,8 +23,7 @@ def from_numpy(
     xp: Namespace, a: np.ndarray, *, device: Device = None, dtype: DType = None
 ) -> Array:
     """Copy of a host array as an array of `xp` (a copy: some libraries would share its memory)."""
-    where = {} if device is None else {"device": device}
-    return xp.asarray(a, dtype=dtype, copy=True, **where)
+    return room(xp).from_numpy(xp, a, device, dtype)
 
 
 def host_constants(function: Function) -> Function:

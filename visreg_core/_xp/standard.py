@@ -59,6 +59,10 @@ class Standard:
 
     # --- crossing to the host ---
 
+    def from_numpy(self, xp: Namespace, a: np.ndarray, device: Device, dtype: DType) -> Array:
+        where = {} if device is None else {"device": device}
+        return xp.asarray(a, dtype=dtype, copy=True, **where)
+
     def to_numpy(self, x: Array) -> np.ndarray:
         # The standard has no name for the host: this is the one of array-api-strict.
         return np.asarray(x.to_device(sys.modules[self.name].Device("CPU_DEVICE")))

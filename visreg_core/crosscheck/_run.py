@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from visreg_core.crosscheck._records import CheckRecord, Combination
 from visreg_core.crosscheck._registry import all_checks
 from visreg_core.embeddings import Embeddings
 from visreg_core.optional import MissingExtraError
-from visreg_core.typing import Array, Namespace
+from visreg_core.typing import Array
 
 
 def crosscheck(
@@ -107,8 +107,8 @@ def crosscheck(
     While it runs, matrix products are pinned to full precision (no TF32), and JAX makes 64-bit
     arrays for float64 only; both are restored afterwards. CuPy uses TF32 only where the
     environment variable ``CUPY_TF32`` requested it before CuPy was imported; that is not changed.
-    On JAX the checks of a function that returns arrays are one compiled program; afterwards JAX's
-    caches are empty, also of other programs.
+    On JAX the checks of a function that returns arrays are one compiled program, made while other
+    libraries run; afterwards JAX's caches are empty, also of other programs.
 
     The reference shares its formulas with what it checks. Its gradients are therefore compared
     with central differences of its values (records of "difference").
@@ -128,12 +128,10 @@ def crosscheck(
     rounded_sets = {d: rounded(sets, d) for d in dict.fromkeys(c.dtype for c in combinations)}
     total = len(combinations) * len(functions) + len(losses)
     records: list[CheckRecord] = []
-    references: dict[tuple[str, Check], Reference] = {}
-    for combination in combinations:
-        for record in _run(combination, functions, rounded_sets[combination.dtype], references):
-            records.append(record)
-            if on_record is not None:
-                on_record(record, total)
+    for record in _run(combinations, functions, rounded_sets):
+        records.append(record)
+        if on_record is not None:
+            on_record(record, total)
     for loss in losses:
         # On well-conditioned inputs: this checks formulas, and at a kink or a constant column no
         # difference approximates a derivative.
@@ -216,42 +214,64 @@ _COMPILERS = 2
 
 
 def _run(
-    combination: Combination,
+    combinations: Sequence[Combination],
     functions: Sequence[Check],
-    sets: dict[str, Arrays],
-    references: dict[tuple[str, Check], Reference],
+    sets: dict[str, dict[str, Arrays]],
 ) -> Iterator[CheckRecord]:
-    xp, dtype = _xp.import_namespace(combination.backend), combination.dtype
-    device = _xp.find_device(xp, combination.device)
-    place = Target(xp, device, dtype)
-    for check in functions:
-        if (dtype, check) not in references:
-            references[dtype, check] = reference_of(check, sets[check.inputs], dtype)
-    with _xp.pinned_precision(xp, x64=dtype == "float64"):
-        given = {name: shipped(a, xp, device, dtype) for name, a in sets.items()}
-
-    def run(group: list[Check]) -> tuple[list[_Outcome], float]:
-        start = time.perf_counter()
-        with _xp.pinned_precision(xp, x64=dtype == "float64"):  # JAX's setting is that of a thread
-            outcomes = _outcomes(group, [references[dtype, c] for c in group], place, given)
-        if _xp.compiles(xp):
-            _trim()
-        return outcomes, (time.perf_counter() - start) / len(group)
-
-    groups = list(_groups(xp, functions))
-    # Compilers release Python's lock.
-    pool = ThreadPoolExecutor(_COMPILERS) if _xp.compiles(xp) else None
+    """Records of `functions` on all combinations in order, on the `sets` of their dtypes."""
+    references: dict[str, dict[Check, Reference]] = {}
+    pool = ThreadPoolExecutor(_COMPILERS)  # compilers release Python's lock
+    compiling: dict[Combination, list[Future[_Timed]]] = {}
     try:
-        for group, (outcomes, seconds) in zip(
-            groups, (map if pool is None else pool.map)(run, groups), strict=True
-        ):
-            for check, outcome in zip(group, outcomes, strict=True):
-                reference = references[dtype, check]
-                yield _record(check, combination, place, reference, outcome, seconds)
+        # Compiled while the other libraries run.
+        for dtype, arrays in sets.items():
+            references[dtype] = {c: reference_of(c, arrays[c.inputs], dtype) for c in functions}
+            for combination in combinations:
+                if combination.dtype == dtype and _xp.compiles(_place(combination).xp):
+                    run = _runner(combination, arrays, references[dtype])
+                    groups = _groups(functions, together=True)
+                    compiling[combination] = [pool.submit(run, group) for group in groups]
+        for combination in combinations:
+            place, reference = _place(combination), references[combination.dtype]
+            if combination in compiling:
+                timed: Iterator[_Timed] = (f.result() for f in compiling.pop(combination))
+            else:
+                run = _runner(combination, sets[combination.dtype], reference)
+                timed = map(run, _groups(functions, together=False))
+            for group, outcomes, seconds in timed:
+                for check, outcome in zip(group, outcomes, strict=True):
+                    yield _record(check, combination, place, reference[check], outcome, seconds)
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-        _xp.forget_programs(xp)  # hundreds of megabytes that the next dtype has little use for
+        pool.shutdown(cancel_futures=True)
+
+
+def _place(combination: Combination) -> Target:
+    xp = _xp.import_namespace(combination.backend)
+    return Target(xp, _xp.find_device(xp, combination.device), combination.dtype)
+
+
+# Checks that ran together, their outcomes, and the seconds of each.
+_Timed = tuple[list[Check], list["_Outcome"], float]
+
+
+def _runner(
+    combination: Combination, sets: dict[str, Arrays], references: dict[Check, Reference]
+) -> Callable[[list[Check]], _Timed]:
+    place = _place(combination)
+    xp, x64 = place.xp, combination.dtype == "float64"
+    with _xp.pinned_precision(xp, x64=x64):
+        given = {name: shipped(a, xp, place.device, place.dtype) for name, a in sets.items()}
+
+    def run(group: list[Check]) -> _Timed:
+        start = time.perf_counter()
+        with _xp.pinned_precision(xp, x64=x64):  # JAX's setting is that of a thread
+            outcomes = _outcomes(group, [references[c] for c in group], place, given)
+        if _xp.compiles(xp):
+            _xp.forget_programs(xp)  # no other group has much use for them
+            _trim()
+        return group, outcomes, (time.perf_counter() - start) / len(group)
+
+    return run
 
 
 def _trim() -> None:
@@ -261,15 +281,15 @@ def _trim() -> None:
         trim(0)
 
 
-def _groups(xp: Namespace, functions: Iterable[Check]) -> Iterator[list[Check]]:
-    """Checks that run together: where a library compiles, all of a function, values and gradients.
+def _groups(functions: Iterable[Check], *, together: bool) -> Iterator[list[Check]]:
+    """Each check alone, or all of a function, values and gradients, which share a program.
 
     Metrics go to the host and back, and are no programs.
     """
-    for (_, together), group in itertools.groupby(
-        functions, lambda c: (c.function, _xp.compiles(xp) and c.result != "host")
+    for (_, shared), group in itertools.groupby(
+        functions, lambda c: (c.function, together and c.result != "host")
     ):
-        if together:
+        if shared:
             yield list(group)
         else:
             yield from ([check] for check in group)

@@ -123,8 +123,9 @@ def barlow_twins_loss(
     Source: Zbontar et al. 2021, eq. 1 and 2. Where N < D it is computed through the N × N Gram
     matrices of the views, ‖ââᵀ‖‖b̂b̂ᵀ‖/N² times the rounding exact; where the term is less than a
     quarter of that, from N rows of C at a time. With CuPy's and torch's arrays it is the former
-    always, unless `visreg_torch` is given tensors on a CPU: the total is exact to N times the
-    rounding, `off_diagonal` alone may be noise near 0, on either side.
+    always, unless `visreg_torch` is given tensors on a CPU, or its CUDA kernels compute the loss,
+    which decide on the device: the total is exact to N times the rounding, `off_diagonal` alone
+    may be noise near 0, on either side.
 
     Examples
     --------

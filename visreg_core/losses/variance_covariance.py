@@ -401,8 +401,8 @@ def covariance_loss(
     matrix, Σ_ij C_ij² = ‖ẑẑᵀ‖²/(N−1)², and no D × D array is made. Where the diagonal is more than
     four times the rest, the N largest columns are multiplied with all directly, so that nothing
     cancels. With CuPy's and torch's arrays, for which a branch would wait, that is always so, at
-    twice the work, unless `visreg_torch` is given tensors on a CPU; its fused CUDA kernels take the
-    8 largest columns out, and no more.
+    twice the work, unless `visreg_torch` is given tensors on a CPU. Its CUDA kernels of whole
+    losses decide on the device, and then make the D × D product a tile at a time.
 
     Examples
     --------

@@ -83,6 +83,10 @@ def paired(x: Array, y: Array, *, min_rows: int = 2) -> tuple[Namespace, Array, 
 
 def centred(xp: Namespace, x: Array) -> Array:
     """`x` minus its column means; exactly 0 for a constant column, whatever its mean rounds to."""
+    return _xp.compiled(xp, _centred, "xp")(xp, x)
+
+
+def _centred(xp: Namespace, x: Array) -> Array:
     x = x - x[:1, :]
     return x - _xp.sum_rows(xp, x) / x.shape[0]
 

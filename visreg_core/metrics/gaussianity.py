@@ -299,26 +299,28 @@ def worst_direction(
     w = xp.concat([slices, axes], axis=1)
     start = np.argsort(-_statistics(xp, searched, w, t_max, n_knots)[which], kind="stable")
     w = xp.take(w, _xp.from_numpy(xp, start[:8], device=device), axis=1)
-    best, best_value = w[:, :1], -math.inf
+    best, best_value = (w, 0), -math.inf
     ascended = _xp.compiled(xp, _ascended, "xp", "statistic", "t_max", "n_knots")
     for step in range(n_steps + 1):
         values = _statistics(xp, searched, w, t_max, n_knots)[which]
         top = int(np.argmax(values))
         if values[top] > best_value:
-            best, best_value = w[:, top : top + 1], float(values[top])
+            best, best_value = (w, top), float(values[top])
         w = ascended(xp, searched, w, 0.3 * 0.95**step, statistic, t_max, n_knots)
 
-    values = _statistics(xp, tested, best, t_max, n_knots)[which]
+    w, top = best
+    # Of all columns: another number of them would be another program.
+    value = _statistics(xp, tested, w, t_max, n_knots)[which][top : top + 1]
     m = n - n // 2
     if statistic == "epps_pulley":
         mean, variance = null.epps_pulley_moments(m, t_max, n_knots)
-        p = null.epps_pulley_tail(values, m, t_max, n_knots)
+        p = null.epps_pulley_tail(value, m, t_max, n_knots)
     else:
         mean, variance, _ = null.wasserstein_null(m)
-        p = null.wasserstein_tail(values, m)
+        p = null.wasserstein_tail(value, m)
     unit = 1.0 if statistic == "epps_pulley" else 1.0 / m
-    z = (float(values[0]) - mean) / math.sqrt(variance)
-    return WorstDirection(best[:, 0], float(values[0]) * unit, z, float(p[0]))
+    z = (float(value[0]) - mean) / math.sqrt(variance)
+    return WorstDirection(w[:, top], float(value[0]) * unit, z, float(p[0]))
 
 
 def _ascended(

@@ -8,7 +8,7 @@ import numpy as np
 
 from visreg_core import _xp
 from visreg_core.metrics._inputs import matrix
-from visreg_core.typing import Array
+from visreg_core.typing import Array, Namespace
 
 
 class Sparsity(NamedTuple):
@@ -46,10 +46,17 @@ def sparsity(x: Array) -> Sparsity:
     Sparsity(nonzero=0.75, participation=0.75)
     """
     xp, x = matrix("x", x, min_rows=1)
-    size = xp.abs(x)
-    largest = xp.max(size, axis=1)
-    size = _xp.to_numpy(size / xp.where(largest > 0, largest, 1.0)[:, None]).astype(np.float64)
+    size, nonzero = _xp.compiled(xp, _relative_sizes, "xp")(xp, x)
+    size = _xp.to_numpy(size).astype(np.float64)
     kept = size[size.max(axis=1) > 0]
     evenly = kept.sum(axis=1) ** 2 / (x.shape[1] * np.sum(kept * kept, axis=1))
     participation = float(evenly.mean()) if len(kept) else float("nan")
-    return Sparsity(float(xp.mean(xp.astype(x != 0, x.dtype))), participation)
+    return Sparsity(float(nonzero), participation)
+
+
+def _relative_sizes(xp: Namespace, x: Array) -> tuple[Array, Array]:
+    """|x| by the largest of its row, and the share of elements that are not 0."""
+    size = xp.abs(x)
+    largest = xp.max(size, axis=1)
+    relative = size / xp.where(largest > 0, largest, 1.0)[:, None]
+    return relative, xp.mean(xp.astype(x != 0, x.dtype))

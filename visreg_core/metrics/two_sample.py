@@ -170,16 +170,20 @@ class SidesDistance:
         """Between the rows that are `first` and the others."""
         parts = []
         for values, rows in zip(self.ordered, self.order, strict=True):
-            side = first[rows]
-            apart = values[side][self.left] - values[~side][self.right]
+            side = first.take(rows)  # places are taken several times faster than by a mask
+            x, y = (values.take(np.flatnonzero(of)) for of in (side, ~side))
+            apart = x[self.left] - y[self.right]
             parts.append(float(np.dot(apart * apart, self.width)))
         return math.fsum(parts) / len(parts)
 
 
-def _quantile_steps(n: int, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+_Places = np.ndarray | slice
+
+
+def _quantile_steps(n: int, m: int) -> tuple[_Places, _Places, np.ndarray]:
     """Steps of both quantile functions: indices into either sample, and the steps' widths."""
     if n == m:
-        return np.arange(n), np.arange(n), np.full(n, 1 / n)
+        return slice(None), slice(None), np.full(n, 1 / n)
     # Ends i/n and j/m as whole numbers of 1/(n m), so that equal ones are equal.
     ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     starts = np.concatenate([[0], ends[:-1]])

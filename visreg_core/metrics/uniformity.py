@@ -60,12 +60,16 @@ def alignment(
     same_ids(ids_x, ids_y, x.shape[0])
     if normalize:
         x, y = unit_rows(xp, x), unit_rows(xp, y)
+    unit, mean = _xp.compiled(xp, _mean_power, "xp", "alpha")(xp, x, y, alpha)
+    return float(unit) ** alpha * float(mean)
+
+
+def _mean_power(xp: Namespace, x: Array, y: Array, alpha: float) -> tuple[Array, Array]:
+    """The largest |x − y|, and the mean of distances^α in units of it."""
     difference = x - y
-    unit = float(xp.max(xp.abs(difference)))  # squares of 1e-30 or 1e30 leave float32
-    if unit == 0:
-        return 0.0
-    distance = xp.sqrt(xp.sum((difference / unit) ** 2, axis=1))
-    return unit**alpha * float(xp.mean(distance**alpha))
+    unit = xp.max(xp.abs(difference))  # squares of 1e-30 or 1e30 leave float32
+    scaled = difference / xp.where(unit > 0, unit, 1.0)
+    return unit, xp.mean(xp.sqrt(xp.sum(scaled**2, axis=1)) ** alpha)
 
 
 def uniformity(

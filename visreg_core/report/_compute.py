@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core import checks
+from visreg_core import checks, threads
 from visreg_core._xp import as_namespace, works_in_tiles
 from visreg_core.embeddings import Embeddings
 from visreg_core.report._dask import Cluster, cluster
@@ -47,6 +47,7 @@ def _silent(doing: str, done: int, total: int) -> None:
     pass
 
 
+@threads.blas_on_one_thread()
 def report(
     data: Any,
     *,
@@ -139,6 +140,7 @@ def report(
     return report_of(file, plan)
 
 
+@threads.blas_on_one_thread()
 def compare(
     data: Sequence[Any],
     *,

@@ -6,6 +6,7 @@ Names of files are drawn as they are: nothing in them is taken for mathematics.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -201,4 +202,5 @@ def svg_document(draw: Any, size: tuple[float, float]) -> str:
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    # A page of many figures is a third smaller with hundredths of a point.
+    return re.sub(r"(?<![\d.])(\d{2,}\.\d\d)\d+", r"\1", buffer.getvalue())

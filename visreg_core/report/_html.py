@@ -13,6 +13,7 @@ from visreg_core import __version__
 from visreg_core.embeddings._source import one_line
 from visreg_core.optional import MissingExtraError, require
 from visreg_core.report._figures import figures
+from visreg_core.report._map import maps
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables
 from visreg_core.report._tree_figures import dendrogram, legend, tanglegram
@@ -47,6 +48,7 @@ def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
             for name, r in zip(names, reports, strict=True)
         ],
         tables=tables(comparison),
+        maps=maps(reports, names),
         figures=[
             _figure(title, svg, "wide" if several and i >= 2 else "")
             for i, (title, svg) in enumerate(drawn.items())

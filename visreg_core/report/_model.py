@@ -214,7 +214,9 @@ class Pictures:
 
     eigenvalues (D,) of the covariance, descending, and the power law `fit` to them; `sigma` (D,);
     `quantiles` (Q,) of the Gaussian, and those of the projections on the worst and the median
-    slice (by shape loss), with their indices and values; `correlation` of `dimensions`.
+    slice (by shape loss), with their indices and values; `correlation` of `dimensions`; `map`
+    (T, 2), two principal components of the rows drawn, their shares of the variance, `map_share`,
+    and the rows' numbers or ids, `map_rows`.
     """
 
     eigenvalues: np.ndarray
@@ -227,6 +229,9 @@ class Pictures:
     median_slice: tuple[int, float]
     correlation: np.ndarray
     dimensions: np.ndarray
+    map: np.ndarray
+    map_share: np.ndarray
+    map_rows: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from visreg_core.report import _findings, _labelled
 from visreg_core.report._dask import Cluster
 from visreg_core.report._geometry import Direction, direction, geometry
 from visreg_core.report._labelled import Asking, Levels
+from visreg_core.report._map import plane
 from visreg_core.report._model import (
     GAUSSIANITY,
     LABELLED,
@@ -171,7 +172,7 @@ def report_of(file: File, plan: Plan) -> Report:
         labelled=labelled,
         findings=findings,
         notes=stored.notes,
-        pictures=_pictures(of, values, projected, centred, fit),
+        pictures=_pictures(of, values, projected, centred, fit, file.rows),
     )
 
 
@@ -279,6 +280,7 @@ def _pictures(
     projected: Exact | Counted,
     centred: np.ndarray,
     fit: PowerLaw,
+    drawn: TreeRows,
 ) -> Pictures:
     shape = values.shape.value
     order = np.argsort(shape, kind="stable")
@@ -289,6 +291,7 @@ def _pictures(
     rows = of.factor[:, dimensions]
     norms = np.linalg.norm(rows, axis=0)
     rows = rows / np.where(norms > 0, norms, 1)  # a constant dimension correlates with none
+    xy, shares = plane(drawn.points)
     return Pictures(
         eigenvalues=centred**2 / (of.n - 1),
         fit=fit,
@@ -300,4 +303,7 @@ def _pictures(
         median_slice=(median, float(shape[median])),
         correlation=rows.T @ rows,
         dimensions=dimensions,
+        map=xy,
+        map_share=shares,
+        map_rows=drawn.names,
     )

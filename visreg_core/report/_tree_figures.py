@@ -197,7 +197,7 @@ def dendrogram(found: Hierarchy) -> str:
         for level, (ax, count) in enumerate(zip(panels[1:, 0], found.n_classes, strict=True)):
             codes = found.labels[order, level]
             ax.imshow(
-                _class_colors(count)[codes][None],
+                class_colors(count)[codes][None],
                 aspect="auto",
                 interpolation="nearest",
                 extent=(-0.5, tree.n - 0.5, 0, 1),
@@ -221,13 +221,13 @@ def legend(found: Hierarchy) -> list[list[tuple[str, str]]]:
     """
     to_hex = _matplotlib("matplotlib.colors").to_hex
     return [
-        list(zip(map(to_hex, _class_colors(len(names))), names, strict=True))
+        list(zip(map(to_hex, class_colors(len(names))), names, strict=True))
         for names in found.classes
         if len(names) <= _TOLD_APART
     ]
 
 
-def _class_colors(count: int) -> np.ndarray:
+def class_colors(count: int) -> np.ndarray:
     """Colours (count, 3), different ones, or a round of hues where there are more classes."""
     colormaps = _matplotlib("matplotlib").colormaps
     if count <= 10:

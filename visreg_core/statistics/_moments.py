@@ -6,10 +6,12 @@ centred ones, so that nothing cancels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from visreg_core import threads
 
 # Centred rows are kept, and their singular values exact, up to this many numbers (64 MiB).
 KEPT_VALUES = 1 << 23
@@ -95,7 +97,7 @@ class MomentSums:
         """Add to the scatter matrix, and all rows kept with it."""
         total = scatter.copy() if self._scatter is None else self._scatter + scatter
         for rows in self._rows:
-            total += rows.T @ rows
+            total += _product(rows, rows)
         self._scatter, self._rows = total, []
 
     def result(self) -> Moments:
@@ -126,6 +128,17 @@ class MomentSums:
         else:
             state._rows = [arrays["rows"]]
         return state
+
+
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """xᵀy, a part of the rows on each thread."""
+
+    def work(blocks: Sequence[slice]) -> np.ndarray:
+        return np.asarray(sum(x[b].T @ y[b] for b in blocks))
+
+    step = max(1, -(-len(x) // threads.available_threads()))
+    blocks = [slice(i, i + step) for i in range(0, len(x), step)]
+    return np.asarray(sum(threads.spread(work, blocks, x.nbytes)))
 
 
 def _triangle(rows: np.ndarray) -> np.ndarray:
@@ -174,7 +187,7 @@ class CrossScatter:
         if len(a):
             x, y = a.astype(np.float64), b.astype(np.float64)
             mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-            self._add(len(x), (mean_x, mean_y), (x - mean_x).T @ (y - mean_y))
+            self._add(len(x), (mean_x, mean_y), _product(x - mean_x, y - mean_y))
 
     def merge(self, other: CrossScatter) -> None:
         """Add the items of another state, which stays as it is."""

@@ -21,6 +21,8 @@ from visreg_torch.kernels.pair_products import LANES, TILE_COLUMNS, TILE_ROWS, p
 def _barlow_terms(
     stats_ptr,  # (8, D) float32
     sums_ptr,  # (sums,) float32
+    more_ptr,  # (more,) float32, or None; and so the next
+    direct_ptr,  # (2,) int32
     total_ptr,  # 0-d float32; and so the next two
     on_ptr,
     off_ptr,
@@ -30,22 +32,21 @@ def _barlow_terms(
     n,
     d,
     sums,
+    more,
     per_sum,
     eps,
-    DIAGONAL: tl.constexpr,
     LANES: tl.constexpr,
 ):
     on = tl.zeros([LANES], tl.float32)
-    diagonal = tl.zeros([LANES], tl.float32)
     for start in range(0, d, LANES):
         at = start + tl.arange(0, LANES)
         c = diagonal_at(stats_ptr, at, n, d, eps)
         on += tl.where(at < d, (1 - c) * (1 - c), 0.0)
-        diagonal += tl.where(at < d, c * c, 0.0)
     on_diagonal = tl.sum(on)
-    off = sum_of(sums_ptr, sums, LANES) * per_sum
-    if DIAGONAL:
-        off -= tl.sum(diagonal)
+    off = sum_of(sums_ptr, sums, LANES)
+    if more_ptr is not None:
+        off = tl.where(tl.load(direct_ptr) != 0, 0.0, off) + sum_of(more_ptr, more, LANES)
+    off *= per_sum
     weight = number_of(weight_ptr, weight)
     tl.store(total_ptr, on_diagonal + weight * off)
     tl.store(on_ptr, on_diagonal)
@@ -83,7 +84,7 @@ def standard_at(z_ptr, stats_ptr, view, row, column, stride, reciprocal, n, d):
 def _along(
     a_ptr,  # (N, D), strides (row_stride, 1)
     b_ptr,
-    q_ptr,  # (PARTS, 2, padded, pitch) float32, or views first where DIAGONAL is not
+    q_ptr,  # (PARTS, 2, padded, pitch) float32, or views first
     stats_ptr,  # (8, D) float32
     out_ptr,  # (2, D) float32: Σ_n q x̂
     n,
@@ -94,7 +95,7 @@ def _along(
     b_stride,
     eps,
     PARTS: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    VIEWS_FIRST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -108,7 +109,7 @@ def _along(
         row = start + tl.arange(0, ROWS)[:, None]
         inside = (row < n) & (column < d)
         x = standard_at(z_ptr, stats_ptr, view, row, column, stride, reciprocal, n, d)
-        q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, not DIAGONAL)
+        q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, VIEWS_FIRST)
         total += tl.sum(q * x, axis=0)[None, :]
     tl.store(out_ptr + view * d + column, total, mask=column < d)
 
@@ -117,9 +118,10 @@ def _along(
 def _barlow_gradient(
     a_ptr,  # (N, D), strides (row_stride, 1)
     b_ptr,
-    q_ptr,  # (PARTS, 2, padded, pitch) float32, or views first where DIAGONAL is not
+    q_ptr,  # (PARTS, 2, padded, pitch) float32, or views first
     stats_ptr,  # (8, D) float32
     along_ptr,  # (2, D) float32
+    direct_ptr,  # (2,) int32: whether q is without the diagonal; None: it is, and views first
     scalars_ptr,  # (1,) float32
     on_total_ptr,  # 0-d float32, or None; and so the next two
     on_diagonal_ptr,
@@ -134,7 +136,6 @@ def _barlow_gradient(
     b_stride,
     eps,
     PARTS: tl.constexpr,
-    DIAGONAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -164,9 +165,10 @@ def _barlow_gradient(
     c = diagonal_at(stats_ptr, column, n, d, eps)
     factor = 2 * off_scale / n
     on_other = (c - 1) * (2 * on_scale / n)
-    if DIAGONAL:  # which the Gram matrices' products have
-        on_other -= c * factor
-    q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, not DIAGONAL)
+    if direct_ptr is not None:  # the Gram matrices' products have the diagonal
+        on_other -= tl.where(tl.load(direct_ptr + view) != 0, 0.0, c * factor)
+    VIEWS_FIRST: tl.constexpr = direct_ptr is None
+    q = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, VIEWS_FIRST)
     gradient = q * factor + y * on_other
     # Along x̂ itself the standardisation takes the gradient away; the centring takes nothing.
     along = tl.load(along_ptr + view * d + column, mask=column < d, other=0.0)
@@ -179,16 +181,17 @@ def _barlow_gradient(
 def barlow_terms(
     stats: torch.Tensor,
     sums: torch.Tensor,
+    more: torch.Tensor | None,
+    direct: torch.Tensor | None,
     weight: Any,
     n: int,
     *,
     eps: float,
     per_sum: float,
-    diagonal: bool,
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Total, on and off diagonal, 0-d, and the weight as a tensor, (1,).
 
-    `diagonal` says that the sums have the diagonal's squares, which are taken off.
+    `more` and `direct` are those of `pair_direct.direct`, None where the sums need nothing.
     """
     out = numbers(3, stats.device)
     scalars = _launch.empty(1, torch.float32, stats.device)
@@ -197,15 +200,17 @@ def barlow_terms(
         (1,),
         stats,
         sums,
+        more,
+        direct,
         *out,
         scalars,
         *places(weight),
         n,
         stats.shape[1],
         sums.numel(),
+        0 if more is None else more.numel(),
         per_sum,
         eps,
-        DIAGONAL=diagonal,
         LANES=LANES,
         num_warps=8,
     )
@@ -219,9 +224,9 @@ def along(
     stats: torch.Tensor,
     eps: float,
     *,
-    diagonal: bool,
+    views_first: bool,
 ) -> torch.Tensor:
-    """Σ_n q_nj x̂_nj of both views, (2, D) in float32; `diagonal` as in `barlow_gradient`."""
+    """Σ_n q_nj x̂_nj of both views, (2, D) in float32; q views first if `views_first`."""
     n, d = a.shape
     out = _launch.empty((2, d), torch.float32, a.device)
     _launch.launch(
@@ -239,7 +244,7 @@ def along(
         b.stride(0),
         eps,
         PARTS=q.shape[0] // 2,
-        DIAGONAL=diagonal,
+        VIEWS_FIRST=views_first,
         ROWS=64,
         COLUMNS=32,
         num_warps=4,
@@ -254,16 +259,16 @@ def barlow_gradient(
     q: torch.Tensor,
     stats: torch.Tensor,
     of_along: torch.Tensor,
+    direct: torch.Tensor | None,
     scalars: torch.Tensor,
     cotangents: tuple[torch.Tensor | None, ...],
     *,
     eps: float,
-    diagonal: bool,
 ) -> None:
     """Write gradients (N, D) of Barlow Twins with respect to a and b to two tensors `out`.
 
-    `diagonal` says that q is the Gram matrices' product, which has the diagonal, and comes parts
-    first; else it comes views first.
+    `direct` is that of `pair_direct.direct`, whose q comes parts first; None where q comes views
+    first.
     """
     n, d = a.shape
     _launch.launch(
@@ -274,6 +279,7 @@ def barlow_gradient(
         q,
         stats,
         of_along,
+        direct,
         scalars,
         *cotangents,
         *out,
@@ -284,7 +290,6 @@ def barlow_gradient(
         b.stride(0),
         eps,
         PARTS=q.shape[0] // 2,
-        DIAGONAL=diagonal,
         ROWS=TILE_ROWS,
         COLUMNS=TILE_COLUMNS,
         num_warps=4,

@@ -1,12 +1,12 @@
 """Statistics of two views' columns, and their rows as bfloat16 parts, for losses of pairs.
 
 `columns` walks a block of columns three times, the second and third time from cache: ranges and
-sums, the rounding error of the mean, squares. `heaviest` finds each view's scale, a power of two,
-and the columns that carry most of its squares. `parts` centres and writes hi and lo of every
-number: float32 embeddings are then multiplied on tensor cores, hi·hi + hi·lo + lo·hi, to 2⁻¹⁷.
+sums, the rounding error of the mean, squares. `scales` finds each view's scale, a power of two.
+`parts` centres and writes hi and lo of every number: float32 embeddings are then multiplied on
+tensor cores, hi·hi + hi·lo + lo·hi, to 2⁻¹⁷.
 
-Bottleneck: bytes. At N = D = 2048 both views are 34 MB in float32: read twice, and 10 bytes an
-element written, 30 µs of an H200. Exact: the mean lies within its column, so that constant columns
+Bottleneck: bytes. At N = D = 2048 both views are 34 MB in float32: read twice, and 8 bytes an
+element written, 25 µs of an H200. Exact: the mean lies within its column, so that constant columns
 centre to exactly 0. Worst case: few columns of many rows, which few programs walk. Rejected: one
 launch for all three, which needs every program to wait for every other.
 """
@@ -20,7 +20,6 @@ import triton.language as tl
 from visreg_torch.kernels import _launch
 from visreg_torch.kernels.operands import halves
 
-HEAVY = 8
 # Rows of the statistics (8, D).
 A, B, CROSS, PAIRED = 0, 3, 6, 7
 _ROWS, _COLUMNS = 256, 16
@@ -125,39 +124,41 @@ def _columns(
 
 
 @triton.jit
-def _heaviest(
+def _scales(
     stats_ptr,  # (8, D) float32
     scale_ptr,  # (2,) float32: a power of two about the largest standard deviation
-    heavy_ptr,  # (2, HEAVY) int32: columns by their squares, −1 where there are no more
     n,
     d,
-    HEAVY: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     view = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    at = stats_ptr + (3 * view + 2) * d + column
-    squares = tl.load(at, mask=column < d, other=-1.0)
+    most = tl.zeros([LANES], tl.float32)
+    for start in range(0, d, LANES):
+        at = start + tl.arange(0, LANES)
+        squares = tl.load(stats_ptr + (3 * view + 2) * d + at, mask=at < d, other=0.0)
+        most = tl.maximum(most, squares)
     # The exponent of the largest deviation; 2⁰ where there is none, or no number.
-    largest = tl.sqrt(tl.max(squares) / n)
+    largest = tl.sqrt(tl.max(most) / n)
     exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 0xFF
     exponent = tl.where((exponent < 16) | (exponent > 238), 127, exponent)
     tl.store(scale_ptr + view, (exponent << 23).to(tl.float32, bitcast=True))
-    for i in range(HEAVY):
-        most = tl.max(squares)
-        here = tl.min(tl.where(squares == most, column, BLOCK))
-        found = (most >= 0.0) & (here < BLOCK)
-        tl.store(heavy_ptr + view * HEAVY + i, tl.where(found, here, -1))
-        squares = tl.where(column == here, -1.0, squares)
 
 
 @triton.jit
-def is_heavy(heavy_ptr, view, column, HEAVY: tl.constexpr):
-    """Whether columns are among a view's heaviest."""
-    heavy = column < 0
-    for i in tl.static_range(HEAVY):
-        heavy = heavy | (column == tl.load(heavy_ptr + view * HEAVY + i))
-    return heavy
+def rows_at(z_ptr, stats_ptr, scale_ptr, view, row, column, stride, n, d, eps):
+    """A tile of a view's centred rows, over its scale; without scales standardised."""
+    inside = (row < n) & (column < d)
+    z = tl.load(z_ptr + row.to(tl.int64) * stride + column, mask=inside, other=0.0).to(tl.float32)
+    here = stats_ptr + 3 * view * d + column
+    z -= tl.load(here, mask=column < d, other=0.0)
+    z -= tl.load(here + d, mask=column < d, other=0.0)
+    if scale_ptr is None:
+        variance = tl.load(here + 2 * d, mask=column < d, other=0.0) / n + eps
+        safe = tl.where(variance == 0, 1.0, variance)
+        z = tl.where(variance == 0, 0.0, z / tl.sqrt_rn(safe))
+    else:
+        z = z / tl.load(scale_ptr + view)
+    return tl.where(inside, z, 0.0)
 
 
 @triton.jit
@@ -166,7 +167,6 @@ def _parts(
     b_ptr,
     stats_ptr,  # (8, D) float32
     scale_ptr,  # (2,) float32, or None: standardise
-    heavy_ptr,  # (2, HEAVY) int32, or None
     out_ptr,  # (blocks, 2, padded N, pitch) bfloat16
     n,
     d,
@@ -177,48 +177,28 @@ def _parts(
     eps,
     PARTS: tl.constexpr,
     CROSSED: tl.constexpr,
-    HEAVY: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     view = tl.program_id(2)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = (row < n) & (column < d)
     stride = tl.where(view == 0, a_stride, b_stride).to(tl.int64)
-    at = view_of(a_ptr, b_ptr, view) + row.to(tl.int64) * stride + column
-    z = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    here = stats_ptr + 3 * view * d + column
-    z -= tl.load(here, mask=column < d, other=0.0)
-    z -= tl.load(here + d, mask=column < d, other=0.0)
-    if scale_ptr is None:
-        variance = tl.load(here + 2 * d, mask=column < d, other=0.0) / n + eps
-        safe = tl.where(variance == 0, 1.0, variance)
-        z = tl.where(variance == 0, 0.0, z / tl.sqrt_rn(safe))
-    else:
-        z = z / tl.load(scale_ptr + view)
-    z = tl.where(inside, z, 0.0)
+    z_ptr = view_of(a_ptr, b_ptr, view)
+    z = rows_at(z_ptr, stats_ptr, scale_ptr, view, row, column, stride, n, d, eps)
     stored = (row < padded) & (column < pitch)
     block = (2 + tl.zeros([1, 1], tl.int64)) * padded * pitch
     at = out_ptr + (view.to(tl.int64) * padded + row) * pitch + column
     hi, lo = halves(z, tl.bfloat16)
-    if CROSSED:  # (hi, hi, lo) of a, (hi, lo, hi) of b
-        tl.store(at, hi, mask=stored)
-        if PARTS > 1:
+    tl.store(at, hi, mask=stored)
+    if PARTS > 1:
+        if CROSSED:  # (hi, hi, lo) of a, (hi, lo, hi) of b
             tl.store(at + block, tl.where(view == 0, hi, lo), mask=stored)
             tl.store(at + 2 * block, tl.where(view == 0, lo, hi), mask=stored)
-    else:  # light hi, twice; then hi, lo, hi
-        light = hi
-        if heavy_ptr is not None:
-            light = tl.where(is_heavy(heavy_ptr, view, column, HEAVY), 0.0, z).to(tl.bfloat16)
-        tl.store(at, light, mask=stored)
-        if PARTS > 1:
-            tl.store(at + block, light, mask=stored)
-            tl.store(at + 2 * block, hi, mask=stored)
-            tl.store(at + 3 * block, lo, mask=stored)
-            tl.store(at + 4 * block, hi, mask=stored)
-        else:
+        else:  # (hi, hi) and (hi, lo) overlap, and (hi, lo, hi)
             tl.store(at + block, hi, mask=stored)
+            tl.store(at + 2 * block, lo, mask=stored)
+            tl.store(at + 3 * block, hi, mask=stored)
 
 
 def columns(
@@ -253,25 +233,11 @@ def columns(
     return stats
 
 
-def heaviest(stats: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each view's scale (2,), a power of two, and its heaviest columns (2, `HEAVY`) int32."""
-    d = stats.shape[1]
+def scales(stats: torch.Tensor, n: int) -> torch.Tensor:
+    """Each view's scale (2,), a power of two."""
     scale = _launch.empty(2, torch.float32, stats.device)
-    heavy = _launch.empty((2, HEAVY), torch.int32, stats.device)
-    block = triton.next_power_of_2(d)
-    _launch.launch(
-        _heaviest,
-        (2,),
-        stats,
-        scale,
-        heavy,
-        n,
-        d,
-        HEAVY=HEAVY,
-        BLOCK=block,
-        num_warps=max(1, min(16, block // 512)),
-    )
-    return scale, heavy
+    _launch.launch(_scales, (2,), stats, scale, n, stats.shape[1], LANES=1024, num_warps=4)
+    return scale
 
 
 def parts(
@@ -279,7 +245,6 @@ def parts(
     b: torch.Tensor,
     stats: torch.Tensor,
     scale: torch.Tensor | None,
-    heavy: torch.Tensor | None,
     *,
     split: bool,
     crossed: bool = False,
@@ -290,15 +255,14 @@ def parts(
     a, b : (N, D)
     stats : (8, D)
     scale : (2,); what to divide by; without it, by sqrt(Σ â² / N + eps)
-    heavy : int32 (2, HEAVY); columns that are 0 in the first factor
     split : whether there is a low part
     crossed : for the product of a with b
-    Returns (blocks, 2, padded N, pitch). Split: light hi, light hi, hi, lo, hi; crossed (hi, hi,
-    lo) of a and (hi, lo, hi) of b. Else light hi, hi; crossed hi.
+    Returns (blocks, 2, padded N, pitch). Split: hi, hi, lo, hi; crossed (hi, hi, lo) of a and (hi,
+    lo, hi) of b. Else hi.
     """
     n, d = a.shape
     padded, pitch = -(-n // 8) * 8, -(-d // 8) * 8
-    blocks = (3 if split else 1) if crossed else (5 if split else 2)
+    blocks = (3 if crossed else 4) if split else 1
     out = _launch.empty((blocks, 2, padded, pitch), torch.bfloat16, a.device)
     _launch.launch(
         _parts,
@@ -307,7 +271,6 @@ def parts(
         b,
         stats,
         scale,
-        heavy,
         out,
         n,
         d,
@@ -318,7 +281,6 @@ def parts(
         eps,
         PARTS=3 if split else 1,
         CROSSED=crossed,
-        HEAVY=HEAVY,
         ROWS=_TILE_ROWS,
         COLUMNS=_TILE_COLUMNS,
         num_warps=4,

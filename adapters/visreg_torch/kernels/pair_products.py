@@ -5,10 +5,9 @@ mirror at a time, so that the symmetric half hi·lo is computed once. The sum of
 loss's term, and its parts are the second product's operand.
 
 Bottleneck: bytes; at D = 2048 two batches of 16.8 MB a view in, 6 bytes an element out: 25 µs.
-Exact: sums of tiles are written apart and added in one order. Worst case: N < D with a few columns
-that carry nearly all squares: Σ‖G‖² − Σ diag² would cancel, so that these are taken out of the
-product and multiplied with every column in float32 (`cross`). Rejected: an epilogue in the product,
-which the vendor's libraries have for sums of a row at most.
+Exact: sums of tiles are written apart and added in one order. Worst case: N < D where taking the
+diagonal off the sum cancels, which `pair_direct` finds out and mends. Rejected: an epilogue in the
+product, which the vendor's libraries have for sums of a row at most.
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ import triton.language as tl
 
 from visreg_torch.kernels import _launch
 from visreg_torch.kernels.operands import halves
-from visreg_torch.kernels.pair_columns import HEAVY, is_heavy, view_of
 
 _TILE = 64
-_ROWS, _COLUMNS = 64, 64
-
 
 # Of the kernels that end a loss: columns that one program adds up, and a tile of a gradient.
 LANES = 1024
@@ -82,7 +78,7 @@ def store_square(out_ptr, batches, view, row, column, size, x, LAYOUT: tl.conste
 def _symmetric(
     p_ptr,  # (PARTS · 2, size, size) float32: hi·hi of both views, then hi·lo
     out_ptr,  # (3 or 1, 2, size, size) bfloat16, or None
-    sums_ptr,  # (2, tiles) float32
+    sums_ptr,  # (2, tiles) float32; SWAPPED: (4, tiles), the last two the views' own
     size,
     divisor,
     PARTS: tl.constexpr,
@@ -109,6 +105,7 @@ def _symmetric(
             other += tile_at(p_ptr, 3 - view, row, column, size)
             other += tl.trans(tile_at(p_ptr, 3 - view, mirror_row, mirror_column, size))
         tl.store(sums_ptr + view * tiles + tile, tl.sum(c * other))
+        tl.store(sums_ptr + (2 + view) * tiles + tile, tl.sum(c * c))
         view = 1 - view
     else:
         tl.store(sums_ptr + view * tiles + tile, tl.sum(c * c))
@@ -141,60 +138,6 @@ def _correlation(
         store_square(out_ptr, 1, first, row, column, size, c, LAYOUT)
 
 
-@triton.jit
-def _cross(
-    a_ptr,  # (N, D), strides (row_stride, 1)
-    b_ptr,
-    stats_ptr,  # (8, D) float32
-    scale_ptr,  # (2,) float32
-    heavy_ptr,  # (2, HEAVY) int32
-    cross_ptr,  # (2, HEAVY, D) float32: u_h · u_j, 0 for j = h
-    sums_ptr,  # (2, blocks) float32
-    n,
-    d,
-    a_stride,
-    b_stride,
-    HEAVY: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    view = tl.program_id(1)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    stride = tl.where(view == 0, a_stride, b_stride).to(tl.int64)
-    z_ptr = view_of(a_ptr, b_ptr, view)
-    here = stats_ptr + 3 * view * d
-    scale = tl.load(scale_ptr + view)
-    mean = tl.load(here + column, mask=column < d, other=0.0)
-    rest = tl.load(here + d + column, mask=column < d, other=0.0)
-    light = is_heavy(heavy_ptr, view, column, HEAVY) == 0
-    of_pairs = tl.zeros([1, COLUMNS], tl.float32)
-    for i in range(HEAVY):
-        own = tl.load(heavy_ptr + view * HEAVY + i)
-        at = tl.maximum(own, 0)
-        own_mean, own_rest = tl.load(here + at), tl.load(here + d + at)
-        product = tl.zeros([1, COLUMNS], tl.float32)
-        for start in range(0, n, ROWS):
-            row = start + tl.arange(0, ROWS)[:, None]
-            inside = (row < n) & (column < d)
-            z_at = z_ptr + row.to(tl.int64) * stride
-            u = tl.load(z_at + column, mask=inside, other=0.0).to(tl.float32)
-            u = tl.where(inside, u - mean - rest, 0.0) / scale
-            there = (row < n) & (own + row * 0 >= 0)
-            h = tl.load(z_at + at, mask=there, other=0.0).to(tl.float32)
-            h = tl.where(there, h - own_mean - own_rest, 0.0) / scale
-            product += tl.sum(u * h, axis=0)[None, :]
-        product = tl.where(column == own, 0.0, product)
-        to = cross_ptr + (view * HEAVY + i) * d + column
-        tl.store(to, product, mask=column < d)
-        of_pairs += product * product
-    # A light column meets a heavy one in two products, which `cross` has once; the light ones' own
-    # squares are in their Gram matrix and not in the loss.
-    squares = tl.load(here + 2 * d + column, mask=column < d, other=0.0) / (scale * scale)
-    sums = tl.where(light, 2 * of_pairs - squares * squares, of_pairs)
-    sums = tl.where(column < d, sums, 0.0)
-    tl.store(sums_ptr + view * tl.num_programs(0) + tl.program_id(0), tl.sum(sums))
-
-
 def symmetric(
     p: torch.Tensor,
     *,
@@ -208,10 +151,11 @@ def symmetric(
 
     p : (4 or 2, M, M); hi·hi of both views and, split, hi·lo of both
     split, diagonal : whether there is a low part; whether the diagonal counts
-    swapped : sums of products of the two views instead; each view's parts become the other's
+    swapped : sums of products of the two views, then squares; each view's parts become the other's
     divisor : what the parts are divided by
     need_grad : whether to make the parts
-    Returns parts (3 or 1, 2, M, M) in bfloat16, (hi, hi, lo) or (hi), or None; and sums (2, tiles).
+    Returns parts (3 or 1, 2, M, M) in bfloat16, (hi, hi, lo) or (hi), or None; and sums (2, tiles),
+    swapped (4, tiles).
     """
     size = p.shape[1]
     tiles = triton.cdiv(size, _TILE)
@@ -219,7 +163,7 @@ def symmetric(
     if need_grad:
         shape = (3 if split else 1, 2, size, size)
         out = _launch.empty(shape, torch.bfloat16, p.device)
-    sums = _launch.empty((2, tiles * tiles), torch.float32, p.device)
+    sums = _launch.empty((4 if swapped else 2, tiles * tiles), torch.float32, p.device)
     _launch.launch(
         _symmetric,
         (tiles, tiles, 2),
@@ -262,43 +206,6 @@ def correlation(
         float(divisor),
         PARTS=3 if split else 1,
         TILE=_TILE,
-        num_warps=4,
-    )
-    return out, sums
-
-
-def cross(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    stats: torch.Tensor,
-    scale: torch.Tensor,
-    heavy: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Products of the heaviest columns with all, (2, HEAVY, D) in float32, and sums (2, blocks).
-
-    The sums are what the light columns' Gram matrices lack of, or have beyond, the loss.
-    """
-    n, d = a.shape
-    blocks = triton.cdiv(d, _COLUMNS)
-    out = _launch.empty((2, HEAVY, d), torch.float32, a.device)
-    sums = _launch.empty((2, blocks), torch.float32, a.device)
-    _launch.launch(
-        _cross,
-        (blocks, 2),
-        a,
-        b,
-        stats,
-        scale,
-        heavy,
-        out,
-        sums,
-        n,
-        d,
-        a.stride(0),
-        b.stride(0),
-        HEAVY=HEAVY,
-        ROWS=_ROWS,
-        COLUMNS=_COLUMNS,
         num_warps=4,
     )
     return out, sums

@@ -3,12 +3,12 @@
 Launches of a step of VICReg (Barlow Twins likewise):
 
 1. statistics of both views' columns (`pair_columns`)
-2. scales and heaviest columns
+2. scales
 3. rows as 16-bit parts
 4. the first product, by the vendor's library: N × N where N < D, else D × D
 5. its squares, and its parts (`pair_products`)
-6. where N < D: the heaviest columns with all others
-7. the second product, likewise
+6. the second product, likewise
+7. where N < D: both anew, without the diagonal, if taking it off would cancel (`pair_direct`)
 8. terms and total (`vicreg_ends`, `barlow_ends`)
 9. backward
 
@@ -28,8 +28,6 @@ from visreg_torch.kernels import _launch, dispatch
 from visreg_torch.kernels.products import product
 
 CONVENTIONS = ("vicreg", "solo-learn", "paper")
-# Columns that one program looks through for the heaviest.
-MAX_DIM = 1 << 16
 
 
 class VICRegKernelSaved(NamedTuple):
@@ -38,7 +36,8 @@ class VICRegKernelSaved(NamedTuple):
     product : (parts · 2, N, D), both padded to multiples of 8: what the covariance's gradient is
     made of, in 3 or 1 parts of both views.
     stats : (8, D), as of `pair_columns.columns`. scale : (2,). scalars : (3,), the weights.
-    heavy : (2, 8) int32, the heaviest columns; cross : (2, 8, D), their products, None if N >= D.
+    direct : (2,) int32, whether the views' products are without the diagonal; None if N >= D, where
+    they are.
     order : (N,) and starts : (N + 1,) int32, `vicreg_ends.inverse_pairs`, None without pairs.
     """
 
@@ -46,8 +45,7 @@ class VICRegKernelSaved(NamedTuple):
     stats: torch.Tensor
     scale: torch.Tensor
     scalars: torch.Tensor
-    heavy: torch.Tensor
-    cross: torch.Tensor | None
+    direct: torch.Tensor | None
     order: torch.Tensor | None
     starts: torch.Tensor | None
 
@@ -56,12 +54,14 @@ class BarlowTwinsKernelSaved(NamedTuple):
     """What `barlow_twins_forward` saves, in float32.
 
     product : (parts · 2, N, D), both padded to multiples of 8; parts first where N < D, else views
-    first. stats : (8, D). along : (2, D), Σ_n product · x̂. scalars : (1,), the weight.
+    first. stats : (8, D). along : (2, D), Σ_n product · x̂. direct : as of `VICRegKernelSaved`.
+    scalars : (1,), the weight.
     """
 
     product: torch.Tensor
     stats: torch.Tensor
     along: torch.Tensor
+    direct: torch.Tensor | None
     scalars: torch.Tensor
 
 
@@ -72,7 +72,7 @@ def takes(a: torch.Tensor, b: torch.Tensor | None, **options: Any) -> bool:
         bool(views)
         and dispatch.available(a.device, a.dtype)
         and a.shape[-2] >= 2
-        and 1 <= a.shape[-1] <= MAX_DIM
+        and a.shape[-1] >= 1
         and options.get("row_mask") is None
         and options.get("convention", "vicreg") in CONVENTIONS
     )
@@ -105,11 +105,9 @@ def _squares(
 ) -> tuple[Any, torch.Tensor]:
     """Of both views' symmetric products: the second product, or None, and sums of squares.
 
-    u : (5 or 2, 2, N, D), as `pair_columns.parts` makes it.
+    u : (4 or 1, 2, N, D), as `pair_columns.parts` makes it.
     """
-    first = 2 if split else 1
-    left, right = u[:first].flatten(0, 1), u[first : 2 * first].flatten(0, 1)
-    rest = u[first:].flatten(0, 1)
+    left, right, rest = (x.flatten(0, 1) for x in ((u[:2], u[1:3], u[1:]) if split else (u, u, u)))
     if gram:
         p = product(left, right.mT, torch.float32)
     else:
@@ -174,7 +172,7 @@ def _vicreg(
     convention: str,
     need_grad: bool,
 ) -> tuple[tuple[torch.Tensor, ...], VICRegKernelSaved | None]:
-    from visreg_torch.kernels import pair_columns, pair_products, vicreg_ends
+    from visreg_torch.kernels import pair_columns, pair_direct, vicreg_ends
 
     x, y = _views(a, b)
     n, d = x.shape
@@ -182,20 +180,27 @@ def _vicreg(
     if pairs is not None and pair_weights is not None:
         pairs, pair_weights = pairs.contiguous(), pair_weights.detach().contiguous()
     stats = pair_columns.columns(x, y, pairs, pair_weights)
-    scale, heavy = pair_columns.heaviest(stats, n)
-    u = pair_columns.parts(x, y, stats, scale, heavy if gram else None, split=split)
+    scale = pair_columns.scales(stats, n)
+    u = pair_columns.parts(x, y, stats, scale, split=split)
     q, sums = _squares(u, gram=gram, split=split, need_grad=need_grad)
     del u
-    cross = more = None
-    if gram:
-        cross, more = pair_products.cross(x, y, stats, scale, heavy)
+    more, direct = pair_direct.direct(x, y, stats, scale, sums, q) if gram else (None, None)
     out, scalars = vicreg_ends.vicreg_terms(
-        stats, scale, sums, more, weights, n, gamma=gamma, eps=eps, **_per_term(convention, d)
+        stats,
+        scale,
+        sums,
+        more,
+        direct,
+        weights,
+        n,
+        gamma=gamma,
+        eps=eps,
+        **_per_term(convention, d),
     )
     if q is None:
         return out, None
     order, starts = (None, None) if pairs is None else vicreg_ends.inverse_pairs(pairs)
-    return out, VICRegKernelSaved(q, stats, scale, scalars, heavy, cross, order, starts)
+    return out, VICRegKernelSaved(q, stats, scale, scalars, direct, order, starts)
 
 
 def vicreg_backward(
@@ -264,8 +269,7 @@ def _vicreg_back(
         saved.product,
         saved.stats,
         saved.scale,
-        saved.heavy,
-        saved.cross,
+        saved.direct,
         saved.scalars,
         pairing,
         tuple(cotangents),
@@ -295,22 +299,24 @@ def barlow_twins_forward(
     need_grad : whether a backward pass may follow
     Returns (total, on_diagonal, off_diagonal), 0-d float32; and `BarlowTwinsKernelSaved`, or None.
     """
-    from visreg_torch.kernels import barlow_ends, pair_columns, pair_products
+    from visreg_torch.kernels import barlow_ends, pair_columns, pair_direct, pair_products
 
     x, y = _views(a, b)
     n, d = x.shape
     gram, split = n < d, x.dtype == torch.float32
     stats = pair_columns.columns(x, y)
-    u = pair_columns.parts(x, y, stats, None, None, split=split, crossed=not gram, eps=eps)
+    u = pair_columns.parts(x, y, stats, None, split=split, crossed=not gram, eps=eps)
     if gram:
         q, sums = _squares(
             u, gram=True, split=split, need_grad=need_grad, swapped=True, divisor=float(n)
         )
+        more, direct = pair_direct.direct(x, y, stats, None, sums, q, eps=eps, divisor=float(n))
+        sums = sums[:2]
         per_sum = 0.5 / n / n  # each view's sums are of both views' products
     else:
         p = product(u[:, 0].mT, u[:, 1], torch.float32)
         m, sums = pair_products.correlation(p, split=split, divisor=float(n), need_grad=need_grad)
-        per_sum, q = 1.0, None
+        per_sum, q, more, direct = 1.0, None, None, None
         if m is not None:
             parts = u.shape[0]
             q = _launch.empty((2, parts, *u.shape[2:]), torch.float32, u.device)
@@ -319,12 +325,12 @@ def barlow_twins_forward(
             q = q.flatten(0, 1)
     del u
     out, scalars = barlow_ends.barlow_terms(
-        stats, sums, off_diagonal_weight, n, eps=eps, per_sum=per_sum, diagonal=gram
+        stats, sums, more, direct, off_diagonal_weight, n, eps=eps, per_sum=per_sum
     )
     if q is None:
         return out, None
-    of_along = barlow_ends.along(x, y, q, stats, eps, diagonal=gram)
-    return out, BarlowTwinsKernelSaved(q, stats, of_along, scalars)
+    of_along = barlow_ends.along(x, y, q, stats, eps, views_first=not gram)
+    return out, BarlowTwinsKernelSaved(q, stats, of_along, direct, scalars)
 
 
 def barlow_twins_backward(
@@ -346,9 +352,9 @@ def barlow_twins_backward(
         saved.product,
         saved.stats,
         saved.along,
+        saved.direct,
         saved.scalars,
         tuple(cotangents),
         eps=eps,
-        diagonal=x.shape[0] < x.shape[1],
     )
     return found

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from visreg_torch.kernels import _launch
 from visreg_torch.kernels.ends import cotangent, number_of, numbers, places, sum_of
-from visreg_torch.kernels.pair_columns import HEAVY, is_heavy, view_of
+from visreg_torch.kernels.pair_columns import view_of
 from visreg_torch.kernels.pair_products import LANES, TILE_COLUMNS, TILE_ROWS, product_at
 
 _BLOCK = 128
@@ -28,7 +28,8 @@ def _vicreg_terms(
     stats_ptr,  # (8, D) float32
     scale_ptr,  # (2,) float32
     sums_ptr,  # (2, sums) float32
-    more_ptr,  # (2, more) float32, or None
+    more_ptr,  # (2, more) float32, or None; and so the next
+    direct_ptr,  # (2,) int32
     total_ptr,  # 0-d float32; and so the next three
     invariance_ptr,
     variance_ptr,
@@ -65,6 +66,7 @@ def _vicreg_terms(
         variance += tl.sum(hinges) / d
         squares = sum_of(sums_ptr + view * sums, sums, LANES)
         if more_ptr is not None:
+            squares = tl.where(tl.load(direct_ptr + view) != 0, 0.0, squares)
             squares += sum_of(more_ptr + view * more, more, LANES)
         scale = tl.load(scale_ptr + view)
         square = scale * scale
@@ -90,8 +92,7 @@ def _vicreg_gradient(
     q_ptr,  # (PARTS · 2, padded, pitch) float32
     stats_ptr,  # (8, D) float32
     scale_ptr,  # (2,) float32
-    heavy_ptr,  # (2, HEAVY) int32, and beside it
-    cross_ptr,  # (2, HEAVY, D) float32, or None
+    direct_ptr,  # (2,) int32: whether q is without the diagonal; None: it is
     scalars_ptr,  # (3,) float32
     pairs_ptr,  # (N,) integers, or None; and so the next three
     pair_weight_ptr,  # (N,) floating
@@ -114,7 +115,6 @@ def _vicreg_gradient(
     per_invariance,
     per_variance,
     PARTS: tl.constexpr,
-    HEAVY: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -141,21 +141,11 @@ def _vicreg_gradient(
     inverse = 1.0 / scale  # a power of two
     centred = tl.where(inside, z - mean - rest, 0.0)
 
-    # Covariance: 4 C u, with C from the product; the heaviest columns apart.
+    # Covariance: 4 C u, with C from the product.
     of_covariance = product_at(q_ptr, view, row, column, padded, pitch, inside, PARTS, False)
-    if cross_ptr is not None:
-        light = is_heavy(heavy_ptr, view, column, HEAVY) == 0
-        u = centred * inverse
-        of_covariance -= tl.where(light, u * (squares / (scale * scale)), 0.0)
-        for which in tl.static_range(HEAVY):
-            own = tl.load(heavy_ptr + view * HEAVY + which)
-            at = tl.maximum(own, 0)
-            there = (row < n) & (own + row * 0 >= 0)
-            h = tl.load(z_ptr + wide * stride + at, mask=there, other=0.0)
-            h = h.to(tl.float32) - tl.load(here + at) - tl.load(here + d + at)
-            h = tl.where(there, h * inverse, 0.0)
-            to = cross_ptr + (view * HEAVY + which) * d + column
-            of_covariance += h * tl.load(to, mask=column < d, other=0.0)
+    if direct_ptr is not None:
+        diagonal = centred * inverse * (squares / (scale * scale))
+        of_covariance -= tl.where(tl.load(direct_ptr + view) != 0, 0.0, diagonal)
     factor = 4 * on_covariance / d / (n - 1) / (n - 1)
     gradient = of_covariance * (factor * (scale * scale) * scale)
 
@@ -218,6 +208,7 @@ def vicreg_terms(
     scale: torch.Tensor,
     sums: torch.Tensor,
     more: torch.Tensor | None,
+    direct: torch.Tensor | None,
     weights: tuple[Any, Any, Any],
     n: int,
     *,
@@ -236,6 +227,7 @@ def vicreg_terms(
         scale,
         sums,
         more,
+        direct,
         *out,
         scalars,
         *places(*weights),
@@ -279,8 +271,7 @@ def vicreg_gradient(
     q: torch.Tensor,
     stats: torch.Tensor,
     scale: torch.Tensor,
-    heavy: torch.Tensor | None,
-    cross: torch.Tensor | None,
+    direct: torch.Tensor | None,
     scalars: torch.Tensor,
     pairing: tuple[torch.Tensor | None, ...],
     cotangents: tuple[torch.Tensor | None, ...],
@@ -304,8 +295,7 @@ def vicreg_gradient(
         q,
         stats,
         scale,
-        heavy,
-        cross,
+        direct,
         scalars,
         *pairing,
         *cotangents,
@@ -320,7 +310,6 @@ def vicreg_gradient(
         per_invariance,
         per_variance,
         PARTS=q.shape[0] // 2,
-        HEAVY=HEAVY,
         ROWS=TILE_ROWS,
         COLUMNS=TILE_COLUMNS,
         num_warps=4,

@@ -15,17 +15,35 @@ from visreg_core.report import _html
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium, which is not installed")
 
-# Put before the page's own policy, which forbids scripts.
+# Put before the page's own policy, which forbids what is not in the page. The pointer is moved to
+# the first row of the first map, and what it is told is read.
 PROBE = """<script>
 const wrong = [];
 addEventListener("error", e => wrong.push(e.message || "a resource: " + e.target.src), true);
-addEventListener("load", () => {
+for (const level of ["error", "warn"]) console[level] = (...said) => wrong.push(said.join(" "));
+const inside = (root, name) => [...root.querySelectorAll("*")].flatMap(e => [
+  ...(e.matches(name) ? [e] : []), ...(e.shadowRoot ? inside(e.shadowRoot, name) : [])]);
+const wait = ms => new Promise(done => setTimeout(done, ms));
+addEventListener("load", async () => {
+  while (Bokeh.documents.some(d => !d.is_idle)) await wait(20);
+  await wait(200);
+  const view = Bokeh.index.roots[0], data = view.model.renderers[0].data_source.data;
+  const events = inside(document, ".bk-Canvas .bk-events, .bk-events")[0];
+  const box = events.getBoundingClientRect(), frame = view.frame;
+  const at = {clientX: box.left + frame.x_scale.compute(data.x[0]),
+              clientY: box.top + frame.y_scale.compute(data.y[0])};
+  for (const kind of ["pointerenter", "pointermove", "mousemove"])
+    events.dispatchEvent(new PointerEvent(kind, {...at, bubbles: true, composed: true,
+                                                 pointerType: "mouse", isPrimary: true}));
+  await wait(300);
+  const told = inside(document, ".bk-tooltip-row-value").map(e => e.textContent.trim());
   const style = getComputedStyle(document.body);
   const page = document.documentElement;
   const cut = [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth);
   const blank = [...document.images].filter(i => !i.complete || !i.naturalWidth);
   document.title = JSON.stringify({
-    wrong, ink: style.color, page: style.backgroundColor, width: page.clientWidth,
+    wrong, told, first: data.row[0],
+    ink: style.color, page: style.backgroundColor, width: page.clientWidth,
     beyond: page.scrollWidth - page.clientWidth, cut: cut.length, blank: blank.length,
     key: [...document.querySelectorAll(".legend span")].map(e => e.textContent),
   });
@@ -33,17 +51,21 @@ addEventListener("load", () => {
 </script>"""
 
 
+FINE = np.random.default_rng(0).integers(0, 24, 600)
+LABELS = np.stack([FINE // 6, FINE], axis=1)
+HOSTILE = "</script><img src=x>&quot;"
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """A report with 24 classes, and a comparison of five files."""
     folder = tmp_path_factory.mktemp("pages")
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, 24, 600)
-    labels = np.stack([codes // 6, codes], axis=1)
-    centres = rng.standard_normal((24, 16))
-    files = [centres[codes] + s * rng.standard_normal((600, 16)) for s in (1, 2, 3, 4, 5)]
-    one = report.Comparison([report.report(files[0], labels=labels, n_slices=16)], [])
-    five = report.compare(files, labels=labels, n_slices=16, paired=True)
+    centres = rng.standard_normal((24, 16))[LABELS[:, 1]]
+    files = [centres + s * rng.standard_normal((600, 16)) for s in (1, 2, 3, 4, 5)]
+    ids = [f"{HOSTILE}{i}" for i in range(600)]
+    one = report.Comparison([report.report(files[0], labels=LABELS, ids=ids, n_slices=16)], [])
+    five = report.compare(files, labels=LABELS, n_slices=16, paired=True)
     for name, result in (("one", one), ("five", five)):
         text = _html.to_html(result, {})
         (folder / f"{name}.html").write_text(text.replace("<head>", "<head>" + PROBE), "utf-8")
@@ -55,6 +77,7 @@ def opened(page, width, *, dark=False):
     done = subprocess.run(
         [
             *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            "--virtual-time-budget=20000",
             f"--user-data-dir={page.parent / 'profile'}",
             f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             *(f"--window-size={width},900", page.as_uri()),
@@ -72,6 +95,14 @@ def test_nothing_breaks_or_is_cut_off(pages, name):
     seen = opened(pages / f"{name}.html", 1280)
     assert not seen["wrong"] and not seen["blank"]
     assert seen["beyond"] == 0 and seen["cut"] == 0
+
+
+def test_the_map_tells_a_row_and_its_classes(pages):
+    seen = opened(pages / "one.html", 1280)
+    rows = {told[0]: told[1:] for told in np.reshape(seen["told"], (-1, 3)).tolist()}
+    assert seen["first"] in rows
+    for row, classes in rows.items():
+        assert classes == list(map(str, LABELS[int(row.removeprefix(HOSTILE))].tolist()))
 
 
 def test_every_class_has_a_key(pages):

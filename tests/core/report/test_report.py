@@ -271,9 +271,24 @@ def comparison(saved):
     return report.compare(stored, paired=True, n_slices=2)
 
 
+def without_scripts(page):
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def numbered(page):
+    """With Bokeh's models, which it counts in each process, counted from 0."""
+    known = {}
+    return re.sub(r"\bp\d{4,}\b", lambda m: f"p{known.setdefault(m[0], len(known))}", page)
+
+
 def test_html_is_self_contained_and_escaped(comparison):
-    html = _html.to_html(comparison, {"seed": 0, "device": None})
-    assert "<script" not in html
+    page = _html.to_html(comparison, {"seed": 0, "device": None})
+    tags = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, attributes))
+    parser.feed(page)
+    assert [tag for tag in tags if tag[0] == "script"] == 3 * [("script", [])]  # nothing fetched
+    html = without_scripts(page)
     assert "&lt;script&gt;alert(1)&lt;script&gt;.npy" in html
     assert "[red]$x_1$ &amp; “b”.npy" in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).replace("http-equiv", "")
@@ -290,7 +305,8 @@ def test_a_notebook_shows_the_page(comparison, monkeypatch):
     parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
     parser.feed(comparison._repr_html_())
     ((tag, attributes),) = found
-    assert tag == "iframe" and attributes["srcdoc"] == _html.to_html(comparison, {})
+    shown, page = (numbered(p) for p in (attributes["srcdoc"], _html.to_html(comparison, {})))
+    assert tag == "iframe" and shown == page
     one = comparison.reports[0]._repr_html_()
     assert "Pairs of files" not in one and "scale_loss" in one.replace("\u200b", "")
     monkeypatch.setitem(sys.modules, "jinja2", None)
@@ -427,3 +443,16 @@ def test_histograms_say_how_far_they_may_be_off(monkeypatch, saved):
     bound = exact.reports[0].losses["shape_loss"].value
     line = _conditions.met([_conditions.Condition("shape_loss", ">=", bound)], counted)[0]
     assert "may meet shape_loss>=" in line
+
+
+def test_blas_is_on_one_thread_while_a_report_is_made():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+
+    def blas():
+        known = threadpoolctl.threadpool_info()
+        return {one["num_threads"] for one in known if one["user_api"] == "blas"}
+
+    before, seen = blas(), set()
+    report.report(np.random.default_rng(0).standard_normal((50, 4)), n_slices=2,
+                  tick=lambda *_: seen.update(blas()))  # fmt: skip
+    assert seen == {1} and blas() == before

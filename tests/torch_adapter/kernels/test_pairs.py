@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.linalg import hadamard
 
 import visreg_core as vc
 from tests.torch_adapter.kernels.tensors import relative_error
@@ -90,15 +91,73 @@ def test_options(draw):
     assert_agree("barlow_twins_loss", a, b, off_diagonal_weight=0.3, eps=1e-2)
 
 
-@pytest.mark.parametrize(("n", "d"), [(20, 70), (90, 70)])
-def test_a_few_columns_that_carry_all(draw, n, d):
-    """Σ‖G‖² − Σ diag² would cancel: what is left is the loss of the others."""
-    a, b = embeddings(draw, n, d), draw(n, d) * 1e-3
-    a[:, 3] *= 1e3
-    a[:, 9] *= 1e2
-    b[:, :5] *= 1e3
-    # A sum of a few large products has their rounding, which is that of 16 or 17 bits.
-    assert_agree("vicreg_loss", a, b, cotangents=COVARIANCE, of_value=5e-5)
+def off_diagonal(c):
+    return ((c - c.diagonal().diag()) ** 2).sum()
+
+
+def covariance(a, b):
+    """VICReg's term by its D × D matrices."""
+    return sum(off_diagonal(z.T.cov()) / z.shape[1] for z in (a, b))
+
+
+def correlation(a, b):
+    """Barlow Twins' term off the diagonal, likewise."""
+    a, b = ((z - z.mean(0)) / z.std(0, correction=0) for z in (a, b))
+    return off_diagonal(a.T @ b / len(a))
+
+
+def assert_term(name, formula, a, b, more=(), of_column=1e-5):
+    """A loss's last field and its gradient by columns; which views took no Gram matrices."""
+    wide = [z.double().requires_grad_() for z in (a, b)]
+    expected = formula(*wide)
+    made = dispatch.passes(name, a, b)
+    fields, saved = made.forward(a, b, *more)
+    cotangents = (*[None] * (len(fields) - 1), torch.ones((), device=a.device))
+    found = made.backward(a, b, *more, saved, cotangents)
+    torch.testing.assert_close(fields[-1].double(), expected.detach(), rtol=1e-5, atol=0)
+    for g, e in zip(found, torch.autograd.grad(expected, wide), strict=True):
+        error = (g.double() - e).norm(dim=0) / e.norm(dim=0)
+        assert error.max() < of_column
+    alone, _ = made.forward(a, b, *more, need_grad=False)
+    torch.testing.assert_close(alone[-1], fields[-1])
+    return saved.direct.tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "heavy", "ratio"),
+    [(16, 40, 1, 1e3), (16, 40, 9, 1e3), (16, 40, 15, 1e4), (64, 80, 40, 1e4)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_heavy_columns_that_do_not_correlate(draw, n, d, heavy, ratio, dtype):
+    """‖G‖² − Σ diag² would cancel: what is left is the loss of the others."""
+    a, b = draw(n, d), draw(n, d)
+    signs = torch.from_numpy(hadamard(n)[:, 1 : heavy + 1]).to(a)
+    a[:, 3 : 3 + heavy] = ratio * signs
+    a, b = a.to(dtype), b.to(dtype)
+    rounding = 1e-5 if dtype == torch.float32 else 2**-8
+    assert assert_term("vicreg_loss", covariance, a, a, of_column=rounding) == [1, 1]
+    if dtype == torch.float32:  # one view's decision is not the other's
+        pairs = pairing("sag_vicreg_loss", draw, n)
+        assert assert_term("sag_vicreg_loss", covariance, a, b, pairs, 1e-3) == [1, 0]
+
+
+@pytest.mark.parametrize(("n", "d"), [(16, 40), (64, 80)])
+@pytest.mark.parametrize("coupling", [0.1, 1e-3])
+def test_views_of_unlike_rows(draw, n, d, coupling):
+    """Gram matrices whose scalar product is far below their norms."""
+    rows = torch.from_numpy(hadamard(n)[:, 1:]).to(draw(1))
+    a = rows[:, : n // 2] @ draw(n // 2, d)
+    b = rows[:, n // 2 :] @ draw(n - 1 - n // 2, d) + coupling * a.flip(1)
+    # Standardised columns have the rounding of float32; their product is as small as `coupling`.
+    of_column = 1e-6 / coupling
+    assert assert_term("barlow_twins_loss", correlation, a, b, (), of_column) == [1, 1]
+
+
+@losses
+def test_what_does_not_cancel_takes_gram_matrices(draw, name):
+    a, b = embeddings(draw, 20, 70), embeddings(draw, 20, 70)
+    _, saved = dispatch.passes(name, a, b).forward(a, b, *pairing(name, draw, 20))
+    assert saved.direct.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["vicreg_loss", "barlow_twins_loss"])

@@ -48,6 +48,8 @@ def merge_along_chains(
         a, b, n = distance[i, others], distance[j, others], size[others]
         if method == "ward":
             joined = _ward(a, b, least, size[i], size[j], n)
+        elif method == "complete":
+            joined = np.maximum(a, b)
         else:
             share = 0.5 if method == "weighted" else size[i] / (size[i] + size[j])
             joined = _mean(a, b, share)

@@ -15,6 +15,7 @@ import numpy as np
 
 from visreg_core import threads
 from visreg_core.metrics.trees._clusters import Clusters
+from visreg_core.metrics.trees._pair_clusters import PairClusters
 
 # Clusters on a list.
 LISTED = 16
@@ -33,7 +34,7 @@ class NearLists:
     asked for.
     """
 
-    def __init__(self, clusters: Clusters, *, trusted: bool = False) -> None:
+    def __init__(self, clusters: Clusters | PairClusters, *, trusted: bool = False) -> None:
         m = clusters.alive.size
         self.clusters = clusters
         self.trusted = trusted
@@ -231,7 +232,7 @@ class NearLists:
     def _join_block(self, i: np.ndarray, j: np.ndarray) -> None:
         c = self.clusters
         (slot_i, least_i), (slot_j, least_j) = self._bounds(i), self._bounds(j)
-        reach_i, reach_j = self.reach[i], self.reach[j]
+        reach_i, reach_j, between = self.reach[i], self.reach[j], self.bound[i]
         same = slot_i[:, :, None] == slot_j[:, None, :]
         both_i, both_j = same.any(axis=2), same.any(axis=1)
         # Of i's members also j's bounds, of j's others what is left: j's bound and i's reach.
@@ -242,8 +243,8 @@ class NearLists:
         there = np.where(both_i, there, beyond_j)
         least = np.concatenate(
             [
-                self._joined(i, j, least_i, there, slot_i),
-                np.where(both_j, np.inf, self._joined(i, j, beyond_i, least_j, slot_j)),
+                c.joined(i, j, least_i, there, slot_i, between),
+                np.where(both_j, np.inf, c.joined(i, j, beyond_i, least_j, slot_j, between)),
             ],
             axis=1,
         )
@@ -256,14 +257,8 @@ class NearLists:
         self.least[i] = least[:, :-1]
         if self.trusted:
             return
-        if c.ward:  # whatever the other's number of points, which is at least 1
-            between = self.bound[i]
-            n_i, n_j, more = c.size[i], c.size[j], reach_i + reach_j - between
-            reach = np.minimum(more, (n_i * reach_i + n_j * reach_j + more) / (n_i + n_j + 1))
-        else:
-            w_i, w_j = c.shares(i, j)
-            reach = w_i * reach_i + w_j * reach_j
-        self.reach[i] = np.minimum(least[:, -1], c.less_rounding(reach))
+        reach = c.joined_beyond(i, j, reach_i, reach_j, between)
+        self.reach[i] = np.minimum(least[:, -1], reach)
 
     def _bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slots (R, K) in rows' lists, and lower bounds of their distances.
@@ -274,17 +269,3 @@ class NearLists:
         least = self.least[rows]
         exact = self.id[rows] == self.clusters.id[slot]
         return slot, np.where(exact, least, np.minimum(least, self.reach[rows, None]))
-
-    def _joined(
-        self, i: np.ndarray, j: np.ndarray, a: np.ndarray, b: np.ndarray, other: np.ndarray
-    ) -> np.ndarray:
-        """Bounds of distances from unions of i and j to `other`: a are those from i, b from j."""
-        c = self.clusters
-        if c.ward:
-            n_i, n_j, n = c.size[i, None], c.size[j, None], c.size[other]
-            joined = (n_i + n) * a + (n_j + n) * b - n * self.bound[i, None]
-            joined /= n_i + n_j + n
-        else:
-            w_i, w_j = c.shares(i, j)
-            joined = w_i[:, None] * a + w_j[:, None] * b
-        return c.less_rounding(joined)

@@ -6,6 +6,8 @@ k-th smallest product of all, so that few groups are searched, and fewer with ev
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from visreg_core.metrics.trees._clusters import GROUP
@@ -36,20 +38,39 @@ def nearest_products(
         Product (b, m) is divided by the sum of entries own[b] and m.
     """
     b, m = len(queries), len(operand)
+    columns = min(max(_TILE // b // GROUP, 1) * GROUP, m)
+    buffer = np.empty(b * columns, dtype=queries.dtype)
+
+    def tiles() -> Iterator[np.ndarray]:
+        for start in range(0, m, columns):
+            stop = min(start + columns, m)
+            tile = buffer[: b * (stop - start)].reshape(b, stop - start)
+            np.matmul(queries, operand[start:stop].T, out=tile)
+            if inverse_size is not None:
+                tile /= inverse_size[own, None] + inverse_size[start:stop]
+            yield tile
+
+    return smallest_in_tiles(tiles(), m, own, k)
+
+
+def smallest_in_tiles(
+    tiles: Iterable[np.ndarray], m: int, own: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns (B, k) and values of the k smallest of each row, ascending, of m columns in tiles.
+
+    A tile (B, multiple of `GROUP`), C-contiguous, is overwritten, and no longer needed when the
+    next one is asked for.
+    """
+    b = own.size
     width = GROUP
     while width > 1 and m < 4 * k * width:
         width //= 2
-    columns = max(_TILE // b // GROUP, 1) * GROUP
-    columns = min(columns, m)
-    buffer = np.empty(b * columns, dtype=queries.dtype)
-    least = np.full((b, k), np.inf, dtype=queries.dtype)
     found = []
-    for start in range(0, m, columns):
-        stop = min(start + columns, m)
-        tile = buffer[: b * (stop - start)].reshape(b, stop - start)
-        np.matmul(queries, operand[start:stop].T, out=tile)
-        if inverse_size is not None:
-            tile /= inverse_size[own, None] + inverse_size[start:stop]
+    start = 0
+    for tile in tiles:
+        stop = start + tile.shape[1]
+        if start == 0:
+            least = np.full((b, k), np.inf, dtype=tile.dtype)
         mine = np.flatnonzero((own >= start) & (own < stop))
         tile[mine, own[mine] - start] = np.inf
         groups = (stop - start) // width
@@ -61,6 +82,7 @@ def nearest_products(
         values = grouped[row, :, group]
         one, member = np.nonzero(values <= bound[row, None])
         found.append((row[one], start + member * groups + group[one], values[one, member]))
+        start = stop
     row, column, value = (np.concatenate(part) for part in zip(*found, strict=True))
     kept = np.flatnonzero(value <= bound[row])
     kept = kept[np.argsort(row[kept].astype(np.uint16), kind="stable")]

@@ -1,13 +1,16 @@
-"""Reciprocal-nearest-neighbour rounds: average, weighted and Ward linkage in O(N·D) memory.
+"""Reciprocal-nearest-neighbour rounds: every linkage but single in O(N·D) memory.
 
 A reducible linkage may merge every pair of clusters that are each other's nearest neighbour at
 once, in any order, and gives the dendrogram of one merge at a time (RAC; Sumengen et al. 2021).
-For the linkages here the distance of two clusters follows from their means u, v, sizes and
+For most linkages the distance of two clusters follows from their means u, v, sizes and
 spreads s (mean squared distance of a cluster's points to its mean), without cancellation:
 
     average, squared Euclidean    d = ‖u − v‖² + s_u + s_v
     weighted                      the same, of means that weigh the two clusters joined alike
     Ward, squared                 d = 2 n_u n_v / (n_u + n_v) ‖u − v‖²
+
+Complete linkage, and average and weighted linkage of Euclidean distances, take all pairs of points
+each time (`PairClusters`), and all of them once more for the last clusters.
 
 Under ties a round merges disjoint pairs of which neither has a nearer neighbour, the lowest ids
 first, so that points on a lattice, or N equidistant ones, take about log N rounds. Once the
@@ -22,6 +25,8 @@ import numpy as np
 from visreg_core.metrics.trees._chain import merge_along_chains
 from visreg_core.metrics.trees._clusters import Clusters
 from visreg_core.metrics.trees._near_lists import NearLists
+from visreg_core.metrics.trees._pair_clusters import PairClusters
+from visreg_core.metrics.trees._pair_screen import PairScreen
 from visreg_core.metrics.trees._screen import Screen
 from visreg_core.typing import Device, Namespace
 
@@ -39,31 +44,20 @@ _EXACT = 1 << 14
 
 
 def merge_rounds(
+    clusters: Clusters | PairClusters,
     xp: Namespace,
     device: Device,
-    points: np.ndarray,
-    sizes: np.ndarray,
-    spreads: np.ndarray,
     *,
-    method: str,
-    lone: np.ndarray | None = None,
     graph: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Children (M − 1, 2) and heights (M − 1,) of the merges of M weighted points.
 
     Parameters
     ----------
+    clusters
+        One for each point; overwritten.
     xp, device
-        Where the products run.
-    points : float64 array (M, D)
-        Means of the starting clusters, centred, of magnitude about 1; overwritten.
-    sizes, spreads : float64 array (M,)
-        Their numbers of points and spreads.
-    method : str
-        "average" or "weighted", of squared Euclidean distances, or "ward".
-    lone : boolean array (M,), optional
-        At most one point whose distance to every other is its spread times 2, exactly: a zero
-        vector under cosine, whose ties rounding must not decide.
+        Where the products of `Clusters` run; those of `PairClusters` run on the host.
     graph : integer array (M, k), optional
         Points near to each one, or itself. Clusters that are not linked by these are looked at only
         where a cluster has none, until few are left: what is merged may not be the nearest.
@@ -74,15 +68,15 @@ def merge_rounds(
         Merge k makes cluster M + k of two clusters made before it, and is no lower than they are.
         Merges are in order of creation, not of height.
     """
-    if lone is None:
-        lone = np.zeros(sizes.size, dtype=bool)
-    clusters = Clusters(points, sizes, spreads, lone, method=method)
     near = NearLists(clusters, trusted=graph is not None)
     if graph is not None:
         near.put_graph(graph)
-    screen = Screen(xp, device, near)
+    if isinstance(clusters, PairClusters):
+        screen: Screen = PairScreen(near)
+    else:
+        screen = Screen(xp, device, near)
     children, heights = [], []
-    few = max(_FEW_CLUSTERS, points.shape[1] + 1)
+    few = max(_FEW_CLUSTERS, clusters.dim + 1)
     limit = clusters.count
     while clusters.count > 1:
         if near.trusted and clusters.count <= _EXACT:
@@ -91,7 +85,7 @@ def merge_rounds(
             if screen.crowded():
                 near.squeeze()
                 pairs, above = merge_along_chains(
-                    clusters.distances(), clusters.size, clusters.height, method=method
+                    clusters.distances(), clusters.size, clusters.height, method=clusters.method
                 )
                 number = np.concatenate([clusters.id, clusters.next_id + np.arange(above.size)])
                 children.append(number[pairs])

@@ -9,6 +9,7 @@ library gives the same dendrogram, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Screen:
         self.xp = xp
         self.device = device
         self.near = near
-        self.clusters = near.clusters
+        self.clusters: Any = near.clusters  # `Clusters`; not so in `PairScreen`
         self.dtype: DType = xp.float32
         self.on_host = _xp.works_in_tiles(xp)
         self.few_shapes = _xp.compiles(xp)  # each shape costs a compilation
@@ -49,9 +50,7 @@ class Screen:
             return
         rest, least = self._listed(rows)
         if 2 * rest.size > rows.size and self.dtype == self.xp.float32 and self._can_widen():
-            # float32 does not resolve the distances: continue in float64
-            self.dtype = self.xp.float64
-            self.clusters.operand = self.clusters.screened(np.dtype(np.float64))
+            self._widen()  # float32 does not resolve the distances: continue in float64
             rest, least = self._listed(rest)
         if rest.size:
             self._compare(rest, least)
@@ -73,15 +72,19 @@ class Screen:
     def _listed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`NearLists.settle` of rows with new lists."""
         points, inverse_size = self._upload()
-        step = _ROWS_HOST if self.on_host else self._block_rows
-        blocks = [rows[start : start + step] for start in range(0, rows.size, step)]
 
         def work(mine: Sequence[np.ndarray]) -> None:
             for block in mine:
                 self._put(block, *self._nearest(block, points, inverse_size))
 
-        threads.spread(work, blocks, rows.size * self.clusters.operand.shape[0], not self.on_host)
+        pairs = rows.size * self.clusters.alive.size
+        threads.spread(work, self._blocks(rows), pairs, not self.on_host)
         return self.near.settle(rows)
+
+    def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows whose nearest clusters are searched together."""
+        step = _ROWS_HOST if self.on_host else self._block_rows
+        return [rows[start : start + step] for start in range(0, rows.size, step)]
 
     def _put(self, rows: np.ndarray, slot: np.ndarray, value: np.ndarray) -> None:
         """Set rows' lists from the nearest slots (R, K) by products, whose error is checked."""
@@ -131,10 +134,10 @@ class Screen:
         if self.on_host:
             index, value = nearest_products(self._queries(rows), points, rows, k, inverse_size)
         else:
-            scores = self._scores(rows, points, inverse_size)
-            at = _smallest(xp, scores, k)
-            value = _xp.to_numpy(xp.take_along_axis(scores, at, axis=1))[: rows.size]
+            nearest = _xp.compiled(xp, _nearest_by_scores, "xp", "k")
+            at, least = nearest(xp, *self._operands(rows), points, inverse_size, k)
             index = _xp.to_numpy(at)[: rows.size]
+            value = _xp.to_numpy(least)[: rows.size]
         return index, value.astype(np.float64) * self.weight
 
     def _queries(self, rows: np.ndarray) -> np.ndarray:
@@ -143,15 +146,10 @@ class Screen:
         queries[:, -1] = self.clusters.operand[rows, -2]
         return queries
 
-    def _scores(self, rows: np.ndarray, points: Array, inverse_size: Array | None) -> Array:
-        """Screened distances (R, slots) of rows, repeated as `_padded` does; ∞ to themselves."""
-        xp = self.xp
+    def _operands(self, rows: np.ndarray) -> tuple[Array, Array]:
+        """The queries of rows, repeated as `_padded` does, and the rows."""
         rows = self._padded(rows)
-        scores = self._to_device(self._queries(rows)) @ xp.matrix_transpose(points)
-        own = self._to_device(rows)
-        if inverse_size is not None:
-            scores = scores / (xp.take(inverse_size, own, axis=0)[:, None] + inverse_size[None, :])
-        return _exclude(xp, scores, own)
+        return self._to_device(self._queries(rows)), self._to_device(rows)
 
     def _compare(self, rows: np.ndarray, least: np.ndarray) -> None:
         """Settle rows that are no nearer than `least` to more clusters than a list holds."""
@@ -160,7 +158,8 @@ class Screen:
         step = self._block_rows
         for start in range(0, rows.size, step):
             block, best = rows[start : start + step], least[start : start + step]
-            scores = self._scores(block, points, inverse_size)
+            scored = _xp.compiled(self.xp, _scores, "xp")
+            scores = scored(self.xp, *self._operands(block), points, inverse_size)
             scores = _xp.to_numpy(scores)[: block.size]
             error = self._error(block, best, _xp.dtype_name(self.dtype))
             limit = ((best + 2 * error) / self.weight).astype(scores.dtype)
@@ -186,8 +185,11 @@ class Screen:
         info = np.finfo(dtype)
         weight = 2 * c.size[rows] if c.ward else 1.0
         scale = weight * c.norm[rows] + np.abs(least)
-        terms = c.mean.shape[1] + 8
-        return terms * (8 * (info.eps / 2) * scale + 8 * weight * info.tiny)
+        return (c.dim + 8) * (8 * (info.eps / 2) * scale + 8 * weight * info.tiny)
+
+    def _widen(self) -> None:
+        self.dtype = self.xp.float64
+        self.clusters.operand = self.clusters.screened(np.dtype(np.float64))
 
     def _can_widen(self) -> bool:
         return "float64" in self.xp.__array_namespace_info__().dtypes(kind="real floating")
@@ -208,6 +210,25 @@ class Screen:
         if dtype is None and self.few_shapes:
             a = a.astype(np.int32)  # int64 may not exist there
         return _xp.from_numpy(self.xp, a, device=self.device, dtype=dtype)
+
+
+def _nearest_by_scores(
+    xp: Namespace, queries: Array, own: Array, points: Array, inverse_size: Array | None, k: int
+) -> tuple[Array, Array]:
+    """Slots (R, k) of the least screened distances of rows, and these."""
+    scores = _scores(xp, queries, own, points, inverse_size)
+    at = _smallest(xp, scores, k)
+    return at, xp.take_along_axis(scores, at, axis=1)
+
+
+def _scores(
+    xp: Namespace, queries: Array, own: Array, points: Array, inverse_size: Array | None
+) -> Array:
+    """Screened distances (R, slots) of rows `own`; ∞ to themselves."""
+    scores = queries @ xp.matrix_transpose(points)
+    if inverse_size is not None:
+        scores = scores / (xp.take(inverse_size, own, axis=0)[:, None] + inverse_size[None, :])
+    return _exclude(xp, scores, own)
 
 
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:

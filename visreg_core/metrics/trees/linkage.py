@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections import deque
 
 import numpy as np
@@ -12,6 +10,8 @@ from visreg_core import _xp, checks
 from visreg_core._xp.points import Members, distinct
 from visreg_core.metrics._inputs import matrix, plain, power_of_two, unit_rows
 from visreg_core.metrics._resampling import drawn_order, taken
+from visreg_core.metrics.trees._clusters import Clusters
+from visreg_core.metrics.trees._pair_clusters import PairClusters
 from visreg_core.metrics.trees._rounding import Rounding
 from visreg_core.metrics.trees._rounds import merge_rounds
 from visreg_core.metrics.trees._spanning_tree import Edges, forest, merged, spanning_tree
@@ -39,7 +39,8 @@ def linkage(
         Near rows of every row, such as an approximate search for neighbours finds them. The
         dendrogram is then approximate: a cluster is compared with those that its rows' neighbours
         are in, and with all others where these are its own; what is left at 16,384 clusters is
-        joined exactly. For the methods that need no matrix of distances, but "single".
+        joined exactly. For average and weighted linkage of "cosine" and "sqeuclidean", and
+        Ward's.
 
     Returns
     -------
@@ -54,20 +55,18 @@ def linkage(
         NaN or infinity, a graph of other rows or with a method that takes none.
     TypeError
         `x` is not a floating array of a supported library.
-    MemoryError
-        The distances that complete linkage, or average or weighted linkage of Euclidean distances,
-        would keep are more than the machine's memory.
 
     Notes
     -----
-    O(N·D) memory: average and weighted linkage of cosine and squared Euclidean distances, Ward's,
-    and single linkage of any distance. The first three merge in rounds, whose products run in the
-    namespace and on the device of `x`; decisions are taken in float64 on the host, so that all
-    libraries give the same dendrogram. (For up to 4096 clusters, or D + 1, too close to equidistant
-    for float32, all distances are computed on the host.) Single linkage is a minimum spanning tree,
-    on the host. Complete linkage of any distance, and average and weighted linkage of Euclidean
-    ones, use SciPy on the host, with its N(N − 1)/2 distances: 0.4 GB at N = 10,000, 40 GB at
-    100,000, and as much again for SciPy's copy.
+    No method keeps a matrix of N² distances, but for the last 4096 clusters (134 MB), or D + 1.
+
+    Average and weighted linkage of cosine and squared Euclidean distances, and Ward's, merge in
+    rounds, whose products run in the namespace and on the device of `x`; decisions are taken in
+    float64 on the host, so that all libraries give the same dendrogram. (The last clusters are
+    taken by all their distances only if they are too close to equidistant for float32.) Single
+    linkage is a minimum spanning tree, on the host. Complete linkage, and average and weighted
+    linkage of Euclidean distances, merge in rounds on the host; their distances are taken from all
+    pairs of points anew each time, which costs about four times as much as where means will do.
 
     On NumPy arrays all cores are used; `visreg_core.threads.at_most_threads` limits them.
 
@@ -81,7 +80,8 @@ def linkage(
     every other vector, and 0 to another zero vector, to which it is identical. In a tie the lower
     cluster numbers, by order of creation, go first, so that the dendrogram depends on the order of
     the rows, unless only identical rows tie. (In single linkage edges of equal length tie, and go
-    by their rows' numbers.) In any order every merge joins a nearest pair of clusters. Measures of
+    by their rows' numbers. Where all distances of the last clusters are taken, it is the numbers of
+    those nearest to one cluster that count.) In any order every merge joins a nearest pair of clusters. Measures of
     embeddings draw a random order of the rows first, so that the order cannot affect a score;
     shuffle the rows of a file that is sorted by class before you cut its dendrogram. Ward's heights
     are SciPy's, √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
@@ -123,28 +123,25 @@ def linkage(
             "expected a graph with Ward's method, or average or weighted linkage of cosine or "
             f"squared Euclidean distances; found {method!r} and {metric!r}"
         )
-    if method == "average" and metric == "euclidean":
-        # No function of cluster means, and SciPy takes no multiplicities: identical rows stay.
-        children, heights = _by_scipy(points, method, metric)
-    else:
-        first, members = distinct(points)
-        children, cluster = _join_identical(n, members)
-        heights = np.zeros(children.shape[0])
-        if first.size > 1:
-            if members is not None:
-                points = points[first]
-                if near is not None:
-                    near = members.group[near[first]]
+    first, members = distinct(points)
+    children, cluster = _join_identical(n, members)
+    heights = np.zeros(children.shape[0])
+    if first.size > 1:
+        if members is not None:
+            points = points[first]
+            if near is not None:
+                near = members.group[near[first]]
+        if method == "single":
+            joins, above = _by_spanning_tree(points, metric)
+        else:
+            sizes = np.ones(n) if members is None else members.size.astype(np.float64)
             if by_means:
-                sizes = np.ones(n) if members is None else members.size.astype(np.float64)
-                joins, above = _by_rounds(xp, _xp.device(x), points, sizes, method, metric, near)
-            elif method == "single":
-                joins, above = _by_spanning_tree(points, metric)
+                joins, above = _by_means(xp, _xp.device(x), points, sizes, method, metric, near)
             else:
-                joins, above = _by_scipy(points, method, metric)
-            cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
-            children = np.concatenate([children, cluster[joins]])
-            heights = np.concatenate([heights, above])
+                joins, above = _by_pairs(points, sizes, method, metric)
+        cluster = np.concatenate([cluster, n + heights.size + np.arange(above.size)])
+        children = np.concatenate([children, cluster[joins]])
+        heights = np.concatenate([heights, above])
     order = np.argsort(heights, kind="stable")  # children come before parents at equal height
     children, heights = children[order], rounding.levelled(heights[order])
     with np.errstate(over="ignore"):  # squares beyond float64 are infinite
@@ -165,7 +162,7 @@ def drawn_linkage(x: Array, method: str, metric: str, *, seed: int = 0, draw: in
     return z
 
 
-def _by_rounds(
+def _by_means(
     xp: Namespace,
     device: Device,
     points: np.ndarray,
@@ -183,12 +180,9 @@ def _by_rounds(
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
         lone[:] = ~points.any(axis=1)
-    points -= (sizes / sizes.sum()) @ points  # in place: there may be many
-    unit = power_of_two(points)
-    points /= unit
-    children, heights = merge_rounds(
-        xp, device, points, sizes, lone / unit**2, method=method, lone=lone, graph=near
-    )
+    unit = _centred(points, sizes)
+    clusters = Clusters(points, sizes, lone / unit**2, lone, method=method)
+    children, heights = merge_rounds(clusters, xp, device, graph=near)
     if method == "ward":
         return children, np.sqrt(heights) * unit
     return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
@@ -218,39 +212,30 @@ def _by_spanning_tree(points: np.ndarray, metric: str) -> tuple[np.ndarray, np.n
     return merged(edges), heights
 
 
-def _by_scipy(points: np.ndarray, method: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Merges by SciPy, from N(N − 1)/2 distances on the host."""
-    from scipy.cluster.hierarchy import linkage as scipy_linkage
-    from scipy.spatial.distance import pdist
+def _by_pairs(
+    points: np.ndarray, sizes: np.ndarray, method: str, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merges of distinct points by distances of all their pairs, of which none are kept.
 
-    n = points.shape[0]
-    needed, memory = 8 * n * (n - 1), _memory()  # N(N − 1)/2 numbers, and SciPy's copy
-    if memory is not None and needed > memory:
-        raise MemoryError(
-            f"expected at most {math.isqrt(memory // 8)} distinct rows for {method} linkage of "
-            f"{metric} distances, which keeps all of them twice, in this machine's memory of "
-            f"{memory / 1e9:.1f} GB; found {n}, which take {needed / 1e9:.1f} GB: single linkage, "
-            "Ward's, and average linkage of 'cosine' or 'sqeuclidean' need no matrix"
-        )
-    if metric == "cosine":
-        distances = pdist(points, "sqeuclidean") / 2
-        for i in np.flatnonzero(~points.any(axis=1)):  # one row at most: they are distinct
-            before = np.arange(i)
-            start = i * n - i * (i + 1) // 2  # of the distances to i + 1, i + 2, …
-            distances[before * n - before * (before + 1) // 2 + i - before - 1] = 1.0
-            distances[start : start + n - i - 1] = 1.0
-    else:
-        distances = pdist(points, metric)
-    z = scipy_linkage(distances, method)
-    return z[:, :2].astype(np.intp), z[:, 2]
+    A zero vector has a coordinate of its own under cosine: distance (1 + 1) / 2 to unit vectors.
+    """
+    lone = np.logical_and(~points.any(axis=1), metric == "cosine")
+    if lone.any():
+        points = np.column_stack([points, lone])
+    unit = _centred(points, sizes)
+    clusters = PairClusters(points, sizes, lone, 2 / unit**2, method=method)
+    children, heights = merge_rounds(clusters, np, "cpu")
+    if metric == "euclidean":
+        return children, (np.sqrt(heights) if method == "complete" else heights) * unit
+    return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
 
 
-def _memory() -> int | None:
-    """The machine's memory in bytes, where the system says it."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on Windows
-        return None
+def _centred(points: np.ndarray, sizes: np.ndarray) -> float:
+    """Move the origin to the mean, and divide by a power of two, which is returned: in place."""
+    points -= (sizes / sizes.sum()) @ points  # there may be many
+    unit = power_of_two(points)
+    points /= unit
+    return unit
 
 
 def _near_rows(graph: Array, n: int) -> np.ndarray:
