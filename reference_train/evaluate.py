@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,13 +33,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from reference_train import checkpoint
-from reference_train.config import Config, check, from_dict, known_keys
+from reference_train import loading
+from reference_train.config import Config
 from reference_train.encoders import checked_layers
 from reference_train.environment import write_result
-from reference_train.errors import TrainError, did_you_mean, one_line
-from reference_train.finetune import finetune
-from reference_train.foreign import normalisation
+from reference_train.errors import TrainError, one_line
+from reference_train.finetune import Protocol, finetune
 from reference_train.measure import Measured, embed, rows_of
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
@@ -63,68 +62,8 @@ class Loaded(NamedTuple):
 
 def load_run(folder: Path, settings: list[str], *, untrained: bool, cpu: bool) -> Loaded:
     """The newest readable checkpoint of a run, and its splits or those that `settings` name."""
-    from reference_train.train import new_learner
-
-    paths = sorted(folder.glob(checkpoint.PATTERN), reverse=True)
-    if not paths:
-        raise TrainError(f"{folder}: no checkpoint")
-    for path in paths:
-        try:
-            state = checkpoint.read(path)
-            break
-        except TrainError as error:
-            print(f"{error}: skipped", file=sys.stderr)  # noqa: T201
-    else:
-        raise TrainError(f"{folder}: no checkpoint can be read")
-    trained = from_dict(state["config"])
-    config = changed(trained, settings, fixed=("model", "method", "optim"))
-    torch.manual_seed(trained.run.seed)
-    # the number of classes is that of the probe's last bias: the training images need not exist
-    learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
-    if not untrained:
-        learner.load_state_dict(state["learner"])
+    config, learner, _ = loading.given(folder, None, settings, untrained=untrained)
     return loaded(config, learner, cpu=cpu)
-
-
-def load_model(name: str, settings: list[str], *, cpu: bool) -> Loaded:
-    """Other people's weights: ``hf:NAME``, ``timm:NAME``, a file or a run, on images by `settings`.
-
-    The model's own mean and standard deviation of the channels are taken where it states them, and
-    images are resized to `augment.global_size` at once.
-    """
-    given = {setting.partition("=")[0] for setting in settings}
-    if "data.source" not in given:
-        raise TrainError("--model: the images are not known: data.source=... data.path=...")
-    start = Config()
-    start.run.folder = name
-    # nothing is trained: the smallest projector, and no online probe
-    start.model.init_from, start.model.projector_layers, start.model.dim = name, 1, 1
-    start.probe.online = False
-    config = changed(start, settings, fixed=("method", "optim"))
-    if "data.size" not in given:
-        config.data.size = config.augment.global_size
-    found = normalisation(name)
-    if found and not given & {"data.mean", "data.std"} and len(found[0]) == config.data.channels:
-        config.data.mean, config.data.std = found
-    return loaded(config, Learner(config, 0), cpu=cpu)
-
-
-def changed(config: Config, settings: list[str], *, fixed: tuple[str, ...]) -> Config:
-    """The configuration with ``key=value`` settings, none of them of a `fixed` group."""
-    from omegaconf import OmegaConf
-
-    for setting in settings:
-        key, equals, _ = setting.partition("=")
-        if not equals:
-            raise TrainError(f"expected key=value; found {setting!r}")
-        if key not in known_keys():
-            raise TrainError(f"unknown key {key!r}{did_you_mean(key, known_keys())}")
-        if key.split(".")[0] in fixed:
-            raise TrainError(f"{key} is fixed by the run: data, augment, probe and run may change")
-    merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(settings))
-    made = OmegaConf.to_object(merged)
-    check(made)
-    return made
 
 
 def loaded(config: Config, learner: Learner, *, cpu: bool) -> Loaded:
@@ -134,7 +73,7 @@ def loaded(config: Config, learner: Learner, *, cpu: bool) -> Loaded:
         print(note, file=sys.stderr)  # noqa: T201
     if splits.test is None:
         raise TrainError("the evaluation needs labelled images of both splits: data.source, ...")
-    device = torch.device("cpu" if cpu or not torch.cuda.is_available() else "cuda")
+    device = loading.device(cpu)
     return Loaded(config, learner.to(device).float().eval(), splits, device)
 
 
@@ -209,12 +148,11 @@ def fewshot(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def fine_tune(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy of the whole network after training it on the labels."""
-    accuracy = finetune(
-        run.learner.backbone, run.config, run.splits, epochs=given.epochs, lr=given.lr,
-        device=run.device,
-    )  # fmt: skip
-    return {"accuracy": accuracy, "epochs": given.epochs, "lr": given.lr}
+    """Accuracy of the whole network after training it on the labels, by DeiT's protocol."""
+    protocol = Protocol(**{name: getattr(given, name) for name in Protocol._fields})
+    on_cpu = run.device.type == "cpu"
+    tuned = finetune(run.learner.backbone, run.config, run.splits, protocol, cpu=on_cpu)
+    return {"accuracy": tuned.accuracy, **protocol._asdict()}
 
 
 def export(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
@@ -299,8 +237,9 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--shots", type=positive, nargs="+", default=[1, 5, 10])
             command.add_argument("--draws", type=positive, default=5)
         if name == "finetune":
-            command.add_argument("--epochs", type=positive, default=20)
-            command.add_argument("--lr", type=float, default=1e-3)
+            for setting, default in Protocol()._asdict().items():
+                option, kind = f"--{setting.replace('_', '-')}", type(default)
+                command.add_argument(option, type=kind, default=default, help=f"default {default}")
         if name == "export":
             command.add_argument("--split", choices=("train", "test"), default="test")
             command.add_argument("--rows", type=positive)
@@ -313,18 +252,14 @@ def parser() -> argparse.ArgumentParser:
 
 def open_given(given: argparse.Namespace) -> Loaded:
     """What RUN or --model names; `given.run` becomes the folder that results are written into."""
-    if given.model is None and given.run is None:
-        raise TrainError("expected RUN or --model; found neither")
-    if given.model is None:
-        given.run = Path(given.run)
-        return load_run(given.run, given.settings, untrained=given.untrained, cpu=given.cpu)
-    if given.untrained:
-        raise TrainError("--untrained is of a run; found --model")
-    settings = [*filter(None, [given.run]), *given.settings]
-    given.run = Path("runs/models") / re.sub(r"[^\w.-]+", "-", given.model).strip("-")
-    opened = load_model(given.model, settings, cpu=given.cpu)
-    given.run.mkdir(parents=True, exist_ok=True)
-    return opened
+    settings, folder = given.settings, given.run and Path(given.run)
+    if given.model is not None:
+        settings, folder = [*filter(None, [given.run]), *settings], None
+        if not any(setting.startswith("data.source=") for setting in settings):
+            raise TrainError("--model: the images are not known: data.source=... data.path=...")
+    found = loading.given(folder, given.model, settings, untrained=given.untrained)
+    config, learner, given.run = found
+    return loaded(config, learner, cpu=given.cpu)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -336,7 +271,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (TrainError, OSError, ValueError) as error:
         print(f"reference_train.evaluate: {one_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one reports
+        return
     name = f"{given.command}{'-untrained' if given.untrained else ''}.json"
+    given.run.mkdir(parents=True, exist_ok=True)
     write_result(given.run / name, result)
     print(json.dumps(result, indent=1))  # noqa: T201
 

@@ -7,6 +7,7 @@ so (BEiT, data2vec). MAE leaves no patch out.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,11 @@ def pooled(name: str, model: nn.Module, settings: Model, image_size: int, channe
     return Pooled(model.train(), n_features)
 
 
-def normalisation(name: str) -> tuple[list[float], list[float]] | None:
+def normalisation(name: str, encoder: nn.Module) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation of the channels that the model was trained with, where it says.
 
-    From the image processor of ``hf:`` and the settings of ``timm:``; a file of weights has none.
+    From the image processor of ``hf:`` and the settings of ``timm:`` or of an export for timm; a
+    file of weights alone has none.
     """
     if name.startswith("hf:"):
         from transformers import AutoImageProcessor
@@ -143,12 +145,11 @@ def normalisation(name: str) -> tuple[list[float], list[float]] | None:
             processor = AutoImageProcessor.from_pretrained(name.removeprefix("hf:"))
         except (OSError, ValueError, ImportError):
             return None
-        if getattr(processor, "image_mean", None) is None:
-            return None
-        return list(processor.image_mean), list(processor.image_std)
-    if name.startswith("timm:"):
-        import timm
-
-        found = timm.models.get_pretrained_cfg(name.removeprefix("timm:"))
-        return None if found is None else (list(found.mean), list(found.std))
-    return None
+        mean, std = (getattr(processor, f"image_{key}", None) for key in ("mean", "std"))
+    else:
+        stated = Path(name) / "config.json"
+        says = getattr(encoder.model, "pretrained_cfg", None)
+        if says is None and stated.is_file():
+            says = json.loads(stated.read_text()).get("pretrained_cfg")
+        mean, std = ((says or {}).get(key) for key in ("mean", "std"))
+    return None if mean is None else (list(mean), list(std))

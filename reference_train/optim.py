@@ -36,7 +36,9 @@ def optimizer(learner: Learner, optim: Optim, probe: Probe) -> torch.optim.Optim
     groups = parameter_groups(learner, optim, probe)
     if optim.name == "adamw":
         betas = tuple(optim.betas)
-        return torch.optim.AdamW(groups, optim.lr, betas, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(
+            groups, optim.lr, betas, weight_decay=optim.weight_decay, fused=optim.fused or None
+        )
     return LARS(groups, optim.lr, optim.weight_decay, optim.momentum, optim.trust)
 
 

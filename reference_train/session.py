@@ -36,7 +36,7 @@ class Session:
         accelerator: Accelerator,
         config: Config,
         classes: list[str] | None,
-        **parts: torch.nn.Module | torch.optim.Optimizer,
+        parts: dict[str, torch.nn.Module | torch.optim.Optimizer],
     ) -> None:
         self.accelerator, self.config, self.classes = accelerator, config, classes
         self.folder, self.parts = Path(config.run.folder), parts

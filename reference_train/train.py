@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from reference_train import data, methods, optim
+from reference_train import data, methods, optim, speed
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
@@ -66,13 +66,17 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     method = methods.build(config, learner).to(device)
     dtype = torch.float64 if config.run.precision == "float64" else torch.float32
     learner.to(dtype).train(), method.to(dtype)
+    speed.hasten(learner, config.run)
     optimizer = optim.optimizer(learner, config.optim, config.probe)
+    average = speed.average(learner, config.optim.ema)
+    evaluated = learner if average is None else average.module
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
     # State
-    session = Session(
-        accelerator, config, splits.classes, learner=learner, method=method, optimizer=optimizer
-    )
+    parts = {"learner": learner, "method": method, "optimizer": optimizer}
+    if average is not None:
+        parts["average"] = average
+    session = Session(accelerator, config, splits.classes, parts)
     first, lanes, places = session.resume()
     if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
@@ -85,7 +89,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     measured = Measured(config, splits, device) if splits.test is not None else None
     ledger = Ledger(accelerator, folder)
     model = accelerator.prepare(learner)  # data parallel; under autocast with bfloat16
-    gradients = Gradients(accelerator, model, method, crops_of, dtype)
+    gradients = Gradients(accelerator, model, method, crops_of, dtype, config.run.channels_last)
     together = config.run.statistics == "batch"
     backpropagate = gradients.of_batch if together else gradients.of_means
     say(accelerator, f"{describe(learner)}; steps {first} ... {steps} on {world} x {device}")
@@ -122,6 +126,8 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)
+        if average is not None:
+            average.update_parameters(learner)
         ids = torch.cat([batch.ids for batch in batches])
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
         progress.bar.update()
@@ -137,7 +143,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
                 trackers.add(done, {"lr": lr, **means})
                 progress.report(done, means["loss"])
         if measured and log and evaluates(config, done, steps, steps_per_epoch):
-            accuracy = measured.knn(encoder(learner))
+            accuracy = measured.knn(encoder(evaluated))
             evaluations.add({"step": done, "epoch": done / steps_per_epoch, "knn": accuracy})
             trackers.add(done, {"knn": accuracy})
         if saving:  # last, so that a kill before it loses no row: the step is done again
@@ -150,7 +156,7 @@ def train(config: Config) -> dict[str, dict[str, float]]:
         if log.rows:
             draw_curves(folder)
         if measured:
-            results = final_table(config, splits, measured, learner, folder)
+            results = final_table(config, splits, measured, evaluated, folder)
         trackers.close()
     accelerator.wait_for_everyone()
     # DDP ends before its group: while it holds the last reference, its destructor waits, with the

@@ -8,6 +8,7 @@ VICReg and Barlow Twins. Width, depth, patch and size are read from the shapes.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -135,7 +136,7 @@ def _vit(tensors: Weights, settings: Model, path: Path) -> tuple[ViT, str]:
         raise TrainError(f"{path}: expected pos_embed and no fc_norm, a ViT's; found otherwise")
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     depth = 1 + max(int(n.split(".")[1]) for n in tensors if n.startswith("blocks."))
-    heads = settings.heads or width // HEAD_WIDTH
+    heads = settings.heads or _stated_heads(path) or width // HEAD_WIDTH
     if not heads or width % heads:
         raise TrainError(f"{path}: a width of {width} does not tell the heads: model.heads=...")
     hidden = len(tensors.get("blocks.0.mlp.fc1.weight", ()))
@@ -192,8 +193,17 @@ def _vit(tensors: Weights, settings: Model, path: Path) -> tuple[ViT, str]:
                 state[f"encoder.layer.{i}.layer_scale{k}.lambda1"] = torch.ones(width)
     _load(model, state, path)
     about = f"ViT of width {width}, depth {depth}, {heads} heads"
-    about += "" if settings.heads else f" (width / {HEAD_WIDTH}; another number: model.heads=)"
+    if not settings.heads and not _stated_heads(path):
+        about += f" (width / {HEAD_WIDTH}; another number: model.heads=)"
     return vit(model, settings), f"{about}, patches of {patch}, {side * patch} pixels"
+
+
+def _stated_heads(path: Path) -> int | None:
+    """From a folder's ``config.json`` of timm."""
+    stated = path / "config.json"
+    if not stated.is_file():
+        return None
+    return json.loads(stated.read_text()).get("model_args", {}).get("num_heads")
 
 
 def _block(name: str, tensor: torch.Tensor, scaled: bool, place: str) -> Weights:

@@ -195,13 +195,15 @@ def forward_of_shapes(
 def _of_kernels(call: LossCall, tensors: Sequence[Tensor], need_gradient: bool) -> list[Tensor]:
     """The same where kernels compute the whole loss: on the meta device none is launched.
 
-    Kernels branch on sizes and strides, which therefore become constants of the graph.
+    Kernels branch on sizes and strides. Where these are symbols, so become those of what is saved,
+    each a new one, which only a call tells: one graph then serves all sizes.
     """
+    symbols = any(isinstance(n, torch.SymInt) for t in tensors for n in t.shape)
     with _disable_current_modes(), torch.no_grad():
         shapes = [
             torch.empty_strided(
-                [int(n) for n in t.shape],
-                [int(n) for n in t.stride()],
+                [_hint(n) for n in t.shape],
+                [_hint(n) for n in t.stride()],
                 dtype=t.dtype,
                 device="meta",
             )
@@ -213,7 +215,17 @@ def _of_kernels(call: LossCall, tensors: Sequence[Tensor], need_gradient: bool) 
         fields = list(fields) if isinstance(fields, tuple) else [fields]
         found = [*fields, *without_none(flat(saved), fields[0])] if need_gradient else fields
     device = tensors[0].device
-    return [torch.empty(x.shape, dtype=x.dtype, device=device) for x in found]
+    size = torch.library.get_ctx().new_dynamic_size if symbols else None
+    return [
+        torch.empty([size() if size else n for n in x.shape], dtype=x.dtype, device=device)
+        for x in found
+    ]
+
+
+def _hint(size: Any) -> int:
+    """The size that a symbol stands for while code is traced."""
+    found: int = size.node.hint if isinstance(size, torch.SymInt) else size
+    return found
 
 
 def backward(

@@ -50,6 +50,8 @@ HOST_ARITHMETIC = {
     "tanglegram",
     "to_networkx",
     "to_newick",
+    "triplet_accuracy",
+    "wordnet_paths",
 } | {n for n in metrics.__all__ if "_from_" in n}
 SORTING = {loss.function for loss in examples() if loss.sorts}
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
-from reference_train import checkpoint, evaluate, finetune, pictures, probe
+from reference_train import checkpoint, evaluate, loading, pictures, probe
 from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
@@ -136,18 +136,6 @@ def test_hierarchy(run, capsys, tmp_path):
     assert len(found["linear by level"]) == 2
 
 
-def test_fine_tuning_moves_by_the_schedules_rates(run, monkeypatch):
-    loaded = evaluate.load_run(run, ["probe.max_rows=50"], untrained=False, cpu=True)
-    settings = {"lr": 1e-2, "device": torch.device("cpu")}
-    tune = finetune.finetune
-    given = loaded.learner.backbone, loaded.config, loaded.splits
-    before = tune(*given, epochs=0, **settings)
-    monkeypatch.setattr(finetune, "learning_rate", lambda *given: 0.0)
-    assert tune(*given, epochs=1, **settings) == before
-    monkeypatch.undo()
-    assert tune(*given, epochs=1, **settings) != before
-
-
 @pytest.mark.parametrize("command", ["export", "probe", "fewshot"])
 def test_layers_beyond_the_models_are_refused(run, capsys, command):
     with pytest.raises(SystemExit):
@@ -207,9 +195,8 @@ def test_other_peoples_models_need_no_run(run, capsys, tmp_path, monkeypatch):
     found = result(capsys, "probe", "--model", "hf:mae", *images, "--epochs", 1)
     assert found == result(capsys, "probe", "--model", "hf:mae", *images, "--epochs", 1)
     assert (tmp_path / "runs" / "models" / "hf-mae" / "probe.json").exists()
-    opened = evaluate.load_model("hf:mae", images, cpu=True)
-    assert (opened.config.data.mean, opened.config.data.std) == ([0.3], [0.4])
-    assert opened.config.data.size == 8
+    opened, _, _ = loading.given(None, "hf:mae", images)
+    assert (opened.data.mean, opened.data.std, opened.data.size) == ([0.3], [0.4], 8)
     own = ["data.mean=[0.3]", "data.std=[0.38]"]
     found = result(capsys, "knn", "--model", run, *images, *own, "--k", 3)
     assert found == result(capsys, "knn", run, "probe.max_rows=60", "--k", 3)
@@ -228,7 +215,7 @@ def test_a_run_starts_from_another(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["knn"], "expected RUN or --model; found neither"),
+        (["knn"], "expected either RUN or --model; found both or neither"),
         (["knn", "--model", "hf:x"], "the images are not known: data.source="),
         (["knn", "{run}", "data.sauce=folder"], "unknown key 'data.sauce'; nearest: data.source"),
         (["knn", "{run}", "data.size"], "expected key=value; found 'data.size'"),

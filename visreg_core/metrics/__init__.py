@@ -52,7 +52,11 @@ from visreg_core.metrics.trees.branches import (
     branch_correlations,
     disagreeing_branches,
 )
-from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
+from visreg_core.metrics.trees.class_tree import (
+    cifar100_parents,
+    hierarchical_labels,
+    wordnet_paths,
+)
 from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.trees.dendrogram_similarity import (
     FowlkesMallows,
@@ -77,6 +81,7 @@ from visreg_core.metrics.trees.tree_similarity import (
     cophenetic_similarity,
     lca_similarity,
 )
+from visreg_core.metrics.trees.triplets import triplet_accuracy
 from visreg_core.metrics.two_sample import TwoSampleTest, two_sample_test
 from visreg_core.metrics.uniformity import alignment, uniformity
 
@@ -150,7 +155,9 @@ __all__ = [
     "tanglegram",
     "to_networkx",
     "to_newick",
+    "triplet_accuracy",
     "two_sample_test",
     "uniformity",
+    "wordnet_paths",
     "worst_direction",
 ]

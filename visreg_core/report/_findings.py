@@ -29,6 +29,7 @@ _ANTI_HUBS, _HUB = 0.2, 10.0
 _OVERLAP = 0.2
 _REPEATED = 0.01
 _P = 0.01
+_UNIT = 0.1  # median distance of the standard deviations from 1, of embeddings meant to be N(0, I)
 _RARE = 2  # rows of a class
 _CONFUSED = 0.5  # of a class
 _LOST = 0.5  # of the way from chance to 1
@@ -51,7 +52,7 @@ def findings(
         _anisotropy(survey),
         *_rows(survey, of_file),
         *_pairs(geometry, of_file(drawn)),
-        *_shape(direction),
+        *_shape(direction, sigma),
     ]
     return ordered(found)
 
@@ -242,6 +243,21 @@ def _pairs(geometry: Geometry, rows: np.ndarray) -> Iterator[Finding]:
             "look at these rows",
             _shown(rows[geometry.outliers]),
         )
+    if geometry.islands:
+        sizes = [len(island) for island in geometry.islands]
+        ends = f"{sizes[0]:,}" + (f" to {sizes[-1]:,}" if sizes[-1] > sizes[0] else "")
+        groups = "group" if len(sizes) == 1 else "groups"
+        yield Finding(
+            "look",
+            "isolated islands",
+            f"{sum(sizes):,} of {n:,} rows in {len(sizes):,} {groups} of {ends} whose neighbours "
+            "are all among themselves",
+            "none",
+            "another source, language or modality in one file, a class pulled together to a point, "
+            "or copies",
+            "look at rows of each: a search by neighbours never leads from one to another",
+            _shown(rows[[island[0] for island in geometry.islands]]),
+        )
     if len(geometry.near_duplicates):
         yield Finding(
             "look" if len(geometry.near_duplicates) > _REPEATED * n else "good",
@@ -263,17 +279,35 @@ def _pairs(geometry: Geometry, rows: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _shape(direction: Direction | None) -> Iterator[Finding]:
+def _shape(direction: Direction | None, sigma: np.ndarray) -> Iterator[Finding]:
     if direction is None:
         return
-    if direction.p >= _P:  # all but embeddings trained to be Gaussian have such a direction
+    searched = "of rows it was not searched on"
+    if direction.p >= _P:
         yield Finding(
             "good",
             "Gaussian in every direction",
-            f"p = {direction.p:.2g} in the least Gaussian direction found, of rows it was not "
-            "searched on",
+            f"p = {direction.p:.2g} in the least Gaussian direction found, {searched}",
             f"p at least {_P:g}",
         )
+        return
+    # All but embeddings trained to be Gaussian have such a direction.
+    meant = float(np.median(np.abs(sigma - 1))) < _UNIT
+    yield Finding(
+        "look" if meant else "good",
+        "non-Gaussian direction",
+        f"z = {direction.z:.3g}, p = {direction.p:.2g} in the least Gaussian direction found, "
+        f"{searched}; dimension {direction.column} has the most weight in it",
+        f"p at least {_P:g}, where training is for N(0, I)",
+        *(
+            (
+                "the term of shape is weak, has few slices, or the training is short",
+                "compare shape_loss and sigreg_loss with those at the end of the training",
+            )
+            if meant
+            else ()
+        ),
+    )
 
 
 # --- labels ---------------------------------------------------------------------------------------
@@ -290,6 +324,7 @@ def of_labels(
             found += _nested(levels, level)
     if labelled.n_classes:
         found += _levels(levels, labelled)
+        found += _tree_of_labels(levels, labelled)
         found += _wrong(levels, answers, chosen.names)
     return found
 
@@ -389,6 +424,35 @@ def _levels(levels: Levels, labelled: Labelled) -> Iterator[Finding]:
                 "compare with the linear rule: where that is far better, the level is there, "
                 "beneath variance that dominates the distances",
             )
+
+
+def _tree_of_labels(levels: Levels, labelled: Labelled) -> Iterator[Finding]:
+    """The coarsest level that the dendrogram has lost."""
+    shares = [
+        (level, found.value)
+        for level, found in enumerate(labelled.measures["triplet_accuracy"], 1)
+        if found is not None
+    ]
+    if len(levels.codes) == 1 or not shares:
+        return
+    least = (1 + _LOST) / 2
+    said = ", ".join(f"{share:.3g} on level {level}" for level, share in shares)
+    value = f"a class's rows joined before other rows of the class above it: {said}; 0.5 by chance"
+    good = f"at least {least:.3g} on every level"
+    lost = next((level for level, share in shares if share < least), None)
+    if lost is None:
+        yield Finding("good", "hierarchy of the labels", value, good)
+    else:
+        yield Finding(
+            "look",
+            "hierarchy of the labels",
+            value,
+            good,
+            f"the dendrogram loses the structure at level {lost}: "
+            + ("no level is kept" if lost == shares[0][0] else "the coarser ones are kept"),
+            "what a coarser level holds together is not divided as the labels divide it: see the "
+            "strips of classes below the dendrogram",
+        )
 
 
 def _interval(found: Interval) -> str:

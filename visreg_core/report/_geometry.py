@@ -24,7 +24,9 @@ class Geometry(NamedTuple):
     """Of the rows drawn, as places among them.
 
     `occurrences`: how often each is among another's ten nearest; `outliers` and `near_duplicates`;
-    `overlap`: the share of neighbours by cosine that are neighbours by Euclidean distance, too.
+    `overlap`: the share of neighbours by cosine that are neighbours by Euclidean distance, too;
+    `islands`: groups that no neighbour joins to the largest or to another, the smallest first;
+    `neighbors` (T, k) by cosine, the nearest first, and their `distances`.
     """
 
     uniformity: float
@@ -32,6 +34,9 @@ class Geometry(NamedTuple):
     outliers: np.ndarray
     near_duplicates: np.ndarray
     overlap: float
+    islands: tuple[np.ndarray, ...]
+    neighbors: np.ndarray
+    distances: np.ndarray
 
     @property
     def anti_hubs(self) -> float:
@@ -61,7 +66,23 @@ def geometry(points: np.ndarray) -> Geometry:
         far[np.argsort(-mean[far], kind="stable")],
         near,
         float(common / (n * k)),
+        _islands(by_cosine) if points.shape[1] > 1 else (),  # two directions are no islands
+        by_cosine,
+        apart,
     )
+
+
+def _islands(index: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Components of the graph of neighbours (T, k), in either direction, without the largest."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    n, k = index.shape
+    ends = np.arange(0, n * k + 1, k)
+    graph = csr_array((np.ones(n * k, bool), index.ravel(), ends), shape=(n, n))
+    count, of = connected_components(graph, directed=True, connection="weak")
+    sizes = np.bincount(of, minlength=count)
+    return tuple(np.flatnonzero(of == c) for c in np.argsort(sizes, kind="stable")[:-1])
 
 
 def _cosine_distances(points: np.ndarray, index: np.ndarray) -> np.ndarray:

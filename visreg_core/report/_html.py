@@ -16,7 +16,7 @@ from visreg_core.report._figures import figures
 from visreg_core.report._map import maps
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables
-from visreg_core.report._tree_figures import dendrogram, legend, tanglegram
+from visreg_core.report._tree_figures import dendrogram, differing, legend, tanglegram
 
 # Pairs of trees that are drawn: all of four files; of more, neighbours in their order.
 _PAIRS = 6
@@ -108,4 +108,11 @@ def _trees(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]
             title = f"{which}: {comparison.tree}, {len(first) + 1:,} rows"
             svg = tanglegram(first, second, pair.trees, (names[i], names[j]))
             drawn.append(_figure(title, svg, "page"))
+            if pair.trees.branches:
+                title = (
+                    f"Branches of {names[i]} that {names[j]} arranges most differently, and what "
+                    "its tree makes of their rows"
+                )
+                svg = differing(first, second, pair.trees, (names[i], names[j]))
+                drawn.append(_figure(title, svg, "page"))
     return drawn

@@ -19,6 +19,7 @@ from visreg_core.metrics import (
     power_law_fit,
     rankme_from_singular_values,
     stable_rank_from_singular_values,
+    triplet_accuracy,
 )
 from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
@@ -26,11 +27,11 @@ from visreg_core.report import _findings, _labelled
 from visreg_core.report._dask import Cluster
 from visreg_core.report._geometry import Direction, direction, geometry
 from visreg_core.report._labelled import Asking, Levels
-from visreg_core.report._map import plane
 from visreg_core.report._model import (
     GAUSSIANITY,
     LABELLED,
     LOSSES,
+    Drawn,
     Finding,
     Hierarchy,
     Interval,
@@ -143,6 +144,7 @@ def report_of(file: File, plan: Plan) -> Report:
     plan.tick("neighbours of the rows drawn", 0, 1)
     pairs = geometry(file.rows.points)
     line = direction(file.rows.points, of.mean, of.sigma, slices, plan.seed)
+    drawn_rows = Drawn(file.rows.points, file.rows.names, pairs.neighbors, pairs.distances)
     survey = file.first.survey
     findings = _findings.findings(
         file.source, of.sigma, dimensions, survey, pairs, file.drawn, line
@@ -172,7 +174,7 @@ def report_of(file: File, plan: Plan) -> Report:
         labelled=labelled,
         findings=findings,
         notes=stored.notes,
-        pictures=_pictures(of, values, projected, centred, fit, file.rows),
+        pictures=_pictures(of, values, projected, centred, fit, drawn_rows),
     )
 
 
@@ -207,6 +209,10 @@ def _agreement(
         "lidar": tuple(_labelled.lidar_of(points, c) for c in found.labels.T),
         "hierarchical_rand_index": tuple(r and Interval(r[0]) for r in rand),
         "hierarchical_adjusted_rand_index": tuple(r and Interval(r[1]) for r in rand),
+        "triplet_accuracy": tuple(
+            None if math.isnan(v) else Interval(v)
+            for v in triplet_accuracy(found.linkage, found.labels)
+        ),
     }
     labelled = Labelled(
         tuple(int(np.count_nonzero(levels.sizes(k))) for k in range(len(levels.codes))),
@@ -280,7 +286,7 @@ def _pictures(
     projected: Exact | Counted,
     centred: np.ndarray,
     fit: PowerLaw,
-    drawn: TreeRows,
+    drawn: Drawn,
 ) -> Pictures:
     shape = values.shape.value
     order = np.argsort(shape, kind="stable")
@@ -291,7 +297,6 @@ def _pictures(
     rows = of.factor[:, dimensions]
     norms = np.linalg.norm(rows, axis=0)
     rows = rows / np.where(norms > 0, norms, 1)  # a constant dimension correlates with none
-    xy, shares = plane(drawn.points)
     return Pictures(
         eigenvalues=centred**2 / (of.n - 1),
         fit=fit,
@@ -303,7 +308,5 @@ def _pictures(
         median_slice=(median, float(shape[median])),
         correlation=rows.T @ rows,
         dimensions=dimensions,
-        map=xy,
-        map_share=shares,
-        map_rows=drawn.names,
+        drawn=drawn,
     )

@@ -44,6 +44,7 @@ MEANINGS: dict[str, str] = {
     "lidar": "LiDAR with classes as sources: directions that separate them; at most classes − 1",
     "hierarchical_rand_index": "with as many clusters as classes; 1 where they agree",
     "hierarchical_adjusted_rand_index": "the same, 0 for clusters by chance",
+    "triplet_accuracy": "two rows of a class joined before one of another; 0.5 by chance",
     "cophenetic_correlation": "of the dendrogram's distances with those of the rows",
     "visreg_loss": "scale + shape + center",
     "scale_loss": "mean squared distance of the standard deviations from 1",

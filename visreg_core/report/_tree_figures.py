@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from visreg_core.embeddings._source import one_line
+from visreg_core.metrics import Tanglegram
+from visreg_core.metrics import tanglegram as untangled
+from visreg_core.metrics.trees._tree import restricted
 from visreg_core.metrics.trees.tanglegram import drawn_trees
 from visreg_core.optional import require
 from visreg_core.report._figures import svg_document
@@ -33,6 +37,11 @@ _MAJORITY = 0.9
 _TOLD_APART = 40
 # Lines between two trees, one for each leaf or for evenly spread ones.
 _LINES = 600
+# Rows of a branch up to which they are named beside it, by so many characters; and the fewest
+# that its height is made for.
+_NAMED = 40
+_NAME = 16
+_FEWEST_LINES = 10
 
 
 class Layout(NamedTuple):
@@ -244,34 +253,80 @@ def tanglegram(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Seq
     Branches and lines have the colours of the first tree's largest branches; a branch of the
     second tree has one where nine in ten of its leaves do.
     """
-    collections = _matplotlib("matplotlib.collections")
 
     def draw(figure: Any) -> None:
-        left, middle, right = figure.subplots(1, 3, width_ratios=[4, 3, 4])
-        one, two = drawn_trees(first, second)
-        a, b = layout(one, pair.layout.left), layout(two, pair.layout.right)
-        group = branches(a)
-        of_item = np.empty(a.n, dtype=np.intp)
-        of_item[pair.layout.left] = group
-        _draw(left, a, group, upright=False)
-        _draw(right, b, of_item[pair.layout.right], upright=False)
-        left.invert_xaxis()
-        for ax, head in ((left, heads[0]), (right, heads[1])):
-            ax.set(xlabel="height")
-            ax.set_title(head.replace("$", r"\$"), loc="left" if ax is left else "right")
-
-        places = np.unique(np.linspace(0, a.n - 1, _LINES).round().astype(int))
-        other = np.empty(a.n, dtype=np.intp)
-        other[pair.layout.right] = np.arange(a.n)
-        ends = other[pair.layout.left[places]]
-        lines = [[(0, p), (1, q)] for p, q in zip(places, ends, strict=True)]
-        colors = [_COLORS[g] if g >= 0 else _PALE for g in group[places]]
-        middle.add_collection(
-            collections.LineCollection(lines, colors=colors, linewidths=0.5, alpha=0.6)
-        )
-        middle.set(xlim=(0, 1), ylim=(a.n - 0.5, -0.5), xticks=[], yticks=[])
-        middle.spines[:].set_visible(False)
-        some = f"lines of {len(places):,} of {a.n:,} rows" if len(places) < a.n else f"{a.n} rows"
-        middle.set_xlabel(some)
+        axes = figure.subplots(1, 3, width_ratios=[4, 3, 4])
+        _face_to_face(axes, *drawn_trees(first, second), pair.layout)
+        _head(axes, heads)
 
     return svg_document(draw, (_WIDTH, 5.8))
+
+
+def differing(first: np.ndarray, second: np.ndarray, pair: TreePair, heads: Sequence[str]) -> str:
+    """The branches of the first tree that the second arranges most differently, one below another.
+
+    On the right is what the second tree makes of the branch's rows, without all others.
+    """
+    sizes = [min(max(b.leaves.size, _FEWEST_LINES), _NAMED) for b in pair.branches]
+
+    def draw(figure: Any) -> None:
+        rows = figure.subplots(
+            len(sizes), 3, squeeze=False, width_ratios=[4, 3, 4], height_ratios=sizes
+        )
+        for axes, branch in zip(rows, pair.branches, strict=True):
+            one, two = (restricted(z, branch.leaves) for z in (first, second))
+            orders = untangled(one, two)
+            _face_to_face(axes, *drawn_trees(one, two), orders)
+            names = [
+                one_line(str(n), _NAME).replace("$", r"\$")
+                for n in pair.rows[branch.leaves].tolist()
+            ]
+            if len(names) <= _NAMED:
+                for ax, side, order in (
+                    (axes[0], "right", orders.left),
+                    (axes[2], "left", orders.right),
+                ):
+                    ax.yaxis.set_ticks_position(side)
+                    ax.set_yticks(range(len(names)), [names[i] for i in order])
+                    ax.tick_params(axis="y", labelsize=6)
+                    ax.grid(visible=False, axis="y")
+            axes[1].set_title(f"correlation {branch.correlation:.2f}", fontsize="medium")
+        _head(rows[0], heads)
+
+    return svg_document(draw, (_WIDTH, 1.0 + sum(0.14 * size + 0.7 for size in sizes)))
+
+
+def _head(axes: Sequence[Any], heads: Sequence[str]) -> None:
+    for ax, head, side in zip(axes[::2], heads, ("left", "right"), strict=True):
+        ax.set_title(head.replace("$", r"\$"), loc=side)
+
+
+def _face_to_face(
+    axes: Sequence[Any], first: np.ndarray, second: np.ndarray, orders: Tanglegram
+) -> None:
+    collections = _matplotlib("matplotlib.collections")
+    left, middle, right = axes
+    a, b = layout(first, orders.left), layout(second, orders.right)
+    group = branches(a)
+    of_item = np.empty(a.n, dtype=np.intp)
+    of_item[orders.left] = group
+    _draw(left, a, group, upright=False)
+    _draw(right, b, of_item[orders.right], upright=False)
+    left.invert_xaxis()
+    for ax in (left, right):
+        ax.set(xlabel="height")
+        ax.locator_params(axis="x", nbins=5)
+
+    places = np.unique(np.linspace(0, a.n - 1, _LINES).round().astype(int))
+    other = np.empty(a.n, dtype=np.intp)
+    other[orders.right] = np.arange(a.n)
+    ends = other[orders.left[places]]
+    lines = [[(0, p), (1, q)] for p, q in zip(places, ends, strict=True)]
+    colors = [_COLORS[g] if g >= 0 else _PALE for g in group[places]]
+    middle.add_collection(
+        collections.LineCollection(lines, colors=colors, linewidths=0.5, alpha=0.6)
+    )
+    middle.set(xlim=(0, 1), ylim=(a.n - 0.5, -0.5), xticks=[], yticks=[])
+    middle.spines[:].set_visible(False)
+    some = f"lines of {len(places):,} of {a.n:,} rows" if len(places) < a.n else f"{a.n} rows"
+    middle.set_xlabel(some)

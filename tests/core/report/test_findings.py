@@ -77,7 +77,20 @@ def near(x):
     return x
 
 
+def island(x):
+    x += 5 * np.eye(12)[0]
+    x[40:70] = 5 * np.eye(12)[1] + 0.1 * x[40:70]
+    return x
+
+
+def bimodal(x):
+    x[:, 4] = np.sign(x[:, 4])
+    return x
+
+
 CASES = [
+    (island, "isolated islands", "30 of 600 rows in 1 group of 30", (40,)),
+    (bimodal, "non-Gaussian direction", "dimension 4 has the most weight", ()),
     (dead, "dead dimensions", "2 of 12 do not vary (2, 5)", ()),
     (rogue, "rogue dimension", "dimension 3 has", ()),
     (collapsed, "dimensional collapse", "variance in some", ()),
@@ -111,6 +124,27 @@ def test_nothing_is_found_in_gaussian_rows():
     for seed in range(5):
         assert judged(gaussian(seed=seed)) == {}
     assert judged(gaussian(2000, 64)) == {}
+
+
+def test_islands_against_a_graph():
+    networkx = pytest.importorskip("networkx")
+    rng = np.random.default_rng(3)
+    centres = 30 * rng.standard_normal((6, 8))
+    x = centres[rng.choice(6, 400, p=[0.4, 0.3, 0.15, 0.07, 0.05, 0.03])]
+    x = x + rng.standard_normal(x.shape)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    near = np.argsort(-(unit @ unit.T) + 9 * np.eye(400), axis=1)[:, :10]
+    graph = networkx.Graph((i, j) for i in range(400) for j in near[i].tolist())
+    expected = sorted(map(sorted, networkx.connected_components(graph)), key=len)[:-1]
+    found = [one.tolist() for one in _geometry.geometry(x).islands]
+    assert len(found) == len(expected) >= 4 and sorted(found) == sorted(expected)
+    assert list(map(len, found)) == sorted(map(len, found))
+
+
+def test_directions_of_embeddings_that_are_not_meant_to_be_gaussian():
+    found = report.report(20 * bimodal(gaussian()), n_slices=8).findings
+    (one,) = (f for f in found if f.subject == "non-Gaussian direction")
+    assert one.verdict == "good" and "dimension 4" in one.value
 
 
 def test_rows_are_numbers_of_the_file():

@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
+import scipy.cluster.hierarchy as sch
 from scipy.cluster.hierarchy import leaves_list
+from scipy.spatial.distance import squareform
 from sklearn.neighbors import NearestNeighbors
 
 from visreg_core import metrics, report
@@ -15,6 +17,7 @@ from visreg_core.embeddings import EmbeddingsError, load
 from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import epps_pulley
 from visreg_core.metrics.gaussianity import mean_z_scores
+from visreg_core.metrics.trees import _tree
 from visreg_core.report import (
     TreeOptions,
     _conditions,
@@ -108,6 +111,7 @@ def test_labelled_measures_are_the_public_functions(pair, clustering):
         "lidar": tuple(metrics.lidar(x, c) for c in labels.T),
         "hierarchical_rand_index": rand.rand,
         "hierarchical_adjusted_rand_index": rand.adjusted,
+        "triplet_accuracy": metrics.triplet_accuracy(found.hierarchy.linkage, labels),
     }
     for name, values in expected.items():
         assert [m.value for m in measures[name]] == pytest.approx(values, rel=1e-9), name
@@ -516,6 +520,50 @@ def test_branches_that_differ_are_named(saved, tmp_path):
     assert cells["classes"] == f"class 2 {len(worst)}"
     written = json.loads(json.dumps(_json._pair(found.pairs[0])))
     assert written["branches"][0]["rows"] == worst.tolist()
+
+
+def test_branches_that_differ_are_drawn(saved):
+    """On both sides, with the names of few rows; the second tree without all other rows."""
+    rng = np.random.default_rng(2)
+    x = np.repeat(20 * rng.standard_normal((8, 4)), 20, axis=0) + rng.standard_normal((160, 4))
+    y = x.copy()
+    y[40:60] = rng.permutation(y[40:60])
+    found = report.compare([saved(x, "a.npy"), saved(y, "b.npy")], paired=True, n_slices=2)
+    pair = found.pairs[0].trees
+    of_x, of_y = (r.hierarchy.linkage for r in found.reports)
+    svg = _tree_figures.differing(of_x, of_y, pair, ("A", "B"))
+    for branch in pair.branches:
+        for row in branch.leaves:
+            assert svg.count(f"<!-- {row} -->") >= 2
+        for z in (of_x, of_y):
+            part = _tree.restricted(z, branch.leaves)
+            assert sch.is_valid_linkage(part, throw=True)
+            every = squareform(sch.cophenet(z))[np.ix_(branch.leaves, branch.leaves)]
+            np.testing.assert_array_equal(squareform(sch.cophenet(part)), every)
+    page = _html.to_html(found, {})
+    assert "Branches of a that b arranges most differently" in page
+    pair.branches.clear()
+    assert "arranges most differently" not in _html.to_html(found, {})
+
+
+@pytest.mark.parametrize("level", [None, 1, 2])
+def test_the_level_at_which_the_structure_is_lost(saved, level):
+    rng = np.random.default_rng(2)
+    fine = np.repeat(np.arange(8), 20)
+    x = 40.0 * (fine // 4)[:, None] * [1, 0, 0] + 8.0 * (fine % 4)[:, None] * [0, 1, 0]
+    x = x + rng.standard_normal((160, 3))
+    labels = np.stack([fine // 4, fine], axis=1)
+    if level is not None:
+        mixed = rng.permutation(160) if level == 1 else np.arange(160)
+        within = np.concatenate([rng.permutation(80), 80 + rng.permutation(80)])
+        labels = labels[mixed if level == 1 else within]
+    found = report.report(saved(x), n_slices=2, labels=labels, tree=TreeOptions(metric="euclidean"))
+    finding = next(f for f in found.findings if f.subject == "hierarchy of the labels")
+    if level is None:
+        assert finding.verdict == "good"
+    else:
+        assert finding.verdict == "look"
+        assert f"loses the structure at level {level}" in finding.cause
 
 
 def test_neighbours_that_changed_are_named(saved):

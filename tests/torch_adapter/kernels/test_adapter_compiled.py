@@ -107,15 +107,32 @@ def test_a_loss_without_kernels_from_end_to_end_has_those_of_rows(inputs, monkey
 
 
 def test_sizes_may_change(inputs, really):
-    """Kernels choose their way by sizes: a graph for each, and the right one."""
+    """Kernels choose their way by sizes: the second graph serves all that follow."""
     counter = CompileCounterWithBackend("aot_eager")
     name, slices = "visreg_loss", inputs[1]
     function = compiled(name, counter)
-    for n in (40, 40, 33, 50):
+    for n in (40, 40, 33, 50, 3):
         z = torch.randn(2, n, 9, device=slices.device).requires_grad_()
         assert_close(*value_and_gradient(function, z, slices), name, z, slices)
-    assert really() == 4
-    assert counter.frame_count == 3
+    assert really() == 5
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "compiler"), [("vicreg_loss", "aot_eager"), ("barlow_twins_loss", "inductor")]
+)
+def test_sizes_of_pairs_may_change(name, compiler, draw, really):
+    """Also from Gram matrices of columns to those of rows, which save other tensors."""
+    counter = CompileCounterWithBackend(compiler)
+    function = compiled(name, counter)
+    for n in (12, 14, 20, 6, 7):
+        views = [draw(n, 10).requires_grad_() for _ in range(2)]
+        found, expected = (
+            torch.autograd.grad(f(*views).total, views) for f in (function, getattr(vt, name))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    assert really() == 10
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("weights", [(0, 1, 0), (0.5, 0, 2.0), (1, torch.tensor(0.3), 1)], ids=str)

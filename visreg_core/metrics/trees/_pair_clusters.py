@@ -24,6 +24,9 @@ _FEW_PAIRS = 64
 _COLUMNS = 1 << 13
 ROWS = 256
 
+# Squared distance of a lone point.
+_LONE = 2.0
+
 
 class Chunk(NamedTuple):
     """Some clusters, by descending number of points, and their points.
@@ -41,8 +44,8 @@ class PairClusters(Slots):
     """State of all clusters, one slot each, with the points that each has.
 
     For "complete" distances are squared, for "average" and "weighted" Euclidean. `points` (M, D) of
-    magnitude about 1; `sizes` (M,) count equal ones. A `lone` point is at squared distance
-    `lone_distance` from every other, exactly.
+    magnitude about 1; `sizes` (M,) count equal ones. A `lone` point is at squared distance 2 from
+    every other, exactly.
     """
 
     fields = f"{Slots.fields} norm points_of"
@@ -53,7 +56,6 @@ class PairClusters(Slots):
         points: np.ndarray,
         sizes: np.ndarray,
         lone: np.ndarray,
-        lone_distance: float,
         *,
         method: str,
     ) -> None:
@@ -62,8 +64,10 @@ class PairClusters(Slots):
         self.largest = method == "complete"
         self.points = points
         self.dim = points.shape[1]
-        self.lone, self.lone_distance = lone, lone_distance
-        self.norm = np.einsum("nd,nd->n", points, points)  # the largest of a cluster's points
+        self.lone = lone
+        # What products are taken of: distances are of the points as they are given.
+        self.middle = points.mean(axis=0)
+        self.norm = squares(points - self.middle)  # the largest of a cluster's points
         self.longest = float(self.norm.max())
         # Weights of points within their cluster, of total `_total`.
         self.weight = np.ones(len(points)) if method == "weighted" else sizes.copy()
@@ -107,8 +111,8 @@ class PairClusters(Slots):
         b = self.members[self.first[j][which] + place_j]
         difference = self.points[a]
         difference -= self.points[b]
-        squared = np.einsum("pd,pd->p", difference, difference)
-        squared[self.lone[a] | self.lone[b]] = self.lone_distance
+        squared = squares(difference)
+        squared[self.lone[a] | self.lone[b]] = _LONE
         if self.largest:
             return np.maximum.reduceat(squared, first)
         return np.add.reduceat(self.weight[a] * self.weight[b] * np.sqrt(squared), first)
@@ -130,7 +134,7 @@ class PairClusters(Slots):
         from scipy.spatial.distance import cdist
 
         out = cdist(self.points[a], self.points[b], "sqeuclidean" if self.largest else "euclidean")
-        out[self.lone[a]] = out[:, self.lone[b]] = self.lone_distance
+        out[self.lone[a]] = out[:, self.lone[b]] = _LONE
         return out
 
     @property
@@ -286,3 +290,8 @@ class PairClusters(Slots):
             out.append(rows[start:stop])
             start = stop
         return out
+
+
+def squares(rows: np.ndarray) -> np.ndarray:
+    """Squared lengths of rows."""
+    return np.einsum("nd,nd->n", rows, rows)

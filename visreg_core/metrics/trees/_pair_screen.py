@@ -10,7 +10,7 @@ import numpy as np
 from visreg_core.metrics.trees._clusters import FAR, GROUP
 from visreg_core.metrics.trees._near_lists import LISTED, NearLists
 from visreg_core.metrics.trees._nearest_products import smallest_in_tiles
-from visreg_core.metrics.trees._pair_clusters import ROWS, Chunk, PairClusters
+from visreg_core.metrics.trees._pair_clusters import ROWS, Chunk, PairClusters, squares
 from visreg_core.metrics.trees._screen import Screen
 
 
@@ -38,8 +38,8 @@ class PairScreen(Screen):
         out = []
         for chunk in c.chunks():
             operand = np.ones((chunk.point.size, c.dim + 2), dtype=self.dtype)
-            operand[:, :-2] = points = c.points[chunk.point]
-            operand[:, -2] = np.einsum("nd,nd->n", points, points)
+            operand[:, :-2] = points = c.points[chunk.point] - c.middle
+            operand[:, -2] = squares(points)
             out.append((chunk, operand))
         return out, None
 
@@ -51,10 +51,10 @@ class PairScreen(Screen):
     ) -> Iterator[np.ndarray]:
         """Screened distances of clusters from those of a chunk each time."""
         c = self.clusters
-        points = c.points[c.points_in(rows)]
+        points = c.points[c.points_in(rows)] - c.middle
         queries = np.ones((len(points), c.dim + 2), dtype=self.dtype)
         queries[:, :-2] = -2 * points
-        queries[:, -1] = np.einsum("nd,nd->n", points, points)
+        queries[:, -1] = squares(points)
 
         def products(operand: np.ndarray) -> Iterator[np.ndarray]:
             for start in range(0, len(queries), ROWS):

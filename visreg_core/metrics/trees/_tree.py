@@ -183,6 +183,24 @@ def redrawn(z: np.ndarray, words: np.ndarray) -> np.ndarray:
     return out
 
 
+def restricted(z: np.ndarray, leaves: np.ndarray) -> np.ndarray:
+    """The dendrogram of some leaves of a checked one, at least two; leaf i is then leaves[i]."""
+    n, m = len(z) + 1, len(leaves)
+    now = [-1] * (2 * n - 1)  # what is left of each cluster
+    for i, leaf in enumerate(leaves.tolist()):
+        now[leaf] = i
+    size = [1] * m
+    rows = []
+    for k, (a, b, height, _) in enumerate(z.tolist()):
+        parts = sorted(part for part in (now[int(a)], now[int(b)]) if part >= 0)
+        if len(parts) == 2:
+            size.append(size[parts[0]] + size[parts[1]])
+            rows.append([*parts, height, size[-1]])
+            parts = [len(size) - 1]
+        now[n + k] = parts[0] if parts else -1
+    return np.asarray(rows, dtype=np.float64)
+
+
 def ancestors(t: Tree) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """Function (p, q) → merge that is the lowest common ancestor of leaf positions p < q.
 

@@ -81,10 +81,10 @@ def linkage(
     cluster numbers, by order of creation, go first, so that the dendrogram depends on the order of
     the rows, unless only identical rows tie. (In single linkage edges of equal length tie, and go
     by their rows' numbers. Where all distances of the last clusters are taken, it is the numbers of
-    those nearest to one cluster that count.) In any order every merge joins a nearest pair of clusters. Measures of
-    embeddings draw a random order of the rows first, so that the order cannot affect a score;
-    shuffle the rows of a file that is sorted by class before you cut its dendrogram. Ward's heights
-    are SciPy's, √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
+    those nearest to one cluster that count.) In any order every merge joins a nearest pair of
+    clusters. Measures of embeddings draw a random order of the rows first, so that the order cannot
+    affect a score; shuffle the rows of a file that is sorted by class before you cut its
+    dendrogram. Ward's heights are SciPy's, √(2 n_u n_v / (n_u + n_v)) ‖ū − v̄‖.
 
     Source: Sumengen et al. 2021, "Scaling hierarchical agglomerative clustering to billion-sized
     datasets" (rounds of reciprocal nearest neighbours, and graphs); SAG-VICReg §4.4 (use).
@@ -180,7 +180,9 @@ def _by_means(
     lone = np.zeros(sizes.size, dtype=bool)
     if metric == "cosine":
         lone[:] = ~points.any(axis=1)
-    unit = _centred(points, sizes)
+    points -= (sizes / sizes.sum()) @ points  # in place: there may be many
+    unit = power_of_two(points)
+    points /= unit
     clusters = Clusters(points, sizes, lone / unit**2, lone, method=method)
     children, heights = merge_rounds(clusters, xp, device, graph=near)
     if method == "ward":
@@ -222,20 +224,11 @@ def _by_pairs(
     lone = np.logical_and(~points.any(axis=1), metric == "cosine")
     if lone.any():
         points = np.column_stack([points, lone])
-    unit = _centred(points, sizes)
-    clusters = PairClusters(points, sizes, lone, 2 / unit**2, method=method)
+    clusters = PairClusters(points, sizes, lone, method=method)
     children, heights = merge_rounds(clusters, np, "cpu")
     if metric == "euclidean":
-        return children, (np.sqrt(heights) if method == "complete" else heights) * unit
-    return children, heights * (unit**2 / (2 if metric == "cosine" else 1))
-
-
-def _centred(points: np.ndarray, sizes: np.ndarray) -> float:
-    """Move the origin to the mean, and divide by a power of two, which is returned: in place."""
-    points -= (sizes / sizes.sum()) @ points  # there may be many
-    unit = power_of_two(points)
-    points /= unit
-    return unit
+        return children, np.sqrt(heights) if method == "complete" else heights
+    return children, heights / (2 if metric == "cosine" else 1)
 
 
 def _near_rows(graph: Array, n: int) -> np.ndarray:

@@ -126,11 +126,11 @@ def test_distances_to_a_zero_vector_are_equal(rng):
     """Bit for bit, by all ways of taking them."""
     x = rng.standard_normal((400, 5))
     lone = np.arange(400) == 7
-    c = pair_clusters.PairClusters(x, np.ones(400), lone, 0.3, method="complete")
+    c = pair_clusters.PairClusters(x, np.ones(400), lone, method="complete")
     many = np.arange(20, 400)
-    assert set(c.distance(np.full(380, 7), many)) == {0.3}
-    assert set(c.distances()[7, many]) == {0.3}
-    assert set(c._matrix(np.asarray([3, 7]), many)[1]) == {0.3}
+    assert set(c.distance(np.full(380, 7), many)) == {2.0}
+    assert set(c.distances()[7, many]) == {2.0}
+    assert set(c._matrix(np.asarray([3, 7]), many)[1]) == {2.0}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -167,6 +167,16 @@ def test_tight_clusters_far_apart(rng, method, metric, monkeypatch):
     np.testing.assert_array_equal(z[:, :2], reference[:, :2])
     np.testing.assert_allclose(z[:, 2], reference[:, 2], rtol=1e-8)
     assert {screen.dtype for screen in screens} == {np.float64}
+
+
+@pytest.mark.parametrize("method", ["average", "complete", "weighted"])
+@pytest.mark.parametrize("few", [2, 4096])
+def test_differences_of_the_points_as_they_are(method, few, monkeypatch):
+    """Near 0, and not near the mean, distances of 1 are exact beside those of 2⁴⁴."""
+    monkeypatch.setattr(rounds, "_FEW_CLUSTERS", few)
+    x = 2.0 ** np.arange(45)[:, None]
+    z = linkage(x, method, "euclidean")
+    assert z[:, 3].tolist() == list(range(2, 46))
 
 
 @pytest.mark.parametrize(("method", "metric"), BY_PAIRS)
