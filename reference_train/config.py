@@ -170,6 +170,15 @@ def check(config: Config) -> None:
     ):
         if amiss:
             raise TrainError(f"{key}: has no effect without {where}")
+    if config.run.shard:
+        for key, amiss in (
+            ("method.name", config.method.name == "dino"),
+            ("optim.name", config.optim.name != "adamw"),
+            ("optim.ema", config.optim.ema is not None),
+            ("run.evaluate_every", config.run.evaluate_every is not None),
+        ):
+            if amiss:
+                raise TrainError(f"{key}: does not go together with run.shard")
     if config.data.whole is not None:
         if config.data.source in ("digits", "synthetic"):
             raise TrainError("data.whole: expected none with images that are in memory")

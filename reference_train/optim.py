@@ -20,7 +20,10 @@ def parameter_groups(learner: Learner, optim: Optim, probe: Probe) -> list[dict]
         if p.requires_grad and not name.startswith("probe.")
     ]
     # CLS tokens and position embeddings have leading axes of length 1, and are not matrices
-    vector = {n: p.squeeze().ndim <= 1 or n.endswith("position_embeddings") for n, p in named}
+    vector = {
+        n: sum(side != 1 for side in p.shape) <= 1 or n.endswith("position_embeddings")
+        for n, p in named
+    }
     groups = [
         {"name": "decayed", "params": [p for n, p in named if not vector[n]]},
         {"name": "plain", "params": [p for n, p in named if vector[n]], "weight_decay": 0.0},
