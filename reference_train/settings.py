@@ -50,6 +50,11 @@ class Run:
     evaluate_every: float | None = setting(
         None, "epochs between kNN evaluations; none: at the end", above=0
     )
+    validate_every: float | None = setting(
+        None,
+        "epochs between validations of the online probe; none: with the kNN evaluations",
+        above=0,
+    )
     compile: str | None = setting(
         None, "compile each block of the backbone with this backend of torch.compile: inductor"
     )
@@ -228,6 +233,10 @@ class Probe:
     online: bool = setting(True, "train a linear classifier on the detached features")
     online_lr: float = setting(1e-3, "its constant learning rate", least=0)
     k: int = setting(20, "neighbours of the kNN accuracy", least=1)
+    layers: int | None = setting(
+        None, "last layers whose features are measured; none: those of the training", least=1
+    )
+    epochs: int = setting(10, "of the linear probe, which is trained after the run", least=1)
     max_rows: int = setting(10_000, "images of each split that the evaluation reads", least=1)
     tree_rows: int = setting(2_000, "images in the dendrograms", least=1)
     batch_size: int = setting(256, "images in a forward pass", least=1)
