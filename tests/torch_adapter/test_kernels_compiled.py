@@ -113,3 +113,11 @@ def test_sorted_rows_machine_code_is_right(backend, tmp_path):
     for c in cases:
         assert c["gradient"] < 2**-8, c  # of bfloat16
         assert c["value"] < 1e-5, c
+
+
+def test_modules_say_what_bounds_their_kernels(backend):
+    for name in {kernel.split(".")[0] for kernel in launched()}:
+        said = ast.get_docstring(ast.parse((KERNELS / f"{name}.py").read_text())) or ""
+        said = " ".join(said.lower().split())
+        for word in ("bottleneck: ", "exact", "worst case: ", "rejected: "):
+            assert word in said, (name, word)

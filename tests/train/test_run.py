@@ -24,7 +24,7 @@ def finished(tmp_path_factory):
     """Folder of a finished run, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = runs.command(folder / "run", *KEPT, "run.tensorboard=true")
-    codes, printed = runs.run(main, arguments, output=folder / "output")
+    codes, printed = runs.run(main, arguments, output=folder / "output", curves=True)
     assert codes == [0], printed
     return folder / "run", printed
 
