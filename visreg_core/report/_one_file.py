@@ -48,7 +48,7 @@ from visreg_core.report._trees import TreeRows, hierarchy, rand_indices
 from visreg_core.statistics import Moments
 
 # Points of a quantile plot, and dimensions of a correlation picture.
-_QUANTILES = 200
+_QUANTILES = 120
 _DIMENSIONS = 256
 _FOLDS = 5
 
