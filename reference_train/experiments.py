@@ -3,8 +3,8 @@ r"""The papers' tables at the size of scikit-learn's digits: three seeds, mean a
     python -m reference_train.experiments knockout
     python -m reference_train.experiments all --jobs 2
 
-Names: knockout weights slices dimensions processes generalisation correlation share. Each writes
-docs/results/NAME.json, which the manual shows. Runs are stored under runs/experiments and
+Names: knockout weights slices dimensions losses processes generalisation correlation share. Each
+writes docs/results/NAME.json, which the manual shows. Runs are stored under runs/experiments and
 not repeated.
 """
 
@@ -58,17 +58,31 @@ class Experiment(NamedTuple):
     about: str
     variants: dict[str, Settings]
     columns: tuple[str, ...] = MEASURES
-    measure: Callable[[Path], dict[str, float]] | None = None  # of a run's folder
+    measure: Callable[[list[Path]], list[dict[str, float]]] | None = None  # of runs' folders
 
 
-def trained_row(folder: Path) -> dict[str, float]:
-    """The trained encoder's row of the table at a run's end."""
-    return json.loads((folder / "results.json").read_text())["trained"]
+def trained(folders: list[Path]) -> list[dict[str, float]]:
+    """The trained encoders' rows of the tables at the runs' ends."""
+    return [json.loads((folder / "results.json").read_text())["trained"] for folder in folders]
 
 
-def loss_and_accuracy(folder: Path) -> dict[str, float]:
-    """Pearson's correlation of the loss with the online probe's accuracy over a run."""
-    rows = read_log(folder / "metrics.jsonl")
+def with_stability(folders: list[Path]) -> list[dict[str, float]]:
+    """`trained`, and how far the trees of two runs' test images agree: LCA, Spearman."""
+    from visreg_core.metrics import lca_similarity
+
+    sets = [np.load(folder / "embeddings" / "trained.npy") for folder in folders]
+    others = [*sets[1:], sets[0]]
+    stability = [lca_similarity(a, b).spearman for a, b in zip(sets, others, strict=True)]
+    rows = zip(trained(folders), stability, strict=True)
+    return [{**row, "LCA stability": value} for row, value in rows]
+
+
+def loss_and_accuracy(folders: list[Path]) -> list[dict[str, float]]:
+    """Pearson's correlation of the loss with the online probe's accuracy over each run."""
+    return [_loss_and_accuracy(read_log(folder / "metrics.jsonl")) for folder in folders]
+
+
+def _loss_and_accuracy(rows: list[dict[str, Any]]) -> dict[str, float]:
     loss, accuracy = np.array([[r["loss"], r["probe_accuracy"]] for r in rows]).T
     late = slice(len(rows) // 10, None)
     return {
@@ -80,6 +94,12 @@ def loss_and_accuracy(folder: Path) -> dict[str, float]:
 def weights(scale: float, shape: float, center: float) -> Settings:
     """VISReg's weights as settings."""
     return {"method.scale": scale, "method.shape": shape, "method.center": center}
+
+
+def of_library(name: str, lam: float, **options: str) -> Settings:
+    """A loss of visreg_torch and its weight as settings."""
+    settings: Settings = {"method.name": f"visreg_torch:{name}", "method.lam": lam}
+    return settings | {f"+method.options.{key}": value for key, value in options.items()}
 
 
 EXPERIMENTS = {
@@ -129,6 +149,36 @@ EXPERIMENTS = {
             for name, lam in (("visreg", 0.6), ("swd", 0.6), ("sigreg", 0.02))
             for d in (16, 64, 512)
         },
+    ),
+    "losses": Experiment(
+        "Every loss",
+        "Each loss with the weight λ of 0.02, 0.1, 0.3, 0.6, 0.9 whose kNN accuracy was best with "
+        "seed 0; K = 256 slices. LCA stability: Spearman's correlation of the LCA heights of the "
+        "test images between two seeds.",
+        {
+            "VISReg": {"method.name": "visreg"},
+            "sliced Wasserstein": {"method.name": "swd"},
+            "SIGReg": {"method.name": "sigreg", "method.lam": 0.02},
+            "SIGReg, infinitely many slices": of_library("sigreg_limit", 0.02),
+            "weak SIGReg": of_library("weak_sigreg_loss", 0.6),
+            "sliced energy distance": of_library("gaussian_sliced_energy_distance", 0.6),
+            "Anderson-Darling": of_library("sliced_statistic", 0.6, statistic="anderson_darling"),
+            "Cramér-von Mises": of_library("sliced_statistic", 0.6, statistic="cramer_von_mises"),
+            "Watson": of_library("sliced_statistic", 0.6, statistic="watson"),
+            "Jarque-Bera": of_library("sliced_statistic", 0.6, statistic="jarque_bera"),
+            "MMD, Gaussian kernel": of_library("gaussian_mmd", 0.6),
+            "MMD, IMQ kernel": of_library("gaussian_mmd", 0.6, kernel="imq"),
+            "KSD, Gaussian kernel": of_library("gaussian_ksd", 0.6),
+            "KSD, IMQ kernel": of_library("gaussian_ksd", 0.6, kernel="imq"),
+            "uniform on the sphere (MMD)": of_library("spherical_mmd", 0.6),
+            "VICReg": {"method.name": "vicreg"},
+            "SAG-VICReg": {"method.name": "sag_vicreg"},
+            "Barlow Twins": {"method.name": "barlow_twins"},
+            "SimCLR": {"method.name": "simclr"},
+            "DINO": {"method.name": "dino", "method.prototypes": 1024},
+        },
+        (*MEASURES, "LCA stability"),
+        with_stability,
     ),
     "processes": Experiment(
         "Slices of each process",
@@ -206,7 +256,7 @@ def tabulate(experiment: Experiment, pool: concurrent.futures.Executor) -> list[
     }
     rows = []
     for name, runs in futures.items():
-        measured = [(experiment.measure or trained_row)(run.result()) for run in runs]
+        measured = (experiment.measure or trained)([run.result() for run in runs])
         cells = [spread([m[c] for m in measured], c) for c in experiment.columns]
         rows.append([name, *cells])
         print(" | ".join(rows[-1]), flush=True)  # noqa: T201
