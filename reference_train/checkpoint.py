@@ -28,8 +28,8 @@ PATTERN = "checkpoint-*.pt"
 # Settings that may change between a run and its continuation: they do not touch its arithmetic.
 FREE = {
     "run": """folder log_every checkpoint_every checkpoint_minutes keep evaluate_every cpu threads
-        tensorboard wandb accumulate""".split(),
-    "data": ["path", "workers", "test_split", "batch_size"],
+        tensorboard wandb accumulate recompute""".split(),
+    "data": ["path", "workers", "prefetch", "test_split", "batch_size"],
     "probe": ["k", "max_rows", "tree_rows", "batch_size"],
 }
 

@@ -82,6 +82,8 @@ def load(
         One line: an unknown recipe or key with the nearest known one, a value of the wrong type,
         or a required setting that is missing.
     """
+    if name.endswith(".yaml"):
+        folder, name = Path(name).parent, Path(name).stem
     folder = Path(folder).resolve()
     recipes = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in recipes:
@@ -91,12 +93,14 @@ def load(
         key, equals, _ = override.partition("=")
         if not equals:
             raise TrainError(f"expected key=value; found {override!r}")
-        if key not in known:
+        if key not in known and not key.startswith("+method.options."):
             raise TrainError(f"unknown key {key!r}{_nearest_key(key, known)}")
     ConfigStore.instance().store(name="settings", node=Config)
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            config = OmegaConf.to_object(compose(name, list(overrides)))
+            # recipes of elsewhere may begin with these
+            found = f"hydra.searchpath=['{RECIPES.as_uri()}']"
+            config = OmegaConf.to_object(compose(name, [*overrides, found]))
     except (HydraException, OmegaConfBaseException) as error:
         raise TrainError(_one_line(error, name, known)) from None
     check(config)
@@ -112,7 +116,6 @@ def check(config: Config) -> None:
         "data.unreadable": ["stop", "skip"],
         "model.norm": ["batch", "layer", "none"],
         "model.activation": ["gelu", "relu"],
-        "method.name": list(METHODS),
         "method.scope": ["local", "global"],
         "optim.name": ["adamw", "lars"],
         "optim.decay": ["cosine", "constant"],
@@ -120,6 +123,8 @@ def check(config: Config) -> None:
     for key, known in choices.items():
         group, name = key.split(".")
         choice(key, getattr(getattr(config, group), name), known)
+    if ":" not in config.method.name:
+        choice("method.name", config.method.name, list(METHODS))
     for group in fields(config):
         for f in fields(getattr(config, group.name)):
             value = getattr(getattr(config, group.name), f.name)
@@ -149,6 +154,31 @@ def check(config: Config) -> None:
         )
     if config.run.statistics == "batch" and config.method.name == "dino":
         raise TrainError("dino is a mean over samples: run.statistics=micro gives the same")
+    for key, amiss, where in (
+        ("optim.fused", config.optim.fused and config.optim.name != "adamw", "optim.name=adamw"),
+        ("data.prefetch", config.data.prefetch != 2 and not config.data.workers, "data.workers"),
+        (
+            "method.options",
+            config.method.options and ":" not in config.method.name,
+            "your own loss",
+        ),
+        (
+            "run.recompute",
+            config.run.recompute and not transformer(config),
+            "a transformer's blocks",
+        ),
+    ):
+        if amiss:
+            raise TrainError(f"{key}: has no effect without {where}")
+    if config.run.shard:
+        for key, amiss in (
+            ("method.name", config.method.name == "dino"),
+            ("optim.name", config.optim.name != "adamw"),
+            ("optim.ema", config.optim.ema is not None),
+            ("run.evaluate_every", config.run.evaluate_every is not None),
+        ):
+            if amiss:
+                raise TrainError(f"{key}: does not go together with run.shard")
     if config.data.whole is not None:
         if config.data.source in ("digits", "synthetic"):
             raise TrainError("data.whole: expected none with images that are in memory")
@@ -160,6 +190,11 @@ def check(config: Config) -> None:
         raise TrainError(f"data.channels: expected 1 or 3; found {config.data.channels}")
     if config.data.source not in ("digits", "synthetic") and config.data.path is None:
         raise TrainError(f"data.path has to be given for data.source={config.data.source}")
+
+
+def transformer(config: Config) -> bool:
+    """Whether the backbone is one by its name; others are found out when they are made."""
+    return not config.model.backbone.startswith("resnet")
 
 
 def rows_of_a_process(config: Config) -> int:

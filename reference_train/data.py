@@ -151,6 +151,7 @@ def batches(
     skip = data.unreadable == "skip"
     loading = {
         "num_workers": data.workers,
+        "prefetch_factor": data.prefetch if data.workers else None,
         "pin_memory": torch.cuda.is_available(),
         # a generator of its own: the loader must not draw from the one that augments
         "generator": torch.Generator().manual_seed(seed),

@@ -1,5 +1,6 @@
 r"""Evaluate what a run learned.
 
+    python -m reference_train.evaluate table runs/digits
     python -m reference_train.evaluate probe runs/digits
     python -m reference_train.evaluate knn runs/digits --k 5 20
     python -m reference_train.evaluate hierarchy runs/digits --class-tree tree.csv
@@ -11,8 +12,9 @@ r"""Evaluate what a run learned.
 RUN is a run's folder: its newest checkpoint is read, on the images it was trained and tested on.
 Other images: key=value after RUN, as in training: data.source=folder data.path=/data/pets
 data.classes=null. At most probe.max_rows images of each split are read, 10000 by default: give
-more for numbers to be published. The classes of a tree are their numbers. --untrained evaluates
-the same encoder before its training.
+more for numbers to be published. The features are those of the training, or of probe.layers=4 last
+layers, say. The classes of a tree are their numbers. --untrained evaluates the same encoder before
+its training. Under torchrun all processes take part.
 
 Other people's checkpoints need no run; results go to runs/models/NAME:
 
@@ -25,24 +27,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from accelerate import PartialState
 
 from reference_train import loading
 from reference_train.config import Config
+from reference_train.embedding import rank_of
 from reference_train.encoders import checked_layers
 from reference_train.environment import write_result
 from reference_train.errors import TrainError, one_line
 from reference_train.finetune import Protocol, finetune
-from reference_train.measure import Measured, embed, rows_of
+from reference_train.measure import Features, Measured, closing_table, rows_of, table
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
-from reference_train.probe import GRID, few_shot, linear_probe
+from reference_train.probe import GRID, by_class_size, few_shot
 from reference_train.splits import Splits, open_splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,
@@ -73,85 +75,105 @@ def loaded(config: Config, learner: Learner, *, cpu: bool) -> Loaded:
         print(note, file=sys.stderr)  # noqa: T201
     if splits.test is None:
         raise TrainError("the evaluation needs labelled images of both splits: data.source, ...")
-    device = loading.device(cpu)
-    return Loaded(config, learner.to(device).float().eval(), splits, device)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    device = PartialState(cpu=cpu or not torch.cuda.is_available()).device
+    dtype = torch.float64 if config.run.precision == "float64" else torch.float32
+    return Loaded(config, learner.to(device, dtype).eval(), splits, device)
 
 
-class Features(NamedTuple):
-    """CLS tokens of the last layers side by side, on both splits, with labels."""
+class Evaluated(NamedTuple):
+    """Measures of a loaded encoder, its features, and what they are of."""
 
-    bank: np.ndarray
-    bank_labels: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
+    measured: Measured
+    features: Features
+    about: dict[str, str]
 
 
-def features(run: Loaded, layers: int | None) -> Features:
-    """Of the last `layers` layers; by default four, as the papers', or all there are."""
+def features(run: Loaded, layers: int | None = None) -> Evaluated:
+    """Of the last `layers` layers; by default those of the table at a run's end."""
     measured = Measured(run.config, run.splits, run.device)
-    layers = checked_layers(layers, 4, run.learner.backbone.depth, "--layers")
-    bank, test = measured.features(lambda images: run.learner.backbone(images, layers=layers))
-    return Features(bank, measured.bank_labels, test, measured.test_labels)
+    if layers is not None:
+        layers = checked_layers(layers, 1, run.learner.backbone.depth, "--layers")
+    layers = layers or measured.layers_of(run.learner)
+    found = measured.features(measured.encoder(run.learner, layers))
+    return Evaluated(measured, found, {"features": measured.protocol(layers)["features"]})
+
+
+def table_of(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """The table at a run's end, to the digit."""
+    from reference_train.train import new_learner
+
+    learners = {"model" if given.model else "trained": run.learner}
+    if not given.model:
+        torch.manual_seed(run.config.run.seed)
+        untrained = new_learner(run.config, run.splits.n_classes)
+        learners["untrained"] = untrained.to(next(run.learner.parameters())).eval()
+    results, _, said = closing_table(Measured(run.config, run.splits, run.device), learners)
+    if rank_of() == 0:
+        print(table(results), *said, sep="\n", file=sys.stderr)  # noqa: T201
+    return results
 
 
 def probe(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
-    """Linear probe with the papers' grid of learning rates."""
-    f = features(run, given.layers)
-    accuracies = linear_probe(
-        f.bank, f.bank_labels, f.test, f.test_labels, epochs=given.epochs, device=run.device
-    )
-    best = max(accuracies, key=accuracies.get)
+    """Linear probe with the papers' grid of learning rates, on features in memory."""
+    if given.epochs is not None:
+        run.config.probe.epochs = given.epochs
+    measured, f, about = features(run, given.layers)
+    probed = measured.probe(f)
     found = {
-        "accuracy": accuracies[best],
-        "learning rate": best,
-        "by learning rate": {f"{rate:g}": value for rate, value in accuracies.items()},
+        "accuracy": probed.accuracy,
+        "learning rate": probed.best,
+        "by learning rate": {f"{rate:g}": value for rate, value in probed.accuracies.items()},
     }
-    if best in (min(accuracies), max(accuracies)):
-        found["warning"] = f"the best rate, {best:g}, is an end of the grid: another may be better"
-    return found
+    sizes = by_class_size(probed.predicted, f.test_labels, run.splits.bank.labels)
+    if len(sizes) > 1:
+        found["by class size"] = sizes
+    if probed.warning:
+        found["warning"] = probed.warning
+    return {**found, **about, "epochs": run.config.probe.epochs}
 
 
 def knn(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     """Nearest neighbours, for each k."""
-    f = features(run, 1)
-    return {
-        f"k = {k}": hierarchical_knn_accuracy(
-            f.bank, f.bank_labels, test=f.test, test_labels=f.test_labels, k=k
-        )[0]
-        for k in given.k
-    }
+    measured, f, about = features(run, given.layers)
+    ks = given.k or [run.config.probe.k]
+    return {**{f"k = {k}": measured.knn(f, k) for k in ks}, **about}
 
 
 def hierarchy(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     """KNN and linear accuracy on each level of a tree of the classes, the coarsest first."""
-    f = features(run, 1)
+    _, f, about = features(run, given.layers)
     bank, test = (
         hierarchical_labels([str(label) for label in labels], given.class_tree)
         for labels in (f.bank_labels, f.test_labels)
     )
+    k = (given.k or [run.config.probe.k])[0]
     both = {"test": f.test, "test_labels": test}
     return {
-        "kNN by level": hierarchical_knn_accuracy(f.bank, bank, k=given.k[0], **both),
+        "kNN by level": hierarchical_knn_accuracy(f.bank, bank, k=k, **both),
         "linear by level": hierarchical_linear_accuracy(f.bank, bank, **both),
+        **about,
     }
 
 
 def fewshot(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     """Linear accuracy from a few labelled images a class: mean and spread over draws."""
-    f = features(run, given.layers)
-    return {
+    _, f, about = features(run, given.layers)
+    spreads = {
         f"{shots} shots": few_shot(
             f.bank, f.bank_labels, f.test, f.test_labels, shots=shots, draws=given.draws
         )._asdict()
         for shots in given.shots
     }
+    return {**spreads, **about}
 
 
 def fine_tune(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of the whole network after training it on the labels, by DeiT's protocol."""
     protocol = Protocol(**{name: getattr(given, name) for name in Protocol._fields})
     on_cpu = run.device.type == "cpu"
-    tuned = finetune(run.learner.backbone, run.config, run.splits, protocol, cpu=on_cpu)
+    tuned = finetune(run.learner.float().backbone, run.config, run.splits, protocol, cpu=on_cpu)
     return {"accuracy": tuned.accuracy, **protocol._asdict()}
 
 
@@ -159,20 +181,13 @@ def export(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
     """Embeddings, labels and ids of a split, as ``embeddings-SPLIT.safetensors``."""
     from safetensors.numpy import save_file
 
-    from reference_train.augment import Resize
-
     source = run.splits.bank if given.split == "train" else run.splits.test
     layers = checked_layers(given.layers, 1, run.learner.backbone.depth, "--layers")
+    measured = Measured(run.config, run.splits, run.device)
     rows = rows_of(source, len(source) if given.rows is None else given.rows)
-    embeddings, rows = embed(
-        lambda images: run.learner.backbone(images, layers=layers),
-        source,
-        rows,
-        Resize(run.config.augment, run.config.data).to(run.device),
-        batch_size=run.config.probe.batch_size,
-        device=run.device,
-        skip=run.config.data.unreadable == "skip",
-    )
+    embeddings, rows = measured.embed(measured.encoder(run.learner, layers), source, rows)
+    if rank_of():
+        return {}
     path = Path(given.run) / f"embeddings-{given.split}.safetensors"
     arrays = {"embeddings": embeddings, "labels": source.labels[rows], "ids": rows}
     save_file(arrays, path, metadata={"run": str(given.run), "split": given.split})
@@ -188,6 +203,7 @@ def pca(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
 
 
 COMMANDS = {
+    "table": table_of,
     "probe": probe,
     "knn": knn,
     "hierarchy": hierarchy,
@@ -222,15 +238,15 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("settings", nargs="*", metavar="key=value")
         command.add_argument("--untrained", action="store_true")
         command.add_argument("--cpu", action="store_true")
-        if name in ("probe", "fewshot"):
-            command.add_argument(
-                "--layers", type=positive, help="last layers (default 4, or all there are)"
-            )
+        if name in ("probe", "fewshot", "knn", "hierarchy"):
+            command.add_argument("--layers", type=positive, help="last layers, for probe.layers")
         if name in ("knn", "hierarchy"):
-            command.add_argument("--k", type=positive, nargs="+", default=[20])
+            command.add_argument("--k", type=positive, nargs="+", help="neighbours, for probe.k")
         if name == "probe":
             rates = ", ".join(f"{rate:g}" for rate in GRID)
-            command.add_argument("--epochs", type=positive, default=10, help=f"rates: {rates}")
+            command.add_argument(
+                "--epochs", type=positive, help=f"for probe.epochs; rates: {rates}"
+            )
         if name == "hierarchy":
             command.add_argument("--class-tree", required=True, metavar="CSV")
         if name == "fewshot":
@@ -259,6 +275,8 @@ def open_given(given: argparse.Namespace) -> Loaded:
             raise TrainError("--model: the images are not known: data.source=... data.path=...")
     found = loading.given(folder, given.model, settings, untrained=given.untrained)
     config, learner, given.run = found
+    if given.model is not None and config.probe.layers is None:
+        config.probe.layers = min(4, learner.backbone.depth)  # the papers', or all there are
     return loaded(config, learner, cpu=given.cpu)
 
 
@@ -271,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (TrainError, OSError, ValueError) as error:
         print(f"reference_train.evaluate: {one_line(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one reports
+    if rank_of():  # the first process tells
         return
     name = f"{given.command}{'-untrained' if given.untrained else ''}.json"
     given.run.mkdir(parents=True, exist_ok=True)

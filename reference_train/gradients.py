@@ -27,12 +27,13 @@ class Gradients:
     method: Objective
     crops_of: MultiCrop
     dtype: torch.dtype
+    channels_last: bool = False
 
     def of_means(self, batches: list[Batch], step: int) -> tuple[Terms, Terms]:
         """Of the mean of the micro-batches' losses, each with its own statistics and slices."""
         parts = []
         for micro, batch in enumerate(batches):
-            crops = self._crops(batch)
+            crops = self.crops(batch)
             last = micro + 1 == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 outputs = self.model(crops)
@@ -49,7 +50,7 @@ class Gradients:
         statistics = []
 
         def embed(batch: Batch) -> Outputs:
-            crops = self._crops(batch)
+            crops = self.crops(batch)
             outputs = self.model(crops)
             if torch.is_grad_enabled():  # once
                 statistics.append(batch_statistics(crops, outputs.embeddings))
@@ -62,10 +63,15 @@ class Gradients:
         _, terms = vt.large_batch(self.model, loss, batches, embed=embed)
         return terms, of_step(tuple(statistics))
 
-    def _crops(self, batch: Batch) -> list[torch.Tensor]:
+    def crops(self, batch: Batch) -> list[torch.Tensor]:
+        """Of a batch, on the device."""
         sizes = None if batch.sizes is None else self._on_device(batch.sizes)
         crops = self.crops_of(self._on_device(batch.images), sizes)
-        return [crop.to(self.dtype) for crop in crops]
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return [
+            crop.flatten(0, 1).to(self.dtype, memory_format=layout).unflatten(0, crop.shape[:2])
+            for crop in crops
+        ]
 
     def _on_device(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.accelerator.device, non_blocking=True)

@@ -16,6 +16,7 @@ from reference_train.errors import TrainError, did_you_mean
 from reference_train.foreign import normalisation
 from reference_train.model import Learner
 from reference_train.settings import Config
+from reference_train.speed import averaged
 
 
 def device(cpu: bool) -> torch.device:
@@ -44,7 +45,8 @@ def of_run(folder: Path, *, untrained: bool = False) -> tuple[Config, Learner]:
     # the number of classes is that of the probe's last bias: the training images need not exist
     learner = new_learner(trained, len(state["learner"].get("probe.1.bias", [])))
     if not untrained:
-        learner.load_state_dict(state["learner"])
+        average = state.get("average")
+        learner.load_state_dict(state["learner"] if average is None else averaged(average))
     return trained, learner
 
 

@@ -1,33 +1,35 @@
 """How good features are: linear probe, kNN, RankMe, and the trees of two views of an image.
 
-The measures are those of `visreg_core.metrics`. LCA similarity compares the dendrograms of two
-augmented views of the same images: how far a tree depends on what the augmentation changed. It is
-computed separately for images of the training classes and of unseen classes.
+One way for the table at a run's end, for the evaluations during it, and for `evaluate`. The
+measures are those of `visreg_core.metrics`, but for the linear probe (probe.py). LCA similarity
+compares the dendrograms of two augmented views of the same images: how far a tree depends on what
+the augmentation changed. It is computed separately for images of the training classes and of unseen
+classes.
+
+Every process embeds and classifies its share of the images, and all of them have the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from reference_train.augment import MultiCrop, Resize
+from reference_train.collectives import all_sum, world_size
 from reference_train.config import Config
-from reference_train.errors import LocalError
-from reference_train.sources import Source, Unreadable
+from reference_train.embedding import Encoder, embed, encoder_of, evaluating, of_all, rank_of
+from reference_train.encoders import checked_layers
+from reference_train.probe import GRID, Probed, linear_probe
+from reference_train.sources import Source
 from reference_train.splits import Splits
-from visreg_core.metrics import (
-    hierarchical_knn_accuracy,
-    hierarchical_linear_accuracy,
-    lca_similarity,
-    rankme,
-)
+from visreg_core.metrics import hierarchical_knn_accuracy, lca_similarity, rankme
 
-Encoder = Callable[[torch.Tensor], torch.Tensor]  # normalised images -> (N, F)
+PIXELS = 1024  # numbers in an image up to which the pixels are a baseline
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -43,39 +45,6 @@ def rows_of(source: Sized, most: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n)[:most])
 
 
-@torch.no_grad()
-def embed(
-    encoder: Encoder,
-    source: Source,
-    rows: np.ndarray,
-    transform: nn.Module,
-    *,
-    batch_size: int,
-    device: torch.device,
-    skip: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, F) of a source's images, and the rows that they are of.
-
-    `transform` is `Resize` or one crop. With `skip` an image that cannot be read is left out, and
-    without it stops the run.
-    """
-    parts, kept = [], []
-    for begin in range(0, len(rows), batch_size):
-        images = []
-        for row in rows[begin : begin + batch_size]:
-            sample = source[int(row)]
-            if not isinstance(sample, Unreadable):
-                images.append(sample.image)
-                kept.append(row)
-            elif not skip:
-                raise LocalError(f"cannot read {sample.name}: {sample.reason}")
-        if images:
-            parts.append(encoder(transform(torch.stack(images).to(device))).float().cpu())
-    if not parts:
-        raise LocalError("the evaluation has no image that can be read")
-    return torch.cat(parts).numpy(), np.array(kept)
-
-
 class OneCrop(nn.Module):
     """A random global crop."""
 
@@ -88,6 +57,16 @@ class OneCrop(nn.Module):
         return self.normalize(self.pipeline(images.to(torch.float32) / 255))
 
 
+class Features(NamedTuple):
+    """Of the labelled training images ("bank") and the test images that could be read."""
+
+    bank: np.ndarray  # (n, F)
+    bank_labels: np.ndarray
+    test: np.ndarray  # (m, F)
+    test_labels: np.ndarray
+    test_rows: np.ndarray  # places in the test split
+
+
 class Measured:
     """A run's splits, and the measures of an encoder on them."""
 
@@ -98,83 +77,153 @@ class Measured:
         self.bank_rows = rows_of(splits.bank, config.probe.max_rows)
         self.test_rows = rows_of(splits.test, config.probe.max_rows)
 
-    @property
-    def bank_labels(self) -> np.ndarray:
-        """Of the training images that were read."""
-        return self.splits.bank.labels[self.bank_rows]
+    def encoder(self, learner: nn.Module, layers: int | None = None) -> Encoder:
+        """Images to the features that are measured: of `layers` layers, or of `layers_of`."""
+        return encoder_of(learner, self.layers_of(learner) if layers is None else layers)
 
-    @property
-    def test_labels(self) -> np.ndarray:
-        """Of the test images that were read."""
-        return self.splits.test.labels[self.test_rows]
+    def layers_of(self, learner: nn.Module) -> int:
+        """Last layers whose features are measured: `probe.layers`, or those of the training."""
+        backbone = learner.backbone
+        own = getattr(backbone, "layers", 1)
+        return checked_layers(self.config.probe.layers, own, backbone.depth, "probe.layers")
 
-    def _embed(
-        self, encoder: Encoder, source: Source, rows: np.ndarray, transform: nn.Module
+    def embed(
+        self,
+        encoder: Encoder,
+        source: Source,
+        rows: np.ndarray,
+        transform: nn.Module | None = None,
+        *,
+        seed: int | None = None,
+        shown: str = "embedding",
     ) -> tuple[np.ndarray, np.ndarray]:
-        size, skip = self.config.probe.batch_size, self.config.data.unreadable == "skip"
-        return embed(
-            encoder, source, rows, transform, batch_size=size, device=self.device, skip=skip
-        )
+        """Features of a source's rows by all processes, and the rows that could be read."""
+        features, kept = embed(
+            encoder, source, rows, transform or self.resize,
+            batch_size=self.config.probe.batch_size, device=self.device,
+            skip=self.config.data.unreadable == "skip", workers=self.config.data.workers,
+            half=self.config.run.precision == "bfloat16", rank=rank_of(), world=world_size(),
+            seed=seed, shown=shown,
+        )  # fmt: skip
+        return of_all(features, kept, self.device)
 
-    def features(self, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
-        """Of the labelled training images and of the test images; unreadable ones drop out."""
-        bank, self.bank_rows = self._embed(encoder, self.splits.bank, self.bank_rows, self.resize)
-        test, self.test_rows = self._embed(encoder, self.splits.test, self.test_rows, self.resize)
-        return bank, test
+    def features(self, encoder: Encoder) -> Features:
+        """Of both splits."""
+        splits = self.splits
+        bank, bank_rows = self.embed(encoder, splits.bank, self.bank_rows, shown="training images")
+        test, test_rows = self.embed(encoder, splits.test, self.test_rows, shown="test images")
+        labels = splits.bank.labels[bank_rows], splits.test.labels[test_rows]
+        return Features(bank, labels[0], test, labels[1], test_rows)
 
-    def knn(self, encoder: Encoder) -> float:
-        """Accuracy of the nearest neighbours, on all classes."""
-        bank, test = self.features(encoder)
-        return self._knn(bank, test)
+    def knn(self, f: Features, k: int | None = None) -> float:
+        """Accuracy of the nearest neighbours, on all classes; each process classifies a share."""
+        k = min(k or self.config.probe.k, len(f.bank))
+        share = slice(rank_of(), None, world_size())
+        labels = f.test_labels[share]
+        right = 0
+        if len(labels):
+            bank, test = (torch.from_numpy(x).to(self.device) for x in (f.bank, f.test[share]))
+            (found,) = hierarchical_knn_accuracy(
+                bank, f.bank_labels, test=test, test_labels=labels, k=k
+            )
+            right = round(found * len(labels))
+        return self._total(right) / len(f.test_labels)
 
-    def _knn(self, bank: np.ndarray, test: np.ndarray) -> float:
-        k = min(self.config.probe.k, len(bank))
-        return hierarchical_knn_accuracy(
-            bank, self.bank_labels, test=test, test_labels=self.test_labels, k=k
-        )[0]
+    def probe(self, f: Features) -> Probed:
+        """The grid of linear probes on features that are in memory."""
+        return linear_probe(
+            f.bank, f.bank_labels, f.test, f.test_labels,
+            epochs=self.config.probe.epochs, device=self.device,
+        )  # fmt: skip
 
-    def all(self, encoder: Encoder) -> tuple[dict[str, float], np.ndarray]:
-        """Every measure by name, and the test images' features."""
-        bank, test = self.features(encoder)
+    def online(self, learner: nn.Module) -> float:
+        """Accuracy of the online probe on the test images."""
+
+        def classify(images: torch.Tensor) -> torch.Tensor:
+            with evaluating(learner):
+                features = learner.backbone(images.to(next(learner.parameters()).dtype))
+                return learner.probe(features).argmax(-1, keepdim=True)
+
+        found, rows = self.embed(classify, self.splits.test, self.test_rows)
+        return float((found[:, 0] == self.splits.test.labels[rows]).mean())
+
+    def all(self, encoder: Encoder) -> tuple[dict[str, float], Features, Probed]:
+        """Every measure by name, and what they are of."""
+        f = self.features(encoder)
+        probed = self.probe(f)
+        seen = self._seen(f.test_labels)
         measures = {
-            "linear probe": hierarchical_linear_accuracy(
-                bank, self.bank_labels, test=test, test_labels=self.test_labels
-            )[0],
-            "kNN": self._knn(bank, test),
-            "RankMe": rankme(test),
+            "linear probe": probed.accuracy,
+            "kNN": self.knn(f),
+            "RankMe": rankme(f.test),
+            "LCA trained classes": self._tree_similarity(encoder, f.test_rows[seen]),
+            "LCA unseen classes": self._tree_similarity(encoder, f.test_rows[~seen]),
         }
-        seen = self._seen()
-        measures["LCA trained classes"] = self._tree_similarity(encoder, self.test_rows[seen])
-        measures["LCA unseen classes"] = self._tree_similarity(encoder, self.test_rows[~seen])
-        return measures, test
+        return measures, f, probed
 
-    def _seen(self) -> np.ndarray:
+    def _seen(self, labels: np.ndarray) -> np.ndarray:
         classes = self.config.data.classes
-        if classes is None:
-            return np.ones(len(self.test_rows), dtype=bool)
-        return np.isin(self.test_labels, classes)
+        return np.isin(labels, classes) if classes is not None else np.full(len(labels), True)
 
     def _tree_similarity(self, encoder: Encoder, rows: np.ndarray) -> float:
         """Spearman's correlation of LCA heights between two views; the same views every time."""
         rows = rows[rows_of(rows, self.config.probe.tree_rows)]
         if len(rows) < 3:
             return float("nan")
-        views = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in (1, 2):
-                torch.manual_seed(seed)
-                views.append(self._embed(encoder, self.splits.test, rows, self.crop)[0])
+        views = (
+            self.embed(encoder, self.splits.test, rows, self.crop, seed=seed)[0] for seed in (1, 2)
+        )
         return lca_similarity(*views).spearman
 
+    def _total(self, count: int) -> float:
+        return float(all_sum(torch.tensor(float(count), dtype=torch.float64, device=self.device)))
 
-def table(results: dict[str, dict[str, float]]) -> str:
+    def protocol(self, layers: int) -> dict[str, Any]:
+        """The settings that the numbers depend on."""
+        probe = self.config.probe
+        return {
+            "features": f"of the last {layers} layer(s)",
+            "training images": len(self.bank_rows),
+            "test images": len(self.test_rows),
+            "kNN neighbours": min(probe.k, len(self.bank_rows)),
+            "linear probe": f"{len(GRID)} rates, {probe.epochs} epochs on features in memory",
+        }
+
+
+def closing_table(
+    measured: Measured, learners: dict[str, nn.Module]
+) -> tuple[dict[str, Any], dict[str, Features], list[str]]:
+    """Measures of each learner and of the pixels, their features, and what has to be said of them.
+
+    The result holds a row of numbers for each of them by name, and "protocol".
+    """
+    layers = {measured.layers_of(learner) for learner in learners.values()}
+    encoders = {name: measured.encoder(learner) for name, learner in learners.items()}
+    augment, channels = measured.config.augment, measured.config.data.channels
+    numbers = channels * augment.global_size**2
+    said = []
+    if numbers <= PIXELS:
+        encoders["pixels"] = pixels
+    else:
+        said.append(f"pixels: left out, images of {numbers} numbers (at most {PIXELS})")
+    results, features = {}, {}
+    for name, encode in encoders.items():
+        results[name], features[name], probed = measured.all(encode)
+        if probed.warning:
+            said.append(f"linear probe of {name}: {probed.warning}")
+    results["protocol"] = measured.protocol(max(layers))
+    return results, features, [*(f"{k}: {v}" for k, v in results["protocol"].items()), *said]
+
+
+def table(results: dict[str, Any]) -> str:
     """Rows of encoders, columns of measures."""
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(next(iter(results.values())))
+    rows = {name: measures for name, measures in results.items() if name != "protocol"}
+    columns = list(next(iter(rows.values())))
     made = Table("", *columns)
-    for name, measures in results.items():
+    for name, measures in rows.items():
         made.add_row(name, *(_cell(column, measures[column]) for column in columns))
     console = Console(width=max(100, 16 * (len(columns) + 1)))
     with console.capture() as capture:
@@ -190,9 +239,10 @@ def _cell(column: str, value: float) -> str:
     return f"{value:.1f}" if column == "RankMe" else f"{value:.3f}"
 
 
-def save_embeddings(folder: Path, features: dict[str, np.ndarray], measured: Measured) -> None:
+def save_embeddings(folder: Path, features: dict[str, Features]) -> None:
     """``embeddings/NAME.npy`` for ``visreg report`` and ``compare``, and labels and ids."""
     folder.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = {**features, "labels": measured.test_labels, "ids": measured.test_rows}
-    for name, array in arrays.items():
+    some = next(iter(features.values()))
+    arrays = {name: f.test for name, f in features.items()}
+    for name, array in {**arrays, "labels": some.test_labels, "ids": some.test_rows}.items():
         np.save(folder / f"{name}.npy", array)

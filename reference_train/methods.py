@@ -8,7 +8,10 @@ uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ import visreg_torch as vt
 from reference_train.baselines import DINO, Objective, SimCLR, Terms
 from reference_train.collectives import world_size
 from reference_train.config import Config, Method, rows_of_a_process
+from reference_train.errors import TrainError, one_line
 from reference_train.model import Learner, Outputs
 
 SLICED = ("visreg", "sigreg", "swd")
@@ -52,6 +56,8 @@ def build(config: Config, learner: Learner) -> Objective:
         return DINO(config, learner)
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
+    if ":" in m.name:
+        return Own(own_loss(m))
     if m.name in SLICED:
         n_slices = statistic_size(config, world_size()).slices
         return Sketched(sketch(m, n_slices, config.run.seed), m.lam)
@@ -106,6 +112,44 @@ class OfViews(Objective):
         if isinstance(self.loss, vt.SAGVICRegLoss):
             return named(self.loss(*views, step), "loss")
         return named(self.loss(views), "loss")
+
+
+class Own(Objective):
+    """A loss of the user's own: of embeddings (V, N, D), V crops of N images, the global first.
+
+    It returns a number, or named terms of which "total" or "loss" is minimised.
+    """
+
+    def __init__(self, loss: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
+        """Terms of a step."""
+        terms = self.loss(outputs.embeddings)
+        if not isinstance(terms, dict):
+            return named(terms, "loss")
+        if "loss" not in terms:
+            raise TrainError(f"your own loss: expected a term 'loss'; found {', '.join(terms)}")
+        return {"loss": terms["loss"], **terms}
+
+
+def own_loss(m: Method) -> Callable[[torch.Tensor], Any]:
+    """What ``MODULE:NAME`` or ``FILE.py:NAME`` names: a function, or a class that is made."""
+    where, _, name = m.name.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location("own_loss", where)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        found = getattr(module, name)
+        if isinstance(found, type):
+            return found(**m.options)
+        return functools.partial(found, **m.options)
+    except (ImportError, OSError, AttributeError, TypeError) as error:
+        raise TrainError(f"method.name={m.name}: {one_line(error)}") from None
 
 
 def named(terms: object, total: str) -> Terms:

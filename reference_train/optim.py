@@ -20,7 +20,10 @@ def parameter_groups(learner: Learner, optim: Optim, probe: Probe) -> list[dict]
         if p.requires_grad and not name.startswith("probe.")
     ]
     # CLS tokens and position embeddings have leading axes of length 1, and are not matrices
-    vector = {n: p.squeeze().ndim <= 1 or n.endswith("position_embeddings") for n, p in named}
+    vector = {
+        n: sum(side != 1 for side in p.shape) <= 1 or n.endswith("position_embeddings")
+        for n, p in named
+    }
     groups = [
         {"name": "decayed", "params": [p for n, p in named if not vector[n]]},
         {"name": "plain", "params": [p for n, p in named if vector[n]], "weight_decay": 0.0},
@@ -36,7 +39,9 @@ def optimizer(learner: Learner, optim: Optim, probe: Probe) -> torch.optim.Optim
     groups = parameter_groups(learner, optim, probe)
     if optim.name == "adamw":
         betas = tuple(optim.betas)
-        return torch.optim.AdamW(groups, optim.lr, betas, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(
+            groups, optim.lr, betas, weight_decay=optim.weight_decay, fused=optim.fused or None
+        )
     return LARS(groups, optim.lr, optim.weight_decay, optim.momentum, optim.trust)
 
 

@@ -62,7 +62,7 @@ def compare_patches(run: Any, other: Any, *, count: int, path: Path) -> list[flo
     raw = torch.stack(list(itertools.islice(readable, count)))
     maps, found = [], []
     features = [
-        patch_features(r.learner, Resize(r.config.augment, r.config.data)(raw).to(r.device))
+        patch_features(r.learner.float(), Resize(r.config.augment, r.config.data)(raw).to(r.device))
         for r in (run, other)
     ]
     if features[0].shape[1] != features[1].shape[1]:

@@ -54,6 +54,11 @@ class Progress:
             self.told = now
         self.since, self.last = now, done
 
+    def tell(self, done: int, measures: dict[str, float]) -> None:
+        """What an evaluation found."""
+        told = ", ".join(f"{name} {value:.1%}" for name, value in measures.items())
+        say(self.accelerator, f"step {done} of {self.steps}: {told}")
+
 
 def memory(device: torch.device) -> int:
     """Most bytes that this process has held: of the GPU's memory, or of the machine's."""

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from reference_train import checkpoint
+from reference_train import checkpoint, shard
 from reference_train.config import Config, to_dict
 from reference_train.data import Place
 from reference_train.environment import provenance
@@ -36,7 +36,7 @@ class Session:
         accelerator: Accelerator,
         config: Config,
         classes: list[str] | None,
-        **parts: torch.nn.Module | torch.optim.Optimizer,
+        parts: dict[str, torch.nn.Module | torch.optim.Optimizer],
     ) -> None:
         self.accelerator, self.config, self.classes = accelerator, config, classes
         self.folder, self.parts = Path(config.run.folder), parts
@@ -61,6 +61,7 @@ class Session:
         """A checkpoint by the main process, with the random numbers and the places of all."""
         self.saved = time.monotonic()
         told = gather_object([(checkpoint.random_state(), places)])
+        states = {name: shard.whole(part.state_dict()) for name, part in self.parts.items()}
         if self.accelerator.is_main_process:
             farthest: dict[int, Place] = {}
             for _, of_process in told:  # each knows how far its own lanes are
@@ -70,7 +71,7 @@ class Session:
                 "config": to_dict(self.config),
                 "world": self.accelerator.num_processes,
                 "step": step,
-                **{name: part.state_dict() for name, part in self.parts.items()},
+                **states,
                 "generators": [generators for generators, _ in told],
                 "lanes": lanes,
                 "places": farthest,
@@ -97,7 +98,7 @@ class Session:
             return Position()
         state = shared(state, self.accelerator)
         for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+            shard.load(part, state[name])
         say(self.accelerator, f"resuming from {path}")
         self._random_numbers(state)
         return Position(state["step"], state.get("lanes"), state.get("places"))

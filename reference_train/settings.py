@@ -14,10 +14,10 @@ METHODS = ("visreg", "sigreg", "swd", "vicreg", "barlow_twins", "sag_vicreg", "s
 def setting(
     default: Any, help: str, *, least: float = -INF, above: float = -INF, most: float = INF
 ) -> Any:
-    """A field with its documentation and range; lists are copied for each instance."""
+    """A field with its documentation and range; each instance has a copy of a list."""
     metadata = {"help": help, "least": least, "above": above, "most": most}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -49,6 +49,22 @@ class Run:
     keep: int = setting(3, "checkpoints kept", least=1)
     evaluate_every: float | None = setting(
         None, "epochs between kNN evaluations; none: at the end", above=0
+    )
+    validate_every: float | None = setting(
+        None,
+        "epochs between validations of the online probe; none: with the kNN evaluations",
+        above=0,
+    )
+    compile: str | None = setting(
+        None, "compile each block of the backbone with this backend of torch.compile: inductor"
+    )
+    tf32: bool = setting(False, "float32 products in TF32 on a GPU that has it")
+    channels_last: bool = setting(False, "images and convolutions with their channels last")
+    recompute: bool = setting(
+        False, "blocks compute their activations again in the backward pass, to save memory"
+    )
+    shard: bool = setting(
+        False, "weights and optimiser in shards over the processes (FSDP2); evaluate afterwards"
     )
     cpu: bool = setting(False, "train on the CPU even where there is a GPU")
     threads: int | None = setting(None, "CPU threads of Torch in each process", least=1)
@@ -84,6 +100,7 @@ class Data:
     std: list[float] = setting([0.229, 0.224, 0.225], "of the channels", above=0)
     batch_size: int = setting(32, "images in a micro-batch of one process", least=1)
     workers: int = setting(0, "loading processes; 0 loads in the training process", least=0)
+    prefetch: int = setting(2, "batches that each loading process prepares", least=1)
     unreadable: str = setting("stop", "an image that cannot be read: stop, or skip to the next")
     long_tail: str | None = setting(None, "keep a long-tailed part: pareto or exponential")
     long_tail_max: int = setting(1280, "images of the largest class of the long tail", least=1)
@@ -159,7 +176,8 @@ class Model:
 class Method:
     """The loss. Each setting says which methods read it."""
 
-    name: str = setting("visreg", ", ".join(METHODS))
+    name: str = setting("visreg", ", ".join(METHODS) + ", or your own: MODULE:NAME, FILE.py:NAME")
+    options: dict[str, Any] = setting({}, "your own loss: the keywords it is made with")
     scope: str = setting("local", "statistics of each process's batch, or of the global one")
     lam: float = setting(
         0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer", least=0, most=1
@@ -196,6 +214,13 @@ class Optim:
 
     name: str = setting("adamw", "adamw or lars")
     lr: float = setting(1e-3, "largest learning rate", above=0)
+    fused: bool = setting(False, "adamw: one kernel for all weights")
+    ema: float | None = setting(
+        None,
+        "decay of a moving average of the weights, which is then what is evaluated",
+        above=0,
+        most=0.999999,
+    )
     weight_decay: float = setting(0.05, "of matrices; norms and biases have none", least=0)
     betas: list[float] = setting([0.9, 0.999], "adamw", least=0, most=1)
     momentum: float = setting(0.9, "lars", least=0, most=1)
@@ -212,6 +237,10 @@ class Probe:
     online: bool = setting(True, "train a linear classifier on the detached features")
     online_lr: float = setting(1e-3, "its constant learning rate", least=0)
     k: int = setting(20, "neighbours of the kNN accuracy", least=1)
+    layers: int | None = setting(
+        None, "last layers whose features are measured; none: those of the training", least=1
+    )
+    epochs: int = setting(10, "of the linear probe, which is trained after the run", least=1)
     max_rows: int = setting(10_000, "images of each split that the evaluation reads", least=1)
     tree_rows: int = setting(2_000, "images in the dendrograms", least=1)
     batch_size: int = setting(256, "images in a forward pass", least=1)

@@ -142,6 +142,14 @@ class Stream:
         self.reader, self.data = reader, data
         self.decode = Decoder(data.size, data.channels, data.whole)
 
+    def decode_raw(self, sample: Raw) -> Sample | Unreadable:
+        """A sample's pixels."""
+        raw, label, name = sample
+        try:
+            return Sample(self.decode(io.BytesIO(raw)), label, -1)
+        except Exception as error:  # decoders may raise anything on a damaged file
+            return Unreadable(name, str(error))
+
     def lanes(self, world: int) -> int:
         """Of a run that begins on `world` processes: one for each loading process."""
         return world * max(self.data.workers, 1)
@@ -211,17 +219,10 @@ class Batches(IterableDataset):
             lane.epoch, lane.taken = self.places[number]
         else:  # by the micro-batches of all processes before this one
             lane.skip(-(-max(0, self.start * self.world - number) // self.lanes) * self.size)
-        samples = map(self._decode, lane)
+        samples = map(self.stream.decode_raw, lane)
         if self.skip:
             samples = (sample for sample in samples if not isinstance(sample, Unreadable))
         return lane, samples
-
-    def _decode(self, sample: Raw) -> Sample | Unreadable:
-        raw, label, name = sample
-        try:
-            return Sample(self.stream.decode(io.BytesIO(raw)), label, -1)
-        except Exception as error:  # decoders may raise anything on a damaged file
-            return Unreadable(name, str(error))
 
 
 @dataclass

@@ -17,14 +17,14 @@ import gc
 import json
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from reference_train import data, methods, optim
+from reference_train import data, methods, optim, shard, speed
 from reference_train.augment import MultiCrop
 from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
@@ -34,7 +34,7 @@ from reference_train.errors import LocalError, TrainError, one_line
 from reference_train.gradients import Gradients
 from reference_train.ledger import Ledger
 from reference_train.logs import Log, write_atomically
-from reference_train.measure import Measured, pixels, save_embeddings, table
+from reference_train.measure import Measured, closing_table, save_embeddings, table
 from reference_train.model import Learner, describe, synchronised
 from reference_train.progress import Progress, say
 from reference_train.session import Session
@@ -66,13 +66,19 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     method = methods.build(config, learner).to(device)
     dtype = torch.float64 if config.run.precision == "float64" else torch.float32
     learner.to(dtype).train(), method.to(dtype)
+    speed.hasten(learner, config.run)
+    if config.run.shard:
+        shard.share_out(learner, accelerator)
     optimizer = optim.optimizer(learner, config.optim, config.probe)
+    average = speed.average(learner, config.optim.ema)
+    evaluated = learner if average is None else average.module
     set_seed((config.run.seed * world + rank + 1) % 2**32)
 
     # State
-    session = Session(
-        accelerator, config, splits.classes, learner=learner, method=method, optimizer=optimizer
-    )
+    parts = {"learner": learner, "method": method, "optimizer": optimizer}
+    if average is not None:
+        parts["average"] = average
+    session = Session(accelerator, config, splits.classes, parts)
     first, lanes, places = session.resume()
     if accelerator.is_main_process:  # not earlier: the folder may belong to another run
         write_atomically(folder / "config.json", json.dumps(settings, indent=1))
@@ -82,10 +88,12 @@ def train(config: Config) -> dict[str, dict[str, float]]:
     log = accelerator.is_main_process and Log(folder, "metrics", first)
     evaluations = accelerator.is_main_process and Log(folder, "evaluations", first)
     trackers = accelerator.is_main_process and Trackers(folder, settings, first)
-    measured = Measured(config, splits, device) if splits.test is not None else None
+    tested = splits.test is not None and not config.run.shard
+    measured = Measured(config, splits, device) if tested else None
     ledger = Ledger(accelerator, folder)
-    model = accelerator.prepare(learner)  # data parallel; under autocast with bfloat16
-    gradients = Gradients(accelerator, model, method, crops_of, dtype)
+    # data parallel, unless it is in shards; under autocast with bfloat16
+    model = accelerator.prepare_model(learner, evaluation_mode=config.run.shard)
+    gradients = Gradients(accelerator, model, method, crops_of, dtype, config.run.channels_last)
     together = config.run.statistics == "batch"
     backpropagate = gradients.of_batch if together else gradients.of_means
     say(accelerator, f"{describe(learner)}; steps {first} ... {steps} on {world} x {device}")
@@ -118,10 +126,13 @@ def train(config: Config) -> dict[str, dict[str, float]]:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
         else:
             norm = torch.nn.utils.clip_grad_norm_(trained, config.run.clip_norm)
+        norm = shard.whole(norm)
         method.before_step(learner, step / steps_per_epoch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(learner, (step + 1) / steps)
+        if average is not None:
+            average.update_parameters(learner)
         ids = torch.cat([batch.ids for batch in batches])
         ledger.add(step, {**terms, "gradient": norm}, statistics, ids)
         progress.bar.update()
@@ -136,21 +147,23 @@ def train(config: Config) -> dict[str, dict[str, float]]:
                 log.add({"step": done, "epoch": done / steps_per_epoch, "lr": lr, **means})
                 trackers.add(done, {"lr": lr, **means})
                 progress.report(done, means["loss"])
-        if measured and log and evaluates(config, done, steps, steps_per_epoch):
-            accuracy = measured.knn(encoder(learner))
-            evaluations.add({"step": done, "epoch": done / steps_per_epoch, "knn": accuracy})
-            trackers.add(done, {"knn": accuracy})
+        if measured:
+            found = evaluation(measured, evaluated, done, steps, steps_per_epoch)
+            if log and found:
+                evaluations.add({"step": done, "epoch": done / steps_per_epoch, **found})
+                trackers.add(done, found)
+                progress.tell(done, found)
         if saving:  # last, so that a kill before it loses no row: the step is done again
             session.save(done, stream.lanes, stream.places)
     progress.bar.close()
     session.writer.wait()
 
     results = {}
+    if log and log.rows:
+        draw_curves(folder)
+    if measured:
+        results = final_table(accelerator, splits, measured, evaluated, progress.begun)
     if log:
-        if log.rows:
-            draw_curves(folder)
-        if measured:
-            results = final_table(config, splits, measured, learner, folder)
         trackers.close()
     accelerator.wait_for_everyone()
     # DDP ends before its group: while it holds the last reference, its destructor waits, with the
@@ -183,43 +196,41 @@ def new_learner(config: Config, n_classes: int) -> Learner:
     return Learner(config, n_classes, head)
 
 
-def evaluates(config: Config, done: int, steps: int, steps_per_epoch: float) -> bool:
-    """Whether a kNN evaluation is due after `done` steps."""
-    if config.run.evaluate_every is None:
+def due(epochs: float | None, done: int, steps: int, steps_per_epoch: float) -> bool:
+    """Whether what happens every so many epochs, and at the end, is due after `done` steps."""
+    if epochs is None:
         return False
-    every = max(1, round(config.run.evaluate_every * steps_per_epoch))
-    return done % every == 0 or done == steps
+    return done == steps or done % max(1, round(epochs * steps_per_epoch)) == 0
 
 
-def encoder(learner: torch.nn.Module) -> Any:
-    """Images -> features, in evaluation mode for the time of the call."""
-
-    def features(images: torch.Tensor) -> torch.Tensor:
-        learner.eval()
-        try:
-            return learner.backbone(images.to(next(learner.parameters()).dtype))
-        finally:
-            learner.train()
-
-    return features
+def evaluation(measured: Measured, learner: Learner, *when: float) -> dict[str, float]:
+    """What is due: kNN, and the online probe's accuracy on the test images."""
+    run, found = measured.config.run, {}
+    if due(run.evaluate_every, *when):
+        found["knn"] = measured.knn(measured.features(measured.encoder(learner)))
+    if learner.probe is not None and (found or due(run.validate_every, *when)):
+        found["probe_validation"] = measured.online(learner)
+    return found
 
 
 def final_table(
-    config: Config, splits: Splits, measured: Measured, learner: torch.nn.Module, folder: Path
+    accelerator: Accelerator, splits: Splits, measured: Measured, learner: Learner, begun: float
 ) -> dict[str, dict[str, float]]:
     """Measures of the trained encoder, of the same one untrained, and of the pixels."""
+    config, started = measured.config, time.monotonic()
     torch.manual_seed(config.run.seed)
     untrained = new_learner(config, splits.n_classes).to(next(learner.parameters()))
-    results, features = {}, {}
-    for name, encode in {
-        "trained": encoder(learner),
-        "untrained": encoder(untrained),
-        "pixels": pixels,
-    }.items():
-        results[name], features[name] = measured.all(encode)
-    save_embeddings(folder / "embeddings", features, measured)
-    write_result(folder / "results.json", results)
-    print(table(results))  # noqa: T201
+    results, features, said = closing_table(measured, {"trained": learner, "untrained": untrained})
+    if accelerator.is_main_process:
+        folder = Path(config.run.folder)
+        save_embeddings(folder / "embeddings", features)
+        write_result(folder / "results.json", results)
+        print(table(results))  # noqa: T201
+    took, whole = time.monotonic() - started, time.monotonic() - begun
+    said.append(f"the table took {took:.1f} s, {took / whole:.0%} of the run's {whole:.1f} s")
+    if took > 0.1 * whole:
+        said.append("fewer probe.max_rows, probe.tree_rows or probe.epochs make it shorter")
+    say(accelerator, *said)
     return results
 
 

@@ -88,6 +88,7 @@ OTHER_FUNCTIONS = (
     "rectified_generalized_gaussian",
     "sample_random_walk",
     "slices_for",
+    "subspace_slices",
     "transition_matrix",
     "value_and_grad",
     "value_and_vjp",
@@ -236,6 +237,12 @@ def _hold_center(arrays, options):
     return {"center": reference.global_center(arrays["z"], options.get("n_global"))}
 
 
+def _hold_assignments(arrays, options):
+    found = [reference.assignment(arrays[name]) for name in ("a", "b")]
+    return {"assignments": found}
+
+
+_HELD = {"shape_loss": _hold_sigma, "visreg_loss": _hold_sigma, "swav_loss": _hold_assignments}
 _SW_WEIGHTED = {"x": 2, "y": 2, "slices": 2, "x_weights": 1, "y_weights": 1}
 _VIEWS = {"views": 3}
 
@@ -247,7 +254,7 @@ def _cases():
 
     cases = []
     for name in FUNCTIONS:
-        add(name, held=_hold_sigma if name in ("shape_loss", "visreg_loss") else None)
+        add(name, held=_HELD.get(name))
     add("center_loss", "sum", {"reduction": "sum"})
     add("shape_loss", "attached", {"detach_scale": False})
     add("shape_loss", "sum", {"reduction": "sum"}, held=_hold_sigma)
@@ -295,6 +302,14 @@ def _cases():
         arrays=_VIEWS,
         wrt=("views",),
         of=reference.over_pairs_of_views(reference.barlow_twins_loss),
+    )
+    add("wmse_loss", "eps", {"eps": 0.1})
+    add(
+        "wmse_loss",
+        "views",
+        arrays=_VIEWS,
+        wrt=("views",),
+        of=reference.over_pairs_of_views(reference.wmse_loss),
     )
     add("sag_vicreg_loss", "weights", {"weights": (2, 3, 5), "gamma": 1.4, "eps": 1e-2})
     return cases

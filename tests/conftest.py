@@ -11,6 +11,7 @@ case once as a whole; all other tests run the first case of each loss. A test ma
 ``lean_on_jax(name=[...])`` runs there for these values of its parameter only.
 """
 
+import gc
 import os
 import sys
 from typing import NamedTuple
@@ -24,6 +25,11 @@ from visreg_core.losses import declaration
 FLOATS = ("float64", "float32")
 # Files of few, long tests come first: at the end, one would keep a single worker busy.
 LONG = ("test_kernels_interpreted", "test_kernels_compiled", "test_sharded", "test_compile")
+
+QUICK_TO_COMPILE = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+}
 
 
 def pytest_addoption(parser):
@@ -44,6 +50,10 @@ def pytest_configure(config):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # Programs run once: one that is hardly optimised is compiled in a fifth of the time. `test_jit`
+    # compiles as users do.
+    for name, value in QUICK_TO_COMPILE.items():
+        os.environ.setdefault(name, value)
     for backend in OPTIONAL:
         config.addinivalue_line("markers", f"{backend.name.lower()}: needs {backend.value}")
     config.addinivalue_line("markers", "variants_on_jax: runs a loss's variants on JAX too")
@@ -120,6 +130,13 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=skipped)
     items[:] = [item for item in items if _worth_compiling(item)]
     items.sort(key=lambda item: item.path.stem not in LONG)  # which leaves the rest in order
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """What is imported stays: a look for garbage, which takes a second by now, leaves it out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -202,6 +202,17 @@ def spherical_mmd(
     scope: str = "local",
     group: Any = None,
 ) -> Tensor: ...
+def swav_loss(
+    a: Tensor,
+    b: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    n_iterations: int = 3,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
 def variance_loss(
     z: Tensor,
     gamma: float = 1.0,
@@ -240,6 +251,15 @@ def weak_sigreg_loss(
     z: Tensor,
     slices: Tensor,
     *,
+    row_mask: Tensor | None = None,
+    scope: str = "local",
+    group: Any = None,
+) -> Tensor: ...
+def wmse_loss(
+    a: Tensor,
+    b: Tensor | None = None,
+    *,
+    eps: float = 0.001,
     row_mask: Tensor | None = None,
     scope: str = "local",
     group: Any = None,

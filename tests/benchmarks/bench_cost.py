@@ -24,7 +24,7 @@ from tests.benchmarks.measure import (
 )
 
 SIZES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
-QUICK_SIZES = (64, 128)
+QUICK_SIZES = (64,)
 DIM, SLICES = 256, 256
 # Loss of visreg_torch, of `eager`, and how many of the inputs are views to differentiate.
 LOSSES = {

@@ -535,12 +535,12 @@ for name, (v, n, d, k) in json.loads(sys.argv[1]).items():
 """
 
 
-def under_jax(report: Report) -> None:
+def under_jax(report: Report, sizes: dict[str, tuple[int, ...]]) -> None:
     """VISReg under jit, against the plain formula under jit: the ends of what it prints."""
     if installed("jax"):
-        sizes = json.dumps({"step": STEP, "middle": MIDDLE})
         quiet = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        command(report, "JAX", [sys.executable, "-c", JAX_PROGRAM, sizes], 60, **quiet)
+        arguments = [sys.executable, "-c", JAX_PROGRAM, json.dumps(sizes)]
+        command(report, "JAX", arguments, 60, **quiet)
 
 
 def trainer(report: Report) -> None:
@@ -595,9 +595,11 @@ def main() -> None:
     if not alone:
         kernel_tests(report)
         checks(report)
-        under_jax(report)
+        under_jax(report, {"step": STEP, "middle": MIDDLE})
+    if not arguments.works_only:
         attempted(report, "trees", lambda: trees(report, device, arguments.tiny))
         attempted(report, "two samples", lambda: two_samples(report, device, arguments.tiny))
+    if not alone:
         trainer(report)
         measure_compiled(report, works, device)
     report.add("steps", {"step": "done", "seconds_left": report.left()})

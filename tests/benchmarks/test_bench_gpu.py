@@ -21,5 +21,7 @@ def test_command_runs_tiny(backend, tmp_path):
     for work in content["works"]:
         assert {"synchronised", "back_to_back", "host", "peak_bytes"} <= set(work)
     steps = [s["step"] for s in content["steps"]]
-    assert steps[0] == "ceilings" and steps[-1] == "done" and "verdict" in steps
+    assert steps[0] == "ceilings" and steps[-1] == "done"
+    assert {"verdict", "trees", "two samples"} <= set(steps)
+    assert [s for s in content["steps"] if "failed" in s] == []
     assert not path.with_name("gpu.json.part").exists()

@@ -562,6 +562,60 @@ def barlow_twins_loss(a, b, off_diagonal_weight=0.0051, eps=0.0):
     return _total(on_diagonal=(1, on), off_diagonal=(off_diagonal_weight, off))
 
 
+# Whitening and assignments ------------------------------------------------------------------------
+
+
+def whitened(z, eps):
+    """Gram and Schmidt's Q of the centred rows above a diagonal √ε σ: its first rows."""
+    mu, var, (n, d) = column_means(z), column_variances(z, 1), z.shape
+    columns = []
+    for j in range(d):
+        below = [math.sqrt(eps * var[j]) if i == j else 0.0 for i in range(d)]
+        column = [(z[i, j] - mu[j]) / math.sqrt(n - 1) for i in range(n)] + below
+        for _ in range(2):
+            for other in columns:
+                along = math.fsum(x * y for x, y in zip(column, other, strict=True))
+                column = [x - along * y for x, y in zip(column, other, strict=True)]
+        length = math.sqrt(math.fsum(x * x for x in column))
+        columns.append([x / length if length > 0 else 0.0 for x in column])
+    return np.array(columns).T[:n]
+
+
+def wmse_loss(a, b, eps=1e-3):
+    units = []
+    for h in (whitened(a, eps), whitened(b, eps)):
+        lengths = [math.sqrt(math.fsum(row**2)) for row in h]
+        units.append([row / x if x > 0 else row for row, x in zip(h, lengths, strict=True)])
+    return {"value": _term(_mean(
+        math.fsum((u - v) ** 2) if any(u) and any(v) else 2.0 for u, v in zip(*units, strict=True)
+    ), 4)}  # fmt: skip
+
+
+def assignment(s, epsilon=0.05, n_iterations=3):
+    """Sinkhorn and Knopp's, of exponentials as they are, in mpmath's range of numbers."""
+    n, k = s.shape
+    q = [[mpmath.exp(mpmath.mpf(float(x)) / epsilon) for x in row] for row in s]
+    for _ in range(n_iterations):
+        columns = [mpmath.fsum(q[i][j] for i in range(n)) for j in range(k)]
+        q = [[x / c for x, c in zip(row, columns, strict=True)] for row in q]
+        q = [[x / mpmath.fsum(row) for x in row] for row in q]
+    return np.array(q, dtype=float)
+
+
+def swav_loss(a, b, temperature=0.1, epsilon=0.05, n_iterations=3, assignments=None):
+    if assignments is None:
+        assignments = [assignment(s, epsilon, n_iterations) for s in (a, b)]
+    terms = []
+    for s, q in zip((a, b), reversed(assignments), strict=True):
+        for x, target in zip(s, q, strict=True):
+            top = max(x)
+            log_sum = math.log(math.fsum(math.exp((v - top) / temperature) for v in x))
+            value = log_sum + math.fsum(t * (top - v) / temperature
+                                        for v, t in zip(x, target, strict=True))  # fmt: skip
+            terms.append(Term(value, 2 * max(abs(x)) / temperature + math.log(len(x))))
+    return {"value": _mean_term(terms)}
+
+
 # Random-walk affinity and SpectralNet ------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ HOST_ARITHMETIC = {
     "to_networkx",
     "to_newick",
     "triplet_accuracy",
+    "wordnet_paths",
 } | {n for n in metrics.__all__ if "_from_" in n}
 SORTING = {loss.function for loss in examples() if loss.sorts}
 

@@ -54,6 +54,8 @@ LOSSES = {
     "max_sliced_wasserstein": lambda z: vt.max_sliced_wasserstein(*z, slices()),
     "epps_pulley": lambda z: vt.epps_pulley(z[0, :, 0]),
     "vicreg_loss": lambda z: vt.vicreg_loss(z),
+    "wmse_loss": lambda z: vt.wmse_loss(z),
+    "swav_loss": lambda z: vt.swav_loss(z),
     "barlow_twins_loss": lambda z: vt.barlow_twins_loss(z),
     "sag_vicreg_loss": lambda z: vt.SAGVICRegLoss(5)(*z, step=0),
     "spectralnet_loss": lambda z: vt.spectralnet_loss(z[0], affinity(z.shape[-2])),

@@ -10,7 +10,7 @@ import socket
 
 import torch
 
-from reference_train import checkpoint
+from reference_train import checkpoint, train
 
 EVALUATED = ["data.test_split=val", "probe.max_rows=40"]
 
@@ -42,17 +42,22 @@ def command(folder, *overrides, name="digits"):
     return ["--config-name", name, *TINY, f"run.folder={folder}", *overrides]
 
 
-def _work(target, arguments, environment, output):
+def _work(target, arguments, environment, output, curves):
     """Standard output and errors go to a file: a traceback is for the test to see."""
     os.environ.update(environment)
+    if not curves:
+        train.draw_curves = lambda folder: None
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     target(*arguments)
 
 
-def start(target, *arguments, output, processes=1):
-    """Start `target` on so many processes, as a launcher would."""
+def start(target, *arguments, output, processes=1, curves=False):
+    """Start `target` on so many processes, as a launcher would.
+
+    Drawing the curves of twelve steps takes longer than the steps.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +73,7 @@ def start(target, *arguments, output, processes=1):
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        work = (target, arguments, environment, str(output))
+        work = (target, arguments, environment, str(output), curves)
         process = _context.Process(target=_work, args=work, daemon=True)
         process.start()
         started.append(process)
@@ -93,9 +98,9 @@ def status(processes, timeout=900):
     return [process.exitcode for process in processes]
 
 
-def run(target, *arguments, output, processes=1):
+def run(target, *arguments, output, **options):
     """Run to the end; returns the exit statuses and what was printed."""
-    codes = status(start(target, *arguments, output=output, processes=processes))
+    codes = status(start(target, *arguments, output=output, **options))
     return codes, output.read_text() if output.exists() else ""
 
 

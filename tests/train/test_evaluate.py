@@ -69,7 +69,7 @@ def test_the_grid_is_so_many_separate_probes(rng):
                 optimizer.step()
                 annealing.step()
         predicted = head(norm.eval()(torch.from_numpy(test))).argmax(-1).numpy()
-        assert found[rate] == pytest.approx((predicted == test_labels).mean(), abs=4e-4)
+        assert found.accuracies[rate] == pytest.approx((predicted == test_labels).mean(), abs=4e-4)
 
 
 def test_the_papers_grid_has_thirteen_rates():
@@ -120,11 +120,33 @@ def test_probe_and_knn(run, capsys):
     assert len(found["by learning rate"]) == 13
     assert found["accuracy"] == max(found["by learning rate"].values())
     neighbours = result(capsys, "knn", run, "--k", 3, 7)
-    assert list(neighbours) == ["k = 3", "k = 7"]
+    assert list(neighbours) == ["k = 3", "k = 7", "features"]
     before = result(capsys, "knn", run, "--k", 3, "--untrained")
     assert before["k = 3"] != neighbours["k = 3"]
     assert json.loads((run / "knn.json").read_text()).items() >= neighbours.items()
     assert json.loads((run / "knn-untrained.json").read_text()).items() >= before.items()
+
+
+def test_the_table_at_the_runs_end_is_that_of_its_checkpoint(run, capsys):
+    """Every number, and so are the measures that are asked for one by one."""
+    at_end = json.loads((run / "results.json").read_text())
+    del at_end["provenance"]
+    assert result(capsys, "table", run) == at_end
+    assert list(at_end) == ["trained", "untrained", "pixels", "protocol"]
+    assert at_end["protocol"]["features"] == "of the last 2 layer(s)"
+    for options, row in (([], "trained"), (["--untrained"], "untrained")):
+        assert result(capsys, "knn", run, *options)["k = 20"] == at_end[row]["kNN"]
+        assert result(capsys, "probe", run, *options)["accuracy"] == at_end[row]["linear probe"]
+    other = result(capsys, "table", run, "probe.layers=1", "probe.k=1")
+    assert other["protocol"]["features"] == "of the last 1 layer(s)"
+    assert other["trained"]["kNN"] != at_end["trained"]["kNN"]
+
+
+def test_a_best_rate_at_an_end_of_the_grid_is_said():
+    ends = probe.Probed({0.1: 0.5, 0.2: 0.6}, None)
+    assert ends.warning == "the best rate, 0.2, is an end of the grid: another may be better"
+    assert probe.Probed({0.1: 0.5, 0.2: 0.6, 0.3: 0.6}, None).warning is None
+    assert probe.Probed({0.1: 0.5}, None).warning is None
 
 
 def test_hierarchy(run, capsys, tmp_path):
@@ -146,7 +168,7 @@ def test_layers_beyond_the_models_are_refused(run, capsys, command):
 
 def test_few_shots_and_fine_tuning(run, capsys):
     shots = result(capsys, "fewshot", run, "--shots", 1, 3, "--draws", 2)
-    assert list(shots) == ["1 shots", "3 shots"]
+    assert list(shots) == ["1 shots", "3 shots", "features"]
     tuned = result(capsys, "finetune", run, "--epochs", 1)
     assert 0 <= tuned["accuracy"] <= 1
 

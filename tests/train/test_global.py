@@ -25,7 +25,7 @@ SAME = [
 def main_with_fixed_views(arguments):
     """Three views of an image: itself, its mirror image and its transpose, stretched."""
 
-    def fixed(self, images):
+    def fixed(self, images, sizes=None):
         x = images.double() / 255
         views = torch.stack([x, x.flip(-1) ** 2, x.mT.sqrt()])
         return [self.normalize(views)]

@@ -9,6 +9,7 @@ import torch
 from reference_train import config, methods, train
 from reference_train.augment import MultiCrop
 from reference_train.config import Augment, Data
+from reference_train.embedding import encoder_of
 from reference_train.logs import read_log
 from reference_train.session import Session
 from reference_train.train import main
@@ -102,16 +103,18 @@ def test_dinos_teacher_follows_and_its_last_layer_stays_in_a_run(tmp_path):
 
 def test_features_are_those_of_the_evaluation_mode():
     learner = torch.nn.Module()
-    learner.backbone = torch.nn.BatchNorm1d(3)
+    learner.backbone = torch.nn.Module()
+    learner.backbone.norm = torch.nn.BatchNorm1d(3)
+    learner.backbone.forward = lambda images, layers: learner.backbone.norm(images)
     images = torch.randn(8, 3) + 5
-    assert torch.allclose(train.encoder(learner)(images), images, atol=1e-3)  # statistics 0 and 1
-    assert learner.backbone.training
+    found = encoder_of(learner, 1)(images)
+    assert torch.allclose(found, images, atol=1e-3)  # statistics 0 and 1
+    assert learner.backbone.norm.training
 
 
 def test_evaluations_are_due_every_so_many_epochs_and_at_the_end():
-    settings = config.load("digits", ["run.folder=unused", "run.evaluate_every=1.5"])
-    due = [done for done in range(1, 41) if train.evaluates(settings, done, 40, 10.0)]
-    assert due == [15, 30, 40]
+    assert [done for done in range(1, 41) if train.due(1.5, done, 40, 10.0)] == [15, 30, 40]
+    assert not train.due(None, 40, 40, 10.0)
 
 
 # --- crops ----------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from reference_train import baselines
+from reference_train import baselines, evaluate
+from reference_train.logs import read_log
 from reference_train.model import AllReducedBatchNorm, Outputs, synchronised
 from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
 
-KEPT = [*runs.EVALUATED, "run.log_every=3", "run.evaluate_every=1"]
+KEPT = [*runs.EVALUATED, "run.log_every=3", "run.evaluate_every=1", "run.validate_every=0.042"]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def finished(tmp_path_factory):
     """Folder of a finished run, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = runs.command(folder / "run", *KEPT, "run.tensorboard=true")
-    codes, printed = runs.run(main, arguments, output=folder / "output")
+    codes, printed = runs.run(main, arguments, output=folder / "output", curves=True)
     assert codes == [0], printed
     return folder / "run", printed
 
@@ -31,9 +32,9 @@ def finished(tmp_path_factory):
 def test_the_table_compares_with_untrained_and_pixels(finished):
     folder, printed = finished
     results = json.loads((folder / "results.json").read_text())
-    assert list(results) == ["trained", "untrained", "pixels", "provenance"]
-    del results["provenance"]
-    for measures in results.values():
+    rows = ["trained", "untrained", "pixels"]
+    assert list(results) == [*rows, "protocol", "provenance"]
+    for measures in (results[row] for row in rows):
         assert list(measures) == [
             "linear probe",
             "kNN",
@@ -42,7 +43,7 @@ def test_the_table_compares_with_untrained_and_pixels(finished):
             "LCA unseen classes",
         ]
         assert 0 <= measures["kNN"] <= 1
-    for name in (*results, "linear probe", "LCA unseen"):
+    for name in (*rows, "linear probe", "LCA unseen", "of the run's"):
         assert name in printed
 
 
@@ -58,8 +59,10 @@ def test_metrics_are_in_both_formats_and_on_tensorboard(finished):
         regularizer = row["scale"] + row["shape"] + row["center"]
         assert row["regularizer"] == pytest.approx(regularizer, rel=1e-5)
         assert row["loss"] == pytest.approx(0.4 * row["invariance"] + 0.6 * regularizer, rel=1e-5)
-    evaluations = (folder / "evaluations.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in evaluations] == [12]
+    evaluations = read_log(folder / "evaluations.jsonl")
+    assert [row["step"] for row in evaluations] == [3, 6, 9, 12]
+    assert ["knn" in row for row in evaluations] == [False, False, False, True]
+    assert all("probe_validation" in row for row in evaluations)
     assert list((folder / "tensorboard").iterdir())
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -248,6 +251,27 @@ def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(tmp_path):
     for part in parts:
         torch.testing.assert_close(part[3], norm.running_mean)
         torch.testing.assert_close(part[4], norm.running_var)
+
+
+def test_the_table_of_two_processes_is_that_of_one(tmp_path):
+    """At the run's end, by `evaluate` on two processes, and by `evaluate` on one."""
+    given = [*runs.EVALUATED, "probe.batch_size=8", "run.max_steps=2", "run.evaluate_every=1"]
+    arguments = runs.command(tmp_path / "run", *given)
+    codes, printed = runs.run(main, arguments, output=tmp_path / "output", processes=2)
+    assert codes == [0, 0], printed
+    tables = [json.loads((tmp_path / "run" / "results.json").read_text())]
+    for processes in (1, 2):
+        line = ["table", str(tmp_path / "run"), "--cpu"]
+        codes, printed = runs.run(
+            evaluate.main, line, output=tmp_path / f"output{processes}", processes=processes
+        )
+        assert codes == [0] * processes, printed
+        tables.append(json.loads((tmp_path / "run" / "table.json").read_text()))
+    for found in tables:
+        del found["provenance"]
+    assert tables[0] == tables[1] == tables[2]
+    (row,) = read_log(tmp_path / "run" / "evaluations.jsonl")
+    assert row["knn"] == tables[0]["trained"]["kNN"]
 
 
 def contrasted_in_two(views, path):

@@ -123,6 +123,11 @@ class TorchRoom(Standard):
     def beside(self, x: Array, other: Array) -> Array:
         return x.to(other.device) if x.device != other.device else x
 
+    def inverse_cholesky(self, xp: Namespace, c: Array) -> Array:
+        factor, failed = xp.linalg.cholesky_ex(c)  # without _ex they wait for the device
+        inverse = xp.linalg.inv_ex(factor).inverse
+        return xp.where(failed[..., None, None] > 0, xp.nan, inverse)
+
     def sum_rows(self, xp: Namespace, x: Array) -> Array:
         return xp.sum(x, axis=-2, keepdims=True, dtype=x.dtype)  # in blocks by itself
 

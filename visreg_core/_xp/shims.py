@@ -166,6 +166,11 @@ def matmul_accumulate(xp: Namespace, a: Array, b: Array, dtype: DType) -> Array:
     return room(xp).matmul_accumulate(xp, a, b, dtype)
 
 
+def inverse_cholesky(xp: Namespace, c: Array) -> Array:
+    """L⁻¹ with LLᵀ = c, positive definite (..., D, D); NaN where c is not, and no device waits."""
+    return room(xp).inverse_cholesky(xp, c)
+
+
 # --- place and shape ------------------------------------------------------------------------------
 
 

@@ -177,6 +177,9 @@ class Standard:
 
     # --- control flow ---
 
+    def inverse_cholesky(self, xp: Namespace, c: Array) -> Array:
+        return xp.linalg.inv(xp.linalg.cholesky(c))
+
     def either(
         self, condition: Array, then: Callable[[], Any], otherwise: Callable[[], Any]
     ) -> Any:

@@ -41,10 +41,10 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
-def write(texts: Mapping[str, str]) -> None:
+def write(contents: Mapping[str, str | bytes]) -> None:
     """Write output files, as `_outputs.write`; UsageError where one cannot be written."""
     try:
-        _outputs.write(texts)
+        _outputs.write(contents)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
 

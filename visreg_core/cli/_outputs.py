@@ -31,18 +31,20 @@ def check(outputs: Sequence[str], inputs: Sequence[str]) -> None:
         taken.add(os.path.realpath(path))
 
 
-def write(texts: Mapping[str, str]) -> None:
-    """Write every text to its path; where one cannot be written, none is left half-done."""
+def write(contents: Mapping[str, str | bytes]) -> None:
+    """Write bytes, or text in UTF-8, to each path; where one fails, none is left half-done."""
     written: list[tuple[str, str]] = []
     try:
-        for path, text in texts.items():
+        for path, content in contents.items():
+            if isinstance(content, str):
+                content = content.encode("utf-8", "backslashreplace")
             target = os.path.realpath(path)  # a link stays one
             folder, name = os.path.split(target)
             with _naming(path):
                 handle, temporary = tempfile.mkstemp(prefix=f".{name[:50]}.", dir=folder)
                 written.append((temporary, target))
-                with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
-                    stream.write(text)
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(content)
                 os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are their owner's alone
         for temporary, target in written:
             os.replace(temporary, target)

@@ -18,6 +18,7 @@ from visreg_core.embeddings._source import one_line
 from visreg_core.metrics.trees.linkage import METHODS, METRICS
 from visreg_core.optional import MissingExtraError
 from visreg_core.report import Comparison, Place, TreeOptions, _conditions, compare, report
+from visreg_core.report._atlas import to_parquet
 from visreg_core.report._compute import ENGINES, PROBES
 from visreg_core.report._files import KNOWN, open_embeddings
 from visreg_core.report._html import to_html
@@ -54,6 +55,11 @@ def add_report(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="embeddings, FILE or FILE::NAME")
     _add_common(parser, pairs=False)
+    parser.add_argument(
+        "--atlas",
+        metavar="FILE",
+        help="write the rows drawn (--tree-rows) to FILE, a .parquet for embedding-atlas",
+    )
     parser.set_defaults(run=run_report)
 
 
@@ -237,7 +243,8 @@ def _integer(lowest: int, highest: int | None = None):  # type: ignore[no-untype
 
 
 def _run(files: list[str], arguments: argparse.Namespace) -> int:
-    wanted = [path for path in (arguments.json, arguments.html) if path is not None]
+    atlas = getattr(arguments, "atlas", None)  # of `report` alone
+    wanted = [path for path in (arguments.json, arguments.html, atlas) if path is not None]
     tree = TreeOptions(
         arguments.tree_rows, arguments.linkage, arguments.metric, arguments.clustering
     )
@@ -281,12 +288,14 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
             "device", "engine", "scheduler",
         )
     }  # fmt: skip
-    texts = {}
+    contents: dict[str, str | bytes] = {}
     if arguments.json is not None:
-        texts[arguments.json] = to_json(comparison, settings)
+        contents[arguments.json] = to_json(comparison, settings)
     if arguments.html is not None:
-        texts[arguments.html] = to_html(comparison, settings)
-    write(texts)
+        contents[arguments.html] = to_html(comparison, settings)
+    if atlas is not None:
+        contents[atlas] = to_parquet(comparison.reports[0])
+    write(contents)
     show(lambda: print_tables(comparison))
     for line in _conditions.samples(arguments.fail_if, comparison):
         print(f"visreg: {one_line(line)}", file=sys.stderr)

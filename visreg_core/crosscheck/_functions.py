@@ -96,6 +96,14 @@ FUNCTIONS: tuple[Check, ...] = (
         scale=lambda arrays: 30.0,
     ),
     _array(
+        "subspace_slices",
+        "",
+        lambda c: visreg_core.subspace_slices(
+            13, 40, n_subspaces=5, subspace_dim=4, seed=7, step=8, **c.place.options
+        ),
+        scale=lambda arrays: 30.0,
+    ),
+    _array(
         "rectified_generalized_gaussian",
         "",
         lambda c: visreg_core.rectified_generalized_gaussian(

@@ -37,7 +37,7 @@ def read_parquet(path: Path, name: str | None, label: str) -> Embeddings:
         )
 
     with opened() as file:
-        columns = _columns(file.schema_arrow, name, label)
+        columns = of_columns(file.schema_arrow, name, label)
         rows = file.metadata.num_rows
         stored = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
     if sum(stored) != rows:
@@ -47,7 +47,7 @@ def read_parquet(path: Path, name: str | None, label: str) -> Embeddings:
         with opened() as file:
             yield from file.iter_batches(count, columns=columns.names, use_threads=False)
 
-    return _table(batches, columns, rows, label)
+    return table(batches, columns, rows, label)
 
 
 def read_arrow(path: Path, name: str | None, label: str) -> Embeddings:
@@ -69,21 +69,21 @@ def read_arrow(path: Path, name: str | None, label: str) -> Embeddings:
         rows, schema = rows + batch.num_rows, batch.schema
     if schema is None:
         raise EmbeddingsError(label, "no rows", "(N, D) with N >= 2 rows and D >= 1")
-    columns = _columns(schema, name, label)
-    return _table(batches, columns, rows, label)
+    columns = of_columns(schema, name, label)
+    return table(batches, columns, rows, label)
 
 
 def _pyarrow(module: str, label: str) -> Any:
     return require(module, extra="io", purpose=f"{one_line(label)}: reading Arrow and Parquet")
 
 
-class _TableColumns(NamedTuple):
+class TableColumns(NamedTuple):
     names: list[str]  # one column of lists, or a column for each dimension
     dtype: np.dtype
     notes: tuple[str, ...] = ()
 
 
-def _columns(schema: Any, name: str | None, label: str) -> _TableColumns:
+def of_columns(schema: Any, name: str | None, label: str) -> TableColumns:
     """The columns to read and the dtype of their numbers."""
     if len(set(schema.names)) != len(schema.names):
         raise EmbeddingsError(label, "two columns of one name", "different names")
@@ -101,10 +101,9 @@ def _columns(schema: Any, name: str | None, label: str) -> _TableColumns:
                 "one column of lists of floating numbers, or floating columns only",
             )
         dtype = np.result_type(*(_FLOATS[t] for t in found))
-        return _TableColumns(list(types), dtype, left_out(index))
+        return TableColumns(list(types), dtype, left_out(index))
     if name is not None and _is_binary(types.get(name)):
-        note = f"bytes of {name} read as float32 numbers, the least significant byte first"
-        return _TableColumns([name], np.dtype(np.float32), (note,))
+        return TableColumns([name], np.dtype(np.float32), (bytes_note(name),))
     column = pick(label, lists, name)
     value_type = str(_value_type(types[column]))
     if value_type not in _FLOATS:
@@ -114,7 +113,7 @@ def _columns(schema: Any, name: str | None, label: str) -> _TableColumns:
     tensor = getattr(types[column], "shape", None)  # of a tensor in every row
     if tensor is not None and len(tensor) != 1:
         raise EmbeddingsError(label, f"tensors of shape {tuple(tensor)}", "a vector in every row")
-    return _TableColumns([column], np.dtype(_FLOATS[value_type]))
+    return TableColumns([column], np.dtype(_FLOATS[value_type]))
 
 
 _BINARY = {"binary", "large_binary", "fixed_size_binary", "binary_view"}
@@ -133,7 +132,7 @@ def _value_type(column_type: Any) -> Any:
     return storage.value_type if str(storage).split("<")[0] in _LISTS else None
 
 
-def _table(batches: Any, columns: _TableColumns, rows: int, label: str) -> Embeddings:
+def table(batches: Any, columns: TableColumns, rows: int, label: str) -> Embeddings:
     """Embeddings of record batches; the first row gives the length of the lists."""
 
     def pieces(count: int) -> Iterator[np.ndarray]:
@@ -155,7 +154,7 @@ def _matrix(arrays: list[Any], dtype: np.dtype, label: str) -> np.ndarray:
     """(rows, D) numbers of one column of lists, or of D columns; a missing number is NaN."""
     array = getattr(arrays[0], "storage", arrays[0])
     if _is_binary(array.type):
-        return _of_bytes(array, label)
+        return of_bytes(array.to_pylist(), label)
     if _value_type(array.type) is None:
         numbers = [a.to_numpy(zero_copy_only=False) for a in arrays]
         return np.stack(numbers, axis=1, dtype=dtype)
@@ -171,13 +170,20 @@ def _matrix(arrays: list[Any], dtype: np.dtype, label: str) -> np.ndarray:
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
 
 
-def _of_bytes(array: Any, label: str) -> np.ndarray:
+def bytes_note(name: str) -> str:
+    """What is said of a column that `of_bytes` reads."""
+    return f"bytes of {name} read as float32 numbers, the least significant byte first"
+
+
+def of_bytes(rows: list[bytes | None], label: str) -> np.ndarray:
     """Vectors that were stored as the bytes of their float32 numbers, as databases do."""
-    if array.null_count:
-        raise EmbeddingsError(label, f"{array.null_count} missing vectors", "one in every row")
-    rows = array.to_pylist()
-    sizes = {len(r) for r in rows}
+    known = [r for r in rows if isinstance(r, bytes)]
+    if len(known) < len(rows):
+        raise EmbeddingsError(
+            label, f"{len(rows) - len(known)} missing vectors", "one in every row"
+        )
+    sizes = {len(r) for r in known}
     if len(sizes) != 1 or min(sizes) % 4 or not min(sizes):
         found = f"values of {min(sizes)} to {max(sizes)} bytes"
         raise EmbeddingsError(label, found, "4 bytes for each dimension, as many in each row")
-    return np.frombuffer(b"".join(rows), "<f4").reshape(len(rows), -1)
+    return np.frombuffer(b"".join(known), "<f4").reshape(len(known), -1)

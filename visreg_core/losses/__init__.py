@@ -21,10 +21,12 @@ from visreg_core.losses.sliced_statistic import sliced_statistic
 from visreg_core.losses.sliced_wasserstein import max_sliced_wasserstein, sliced_wasserstein
 from visreg_core.losses.spectralnet import orthonormalize, spectralnet_loss
 from visreg_core.losses.spherical_mmd import spherical_mmd
+from visreg_core.losses.swav import swav_loss
 from visreg_core.losses.variance_covariance import covariance_loss, variance_loss
 from visreg_core.losses.vicreg import VICRegTerms, vicreg_loss
 from visreg_core.losses.visreg import VISRegTerms, center_loss, scale_loss, shape_loss, visreg_loss
 from visreg_core.losses.weak_sigreg import weak_sigreg_loss
+from visreg_core.losses.wmse import wmse_loss
 
 __all__ = [
     "BarlowTwinsTerms",
@@ -58,6 +60,7 @@ __all__ = [
     "sliced_wasserstein",
     "spectralnet_loss",
     "spherical_mmd",
+    "swav_loss",
     "transition_matrix",
     "value_and_grad",
     "value_and_vjp",
@@ -65,4 +68,5 @@ __all__ = [
     "vicreg_loss",
     "visreg_loss",
     "weak_sigreg_loss",
+    "wmse_loss",
 ]

@@ -7,16 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from visreg_core import _xp, checks
-from visreg_core.losses import rows as _rows
-from visreg_core.losses.declaration import Inputs, declare_loss, times
+from visreg_core import _xp
+from visreg_core.losses.declaration import Inputs, declare_loss
 from visreg_core.losses.execution import Execution
-from visreg_core.losses.sliced import (
-    flat_batch,
-    flat_slices,
-    projection_dtype_for,
-    sliced_sorting,
-)
+from visreg_core.losses.sliced_statistic import gradient_of_mean, mean_of_sorting
 from visreg_core.typing import Array, DType, Namespace, Scalar
 
 
@@ -110,29 +104,18 @@ def gaussian_sliced_energy_distance(
     >>> bool(gaussian_sliced_energy_distance(z, random_slices(16, 64)) < 0.01)
     True
     """
-    xp = _xp.namespace(z, slices, row_mask)
-    checks.embeddings("z", z)
-    checks.slices(slices, z)
-    checks.row_mask(row_mask, z)
-    shards = execution.shards
-    n = _rows.count(xp, z, row_mask, shards)
-    wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
-    mask = None if row_mask is None else shards.gather(row_mask, axis=0)
-    values, gradient = sliced_sorting(
-        xp,
-        _rows.kept(xp, _rows.keep_column(row_mask), wide),
-        flat_slices(xp, slices, z),
-        lambda need_gradient, p: energy_term(xp, p, n, mask, need_gradient),
+    value, gradient = mean_of_sorting(
         execution,
+        energy_term,
+        z,
+        slices,
+        row_mask,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+        projection_dtype=projection_dtype,
     )
-    if gradient is not None:
-        gradient = xp.reshape(gradient, z.shape)
-    return xp.mean(values), EnergySaved(gradient)
+    return value, EnergySaved(gradient)
 
 
 @gaussian_sliced_energy_distance.backward
 def _backward(execution: Execution, inputs: Inputs, saved: EnergySaved, cotangent: Scalar) -> Array:
-    size = math.prod(inputs["z"].shape[:-2]) * inputs["slices"].shape[-1]
-    return times(saved.gradient, cotangent / size, execution.donated)
+    return gradient_of_mean(execution, inputs, saved.gradient, cotangent)

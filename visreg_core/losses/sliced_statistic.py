@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +31,8 @@ class StatisticSaved(NamedTuple):
 
 
 def statistic_term(
-    xp: Namespace,
     statistic: str,
+    xp: Namespace,
     p: Array,
     n: Scalar,
     row_mask: Array | None,
@@ -105,6 +107,49 @@ def _jarque_bera(
     shape = skew * (y * y - 1 - skew * y) + excess * (y**3 - skew - kurtosis * y) / 3
     slope = 2 * mean + 2 * off * centred + shape * inverse
     return value[:, 0, 0], _rows.kept(xp, rows.keep, slope)[..., 0]
+
+
+def mean_of_sorting(
+    execution: Execution,
+    term: Callable[..., tuple[Array, ...]],
+    z: Array,
+    slices: Array,
+    row_mask: Array | None,
+    *,
+    chunk_size: int | None,
+    projection_dtype: DType,
+) -> tuple[Array, Array | None]:
+    """A whole forward pass: the mean over slices of a term that sorts, and the sum's gradient.
+
+    term(xp, p (R, N), n, row_mask, need_gradient) sees the rows of all shards; z is as passed.
+    """
+    xp = _xp.namespace(z, slices, row_mask)
+    checks.embeddings("z", z)
+    checks.slices(slices, z)
+    checks.row_mask(row_mask, z)
+    n = _rows.count(xp, z, row_mask, execution.shards)
+    wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
+    mask = None if row_mask is None else execution.shards.gather(row_mask, axis=0)
+    values, gradient = sliced_sorting(
+        xp,
+        _rows.kept(xp, _rows.keep_column(row_mask), wide),
+        flat_slices(xp, slices, z),
+        lambda need_gradient, p: term(xp, p, n, mask, need_gradient),
+        execution,
+        chunk_size=chunk_size,
+        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+    )
+    if gradient is not None:
+        gradient = xp.reshape(gradient, z.shape)
+    return _rows.mean_of(xp, values), gradient
+
+
+def gradient_of_mean(
+    execution: Execution, inputs: Inputs, gradient: Array, cotangent: Scalar
+) -> Array:
+    """The backward pass that goes with `mean_of_sorting`."""
+    size = math.prod(inputs["z"].shape[:-2]) * inputs["slices"].shape[-1]
+    return times(gradient, cotangent / size, execution.donated)
 
 
 def _magnitude(
@@ -188,32 +233,21 @@ def sliced_statistic(
     >>> bool(0.5 < sliced_statistic(z, random_slices(16, 64)) < 1.5)
     True
     """
-    xp = _xp.namespace(z, slices, row_mask)
-    checks.embeddings("z", z)
-    checks.slices(slices, z)
-    checks.row_mask(row_mask, z)
     checks.choice("statistic", statistic, STATISTICS)
-    shards = execution.shards
-    n = _rows.count(xp, z, row_mask, shards)
-    wide = _xp.cast(xp, flat_batch(xp, z), _xp.compute_dtype(xp, z))
-    mask = None if row_mask is None else shards.gather(row_mask, axis=0)
-    values, gradient = sliced_sorting(
-        xp,
-        _rows.kept(xp, _rows.keep_column(row_mask), wide),
-        flat_slices(xp, slices, z),
-        lambda need_gradient, p: statistic_term(xp, statistic, p, n, mask, need_gradient),
+    value, gradient = mean_of_sorting(
         execution,
+        partial(statistic_term, statistic),
+        z,
+        slices,
+        row_mask,
         chunk_size=chunk_size,
-        projection_dtype=projection_dtype_for(xp, z, projection_dtype),
+        projection_dtype=projection_dtype,
     )
-    if gradient is not None:
-        gradient = xp.reshape(gradient, z.shape)
-    return _rows.mean_of(xp, values), StatisticSaved(gradient)
+    return value, StatisticSaved(gradient)
 
 
 @sliced_statistic.backward
 def _backward(
     execution: Execution, inputs: Inputs, saved: StatisticSaved, cotangent: Scalar
 ) -> Array:
-    size = math.prod(inputs["z"].shape[:-2]) * inputs["slices"].shape[-1]
-    return times(saved.gradient, cotangent / size, execution.donated)
+    return gradient_of_mean(execution, inputs, saved.gradient, cotangent)

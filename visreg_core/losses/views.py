@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from visreg_core import _xp, checks
-from visreg_core.losses.declaration import Example
-from visreg_core.typing import Array, Namespace
+from visreg_core.losses.declaration import Example, Inputs, times
+from visreg_core.losses.execution import Execution
+from visreg_core.typing import Array, Namespace, Scalar
 
 
 def as_views(xp: Namespace, a: Array, b: Array | None) -> list[Array]:
@@ -45,6 +48,43 @@ def view_gradients(xp: Namespace, gradients: list[Array], b: Array | None) -> An
 def view_pairs(views: int) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of views."""
     return list(itertools.combinations(range(views), 2))
+
+
+class StackSaved(NamedTuple):
+    """gradient : of the sum over the leading axes, of all views on one another, (V, ..., N, D)."""
+
+    gradient: Array | None
+
+
+def of_stack(
+    execution: Execution, a: Array, b: Array | None, of_views: Callable[[Array], tuple[Array, Any]]
+) -> tuple[Array, StackSaved]:
+    """Value and, if needed, gradient by `of_views` of views (V, ..., N, D), in float64.
+
+    In float32 where the device has no other, and for a value alone on JAX, which may differentiate
+    it by itself and cannot where float64 is switched on inside.
+    """
+    xp = execution.namespace(a, b)
+    dtype = _xp.compute_dtype(xp, a)
+    stack = _xp.cast(xp, a if b is None else xp.stack([a, b]), dtype)
+    if _xp.compiles(xp) and not execution.need_gradient:
+        return of_views(stack)[0], StackSaved(None)
+    with _xp.float64_inside(xp):
+        value, gradient = of_views(_xp.cast(xp, stack, _xp.widest(xp, stack)))
+        gradient = None if gradient is None else _xp.cast(xp, gradient, dtype)
+        return _xp.cast(xp, value, dtype), StackSaved(gradient)
+
+
+def stack_backward(
+    execution: Execution, inputs: Inputs, saved: StackSaved, cotangent: Scalar
+) -> Any:
+    """Gradients of the views as the caller passed them, of a gradient that is saved whole."""
+    a, gradient = inputs["a"], saved.gradient
+    assert gradient is not None
+    if inputs["b"] is None:
+        return times(gradient, cotangent, execution.donated)
+    share = cotangent / math.prod(a.shape[:-2])
+    return tuple(gradient[v, ...] * share for v in range(2))
 
 
 def weighted_total(weights: tuple[float, ...], terms: tuple[float, ...]) -> tuple[float, ...]:

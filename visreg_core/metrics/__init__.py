@@ -52,7 +52,11 @@ from visreg_core.metrics.trees.branches import (
     branch_correlations,
     disagreeing_branches,
 )
-from visreg_core.metrics.trees.class_tree import cifar100_parents, hierarchical_labels
+from visreg_core.metrics.trees.class_tree import (
+    cifar100_parents,
+    hierarchical_labels,
+    wordnet_paths,
+)
 from visreg_core.metrics.trees.dendrogram import cophenetic_distances, cut_tree, to_networkx
 from visreg_core.metrics.trees.dendrogram_similarity import (
     FowlkesMallows,
@@ -154,5 +158,6 @@ __all__ = [
     "triplet_accuracy",
     "two_sample_test",
     "uniformity",
+    "wordnet_paths",
     "worst_direction",
 ]

@@ -204,7 +204,7 @@ def _chunk_values(xp: Namespace, x: Array, slices: Array, statistic: str) -> Arr
     p = xp.matrix_transpose(slices) @ xp.matrix_transpose(x)
     if statistic == "vasicek":
         return _vasicek_divergence(xp, p)
-    (values,) = statistic_term(xp, statistic, p, float(x.shape[0]), None, False)
+    (values,) = statistic_term(statistic, xp, p, float(x.shape[0]), None, False)
     return values
 
 

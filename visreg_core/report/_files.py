@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, load
+from visreg_core.embeddings import FORMATS, Embeddings, EmbeddingsError, _databases, load
 from visreg_core.embeddings._many import (
     INDEX,
     in_folder,
@@ -32,6 +32,12 @@ from visreg_core.report._ids import carried
 _TABLES = (".jsonl", ".ndjson", ".tsv", ".tab")
 _LABEL_TABLES = (*_TABLES, ".csv", ".parquet", ".pq", ".arrow", ".feather")
 _PARQUET = (".parquet", ".pq")
+_DATABASES = {
+    ".faiss": _databases.read_faiss,
+    ".lance": _databases.read_lance,
+    ".sqlite": _databases.read_sqlite,
+    ".db": _databases.read_sqlite,
+}
 
 
 def open_embeddings(spec: str) -> Embeddings:
@@ -60,7 +66,7 @@ def shards(spec: str) -> list[str]:
             return in_index(index, name, spec)
     if is_pattern(str(path)):
         files = matching(str(path), KNOWN)
-    elif path.is_dir() and path.suffix != ".zarr" and not _is_dataset(path):
+    elif path.is_dir() and path.suffix not in (".zarr", ".lance") and not _is_dataset(path):
         files = in_folder(path, spec, KNOWN)
     elif path.exists():
         return [spec]
@@ -91,6 +97,9 @@ def _open_one(spec: str, path: Path, name: str | None) -> Embeddings:
     suffix = path.suffix.lower()
     if suffix in _TABLES or _is_dataset(path):
         return _of_table(spec, _table(path, spec), name)
+    if suffix in _DATABASES:
+        with parsing(spec, f"a readable {suffix}"):
+            return _DATABASES[suffix](path, name, spec)
     if suffix == ".tar":
         with parsing(spec, "a WebDataset shard"):
             return read_tar(path, name, spec)
@@ -263,5 +272,5 @@ def _vectors(spec: str, column: Any) -> np.ndarray:
     return np.concatenate(parts).reshape(len(column), -1)
 
 
-KNOWN = (*FORMATS, *_TABLES, ".tar")
+KNOWN = (*FORMATS, *_TABLES, *_DATABASES, ".tar")
 """Suffixes of the files that the commands read."""

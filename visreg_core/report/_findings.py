@@ -250,8 +250,8 @@ def _pairs(geometry: Geometry, rows: np.ndarray) -> Iterator[Finding]:
         yield Finding(
             "look",
             "isolated islands",
-            f"{sum(sizes):,} of {n:,} rows in {len(sizes):,} {groups} of {ends} whose neighbours are "
-            "all among themselves",
+            f"{sum(sizes):,} of {n:,} rows in {len(sizes):,} {groups} of {ends} whose neighbours "
+            "are all among themselves",
             "none",
             "another source, language or modality in one file, a class pulled together to a point, "
             "or copies",

@@ -25,7 +25,8 @@ class Geometry(NamedTuple):
 
     `occurrences`: how often each is among another's ten nearest; `outliers` and `near_duplicates`;
     `overlap`: the share of neighbours by cosine that are neighbours by Euclidean distance, too;
-    `islands`: groups that no neighbour joins to the largest or to another, the smallest first.
+    `islands`: groups that no neighbour joins to the largest or to another, the smallest first;
+    `neighbors` (T, k) by cosine, the nearest first, and their `distances`.
     """
 
     uniformity: float
@@ -34,6 +35,8 @@ class Geometry(NamedTuple):
     near_duplicates: np.ndarray
     overlap: float
     islands: tuple[np.ndarray, ...]
+    neighbors: np.ndarray
+    distances: np.ndarray
 
     @property
     def anti_hubs(self) -> float:
@@ -64,6 +67,8 @@ def geometry(points: np.ndarray) -> Geometry:
         near,
         float(common / (n * k)),
         _islands(by_cosine) if points.shape[1] > 1 else (),  # two directions are no islands
+        by_cosine,
+        apart,
     )
 
 

@@ -33,11 +33,16 @@ def maps(reports: Sequence[Report], names: Sequence[str]) -> Maps:
     embed = require("bokeh.embed", extra="report", purpose="an HTML report")
     resources = require("bokeh.resources", extra="report", purpose="an HTML report")
     library = resources.Resources(mode="inline", components=["bokeh"]).render_js()
-    script, elements = _named(*embed.components([_figure(r) for r in reports], wrap_script=False))
+    planes = [plane(r.pictures.drawn.points) for r in reports]
+    script, elements = _named(
+        *embed.components(
+            [_figure(r, xy) for r, (xy, _) in zip(reports, planes, strict=True)], wrap_script=False
+        )
+    )
     titles = []
-    for r, name in zip(reports, names, strict=True):
+    for r, name, (_, shares) in zip(reports, names, planes, strict=True):
         which = f"Map of {name}" if len(names) > 1 else "Map"
-        share = " and ".join(f"{s:.0%}" for s in r.pictures.map_share)
+        share = " and ".join(f"{s:.0%}" for s in shares)
         colored = ""
         if r.hierarchy.labels is not None:
             level = f"level {_level(r) + 1}" if r.hierarchy.labels.shape[1] > 1 else "labels"
@@ -88,16 +93,16 @@ def _level(r: Report) -> int:
     return counts[0] if counts else 0
 
 
-def _figure(r: Report) -> Any:
+def _figure(r: Report, xy: np.ndarray) -> Any:
     plotting = require("bokeh.plotting", extra="report", purpose="an HTML report")
     models = require("bokeh.models", extra="report", purpose="an HTML report")
     found = r.hierarchy
-    xy = r.pictures.map.astype(np.float32)
+    xy = xy.astype(np.float32)
     shown = [("row", "@row")]
     data: dict[str, Any] = {
         "x": xy[:, 0],
         "y": xy[:, 1],
-        "row": [one_line(str(name), _LETTERS) for name in r.pictures.map_rows.tolist()],
+        "row": [one_line(str(name), _LETTERS) for name in r.pictures.drawn.names.tolist()],
         "color": [_ONE_COLOR] * len(xy),
     }
     if found.labels is not None:

@@ -209,15 +209,27 @@ class Drift(NamedTuple):
     paired: bool
 
 
+class Drawn(NamedTuple):
+    """The rows drawn from a file for measures of pairs.
+
+    `points` (T, D); `names` (T,), numbers in the file or ids; `neighbors` (T, k), the nearest
+    others of each as places among them, and their cosine `distances`.
+    """
+
+    points: np.ndarray
+    names: np.ndarray
+    neighbors: np.ndarray
+    distances: np.ndarray
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Arrays behind the figures.
 
     eigenvalues (D,) of the covariance, descending, and the power law `fit` to them; `sigma` (D,);
     `quantiles` (Q,) of the Gaussian, and those of the projections on the worst and the median
-    slice (by shape loss), with their indices and values; `correlation` of `dimensions`; `map`
-    (T, 2), two principal components of the rows drawn, their shares of the variance, `map_share`,
-    and the rows' numbers or ids, `map_rows`.
+    slice (by shape loss), with their indices and values; `correlation` of `dimensions`;
+    and the rows `drawn`.
     """
 
     eigenvalues: np.ndarray
@@ -230,9 +242,7 @@ class Pictures:
     median_slice: tuple[int, float]
     correlation: np.ndarray
     dimensions: np.ndarray
-    map: np.ndarray
-    map_share: np.ndarray
-    map_rows: np.ndarray
+    drawn: Drawn
 
 
 @dataclass(frozen=True)
@@ -281,6 +291,19 @@ class Report:
         from visreg_core.report._measures import frame
 
         return frame([self], backend)
+
+    def to_atlas(self, path: str) -> None:
+        """Write the rows drawn as a Parquet file for embedding-atlas (extra ``io``).
+
+        Columns: ``row``, its number or id; ``projection_x`` and ``projection_y``, two principal
+        components; ``level1`` and on, its classes; ``neighbor_of``, how many others it is near to;
+        ``neighbors``, places in the table and cosine distances of its nearest; ``vector``.
+        """
+        from visreg_core.report._atlas import to_parquet
+
+        content = to_parquet(self)
+        with open(path, "wb") as stream:
+            stream.write(content)
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows: the page that `visreg report --html` writes."""

@@ -27,11 +27,11 @@ from visreg_core.report import _findings, _labelled
 from visreg_core.report._dask import Cluster
 from visreg_core.report._geometry import Direction, direction, geometry
 from visreg_core.report._labelled import Asking, Levels
-from visreg_core.report._map import plane
 from visreg_core.report._model import (
     GAUSSIANITY,
     LABELLED,
     LOSSES,
+    Drawn,
     Finding,
     Hierarchy,
     Interval,
@@ -144,6 +144,7 @@ def report_of(file: File, plan: Plan) -> Report:
     plan.tick("neighbours of the rows drawn", 0, 1)
     pairs = geometry(file.rows.points)
     line = direction(file.rows.points, of.mean, of.sigma, slices, plan.seed)
+    drawn_rows = Drawn(file.rows.points, file.rows.names, pairs.neighbors, pairs.distances)
     survey = file.first.survey
     findings = _findings.findings(
         file.source, of.sigma, dimensions, survey, pairs, file.drawn, line
@@ -173,7 +174,7 @@ def report_of(file: File, plan: Plan) -> Report:
         labelled=labelled,
         findings=findings,
         notes=stored.notes,
-        pictures=_pictures(of, values, projected, centred, fit, file.rows),
+        pictures=_pictures(of, values, projected, centred, fit, drawn_rows),
     )
 
 
@@ -285,7 +286,7 @@ def _pictures(
     projected: Exact | Counted,
     centred: np.ndarray,
     fit: PowerLaw,
-    drawn: TreeRows,
+    drawn: Drawn,
 ) -> Pictures:
     shape = values.shape.value
     order = np.argsort(shape, kind="stable")
@@ -296,7 +297,6 @@ def _pictures(
     rows = of.factor[:, dimensions]
     norms = np.linalg.norm(rows, axis=0)
     rows = rows / np.where(norms > 0, norms, 1)  # a constant dimension correlates with none
-    xy, shares = plane(drawn.points)
     return Pictures(
         eigenvalues=centred**2 / (of.n - 1),
         fit=fit,
@@ -308,7 +308,5 @@ def _pictures(
         median_slice=(median, float(shape[median])),
         correlation=rows.T @ rows,
         dimensions=dimensions,
-        map=xy,
-        map_share=shares,
-        map_rows=drawn.names,
+        drawn=drawn,
     )

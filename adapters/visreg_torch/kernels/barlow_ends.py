@@ -1,6 +1,10 @@
 """Ends of Barlow Twins: terms from sums, and gradients from products, one launch each.
 
-Bottleneck: as in `vicreg_ends`.
+Bottleneck: as in `vicreg_ends`, and the second product read twice, since its part along each column
+(`along`) must be known before any gradient. Exact: C's diagonal from sums in float32 of centred
+columns, not from the product's 16-bit parts. Worst case: few columns of many rows, which `along`
+walks by few programs. Rejected: `along` in the gradient's launch, whose programs would have to wait
+for each other.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ launch, which combines the shape's gradient with those of scale and centre.
 
 Bottleneck: `_terms` latency, one program's walk through K · B numbers (41,000 at V10 K4096: 5 µs);
 `_combined` bytes, two arrays read and one written, once. Exact: sums in float32 lanes of 1024,
-then a tree. Rejected: atomics into the terms, whose order, and last bits, change from run to run.
+then a tree. Worst case: many thousand slices of many views, which one program adds
+up. Rejected: atomics into the terms, whose order, and last bits, change from run to run.
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 The order is used where it lies: the differences are scattered by it, and no array of targets is
 made. Reference implementation: `visreg_core.losses.gaussian_sliced_wasserstein.gaussian_term`.
+
+Bottleneck: the library's sort, several passes over keys and 8-byte indices; the pass after it reads
+16 bytes a number and writes 4 where the order says. Exact: the sort is stable. Worst case: few long
+rows. Rejected: a sort of our own through memory, which `sorted_rows` has in shared memory for rows
+that fit.
 """
 
 from __future__ import annotations

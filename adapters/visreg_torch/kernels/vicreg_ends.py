@@ -5,6 +5,7 @@ product's three parts in float32, both views in, and one gradient out: 120 MB at
 of an H200. Exact: scales are powers of two, and fourth powers of them are taken in two steps, so
 that 1e8 does not overflow where the result does not. Worst case: a drawn pair that all rows share:
 its row's gradient is then a walk through all of them (SAG-VICReg).
+Rejected: atomics into that row, whose last bits change from run to run.
 """
 
 from __future__ import annotations

@@ -90,10 +90,8 @@ def test_autograd_through_the_masked_value(case, where, rng):
     masked = Masked(**vars(case))
     cotangents = uneven_cotangents(case)
     got = autograd(masked, where.backend, arrays, cotangents)
-    given = {n: where.asarray(a) for n, a in arrays.items()}
-    _, vjp = case.value_and_vjp(given, row_mask=where.asarray(mask))
+    _, vjp = case.value_and_vjp(arrays, row_mask=mask)  # on NumPy
     for g, analytic in zip(got, vjp(*cotangents), strict=True):
-        analytic = where.to_numpy(analytic)
         assert_allclose(g, analytic, rtol=0, atol=1e-9 * np.max(np.abs(analytic)))
 
 

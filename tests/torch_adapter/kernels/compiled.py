@@ -36,39 +36,50 @@ class Driver:
     get_current_stream = staticmethod(lambda device: 0)
 
 
-def report(function, kernel):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(kernel.asm["cubin"])
-        cubin.flush()
-        usage = subprocess.run(
-            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin.name],
+def said_of(cubin, *options):
+    """What triton's copy of cuobjdump says of a kernel's machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [knobs.nvidia.cuobjdump.path, *options, file.name],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-    print(
-        json.dumps(
-            {
-                "kernel": f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}",
-                "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-                "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-                "shared": int(re.search(r"SHARED:(\d+)", usage)[1]) + kernel.metadata.shared,
-                "warps": kernel.metadata.num_warps,
-                "approximate": len(re.findall(r"\.(?:approx|full)\.", kernel.asm["ptx"])),
-            }
-        ),
-        flush=True,
-    )
 
 
-def compile_only():
+def report(function, kernel):
+    """What became of a kernel."""
+    usage = said_of(kernel.asm["cubin"], "--dump-resource-usage")
+    # Of an instruction its name and modifiers, predicates left out.
+    listing = said_of(kernel.asm["cubin"], "-sass")
+    code = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([\w.]+)", listing, re.M)
+    over_memory = [name for name in code if name.startswith(("LDG", "STG", "LDGSTS", "UTMA"))]
+    return {
+        "kernel": f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}",
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": int(re.search(r"SHARED:(\d+)", usage)[1]) + kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "approximate": len(re.findall(r"\.(?:approx|full)\.", kernel.asm["ptx"])),
+        "instructions": sum(name != "NOP" for name in code),
+        "spilled": sum(name.startswith(("LDL", "STL")) for name in code),
+        "tensor_cores": sum(name.startswith(("HGMMA", "HMMA", "WGMMA")) for name in code),
+        "memory": len(over_memory),
+        "of_128_bits": sum(".128" in name for name in over_memory),
+    }
+
+
+def compile_only(said=lambda launch: print(json.dumps(launch), flush=True)):
+    """In the place of `_launch.launch`: says what became of each kernel, once."""
     seen = set()
 
     def launch(function, grid, *args, **options):
         kernel = function.run(*args, grid=grid, warmup=True, **_launch.OPTIONS, **options)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            report(function, kernel)
+            said(report(function, kernel))
 
     return launch
 
@@ -93,10 +104,15 @@ def rows():
     epps_pulley_polynomial(empty(4096, 512), *empty(2, 4096, 16))
 
 
-def whole_losses():
-    """A training step in 16 and 32 bits, short and long rows, and views that are not copied."""
+def stub_constants():
+    """What depends on sizes alone, without its numbers."""
     sliced_rows._quantiles = lambda n, device: (empty(n), empty(2, n + 1, dtype=torch.float64))
     sliced_rows._knots = lambda *_: (empty(3, 16), 0.2)
+
+
+def whole_losses():
+    """A training step in 16 and 32 bits, short and long rows, and views that are not copied."""
+    stub_constants()
     one = empty()
     sizes = [
         (10, 512, 256, 4096, BFLOAT16),

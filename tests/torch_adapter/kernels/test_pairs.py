@@ -161,7 +161,7 @@ def test_what_does_not_cancel_takes_gram_matrices(draw, name):
 
 
 @pytest.mark.parametrize("name", ["vicreg_loss", "barlow_twins_loss"])
-@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
 @pytest.mark.parametrize(("n", "d"), [(20, 30), (30, 20)])
 def test_scales(draw, name, scale, n, d):
     a, b = scale * embeddings(draw, n, d), scale * embeddings(draw, n, d)

@@ -119,8 +119,7 @@ def test_one_kept_row_is_no_sample(draw, name):
 
 
 @losses
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("n", [40, 41])
+@pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 40), (torch.float16, 41)], ids=str)
 def test_views_that_are_not_copied(draw, cut, name, dtype, n):
     """Large 16-bit views: σ in the slices, the mean off the projections."""
     cut(COPY_BYTES=0, WIDE_GRADIENT=0)
@@ -184,8 +183,7 @@ def test_samples_that_coarse_keys_do_not_tell_apart(draw, mask_of, masked):
 
 
 @losses
-@pytest.mark.parametrize("long", [False, True])
-@pytest.mark.parametrize("number", [0.0, 3.3])
+@pytest.mark.parametrize(("number", "long"), [(0.0, True), (3.3, False), (3.3, True)])
 def test_collapse(draw, cut, name, long, number):
     """Equal rows take their targets in index order: the gradient pulls them apart."""
     if long:
@@ -222,8 +220,9 @@ def test_a_mean_far_from_zero(draw, cut, direct):
 
 
 @losses
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize(
+    ("number", "long"), [(math.nan, True), (math.nan, False), (math.inf, True)]
+)
 def test_what_is_no_number_is_heard_of(draw, cut, name, number, long):
     if long:
         cut(MAX_SORTED=1, SHORT_COLUMNS=1, SHORT_ROWS=1)

@@ -80,10 +80,10 @@ class PairScreen(Screen):
         )
         return slot[index], np.minimum(value.astype(np.float64), FAR)
 
-    def _scores(
+    def _all(
         self, rows: np.ndarray, points: list[tuple[Chunk, np.ndarray]], inverse_size: None
     ) -> np.ndarray:
-        """Screened distances (R, slots); ∞ of a cluster to itself, and of empty slots."""
+        """As `Screen._all`; ∞ to empty slots, too."""
         out = np.full((rows.size, self.clusters.alive.size), np.inf, dtype=self.dtype)
         for (chunk, _), found in zip(points, self._distances(rows, points), strict=True):
             out[:, chunk.slot] = found[:, : chunk.slot.size]

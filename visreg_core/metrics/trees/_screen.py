@@ -72,13 +72,21 @@ class Screen:
     def _listed(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`NearLists.settle` of rows with new lists."""
         points, inverse_size = self._upload()
+        blocks = self._blocks(rows)
+        if self.on_host:
 
-        def work(mine: Sequence[np.ndarray]) -> None:
-            for block in mine:
-                self._put(block, *self._nearest(block, points, inverse_size))
+            def work(mine: Sequence[np.ndarray]) -> None:
+                for block in mine:
+                    self._put(block, *self._nearest(block, points, inverse_size))
 
-        pairs = rows.size * self.clusters.alive.size
-        threads.spread(work, self._blocks(rows), pairs, not self.on_host)
+            threads.spread(work, blocks, rows.size * self.clusters.alive.size)
+        else:  # whose blocks are all launched before the first one is waited for
+            k = min(LISTED, points.shape[0])
+            nearest = _xp.compiled(self.xp, _nearest_by_scores, "xp", "k")
+            launched = [nearest(self.xp, self._own(b), points, inverse_size, k) for b in blocks]
+            for block, found in zip(blocks, launched, strict=True):
+                at, least = (_xp.to_numpy(a)[: block.size] for a in found)
+                self._put(block, at, least.astype(np.float64) * self.weight)
         return self.near.settle(rows)
 
     def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -126,30 +134,24 @@ class Screen:
         return self._to_device(operand), inverse_size
 
     def _nearest(
-        self, rows: np.ndarray, points: Array, inverse_size: Array | None
+        self, rows: np.ndarray, points: Any, inverse_size: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Slots (R, K) and screened distances of what is nearest to a few rows."""
-        xp = self.xp
+        """Slots (R, K) and screened distances of what is nearest to a few rows, on the host."""
         k = min(LISTED, points.shape[0])
-        if self.on_host:
-            index, value = nearest_products(self._queries(rows), points, rows, k, inverse_size)
-        else:
-            nearest = _xp.compiled(xp, _nearest_by_scores, "xp", "k")
-            at, least = nearest(xp, *self._operands(rows), points, inverse_size, k)
-            index = _xp.to_numpy(at)[: rows.size]
-            value = _xp.to_numpy(least)[: rows.size]
+        queries = _queries(self.xp, points[rows])
+        index, value = nearest_products(queries, points, rows, k, inverse_size)
         return index, value.astype(np.float64) * self.weight
 
-    def _queries(self, rows: np.ndarray) -> np.ndarray:
-        queries = -2 * self.clusters.operand[rows]
-        queries[:, -2] = 1
-        queries[:, -1] = self.clusters.operand[rows, -2]
-        return queries
+    def _all(self, rows: np.ndarray, points: Any, inverse_size: Any) -> np.ndarray:
+        """Screened distances (R, slots) of rows, without Ward's weight; ∞ to themselves."""
+        scored = _xp.compiled(self.xp, _scores, "xp")
+        return _xp.to_numpy(scored(self.xp, self._own(rows), points, inverse_size))[: rows.size]
 
-    def _operands(self, rows: np.ndarray) -> tuple[Array, Array]:
-        """The queries of rows, repeated as `_padded` does, and the rows."""
-        rows = self._padded(rows)
-        return self._to_device(self._queries(rows)), self._to_device(rows)
+    def _own(self, rows: np.ndarray) -> Array:
+        """Rows on the device, repeated up to one of a few lengths where few shapes pay."""
+        if self.few_shapes:
+            rows = np.resize(rows, _padded_size(rows.size, 4))
+        return self._to_device(rows)
 
     def _compare(self, rows: np.ndarray, least: np.ndarray) -> None:
         """Settle rows that are no nearer than `least` to more clusters than a list holds."""
@@ -158,9 +160,7 @@ class Screen:
         step = self._block_rows
         for start in range(0, rows.size, step):
             block, best = rows[start : start + step], least[start : start + step]
-            scored = _xp.compiled(self.xp, _scores, "xp")
-            scores = scored(self.xp, *self._operands(block), points, inverse_size)
-            scores = _xp.to_numpy(scores)[: block.size]
+            scores = self._all(block, points, inverse_size)
             error = self._error(block, best, _xp.dtype_name(self.dtype))
             limit = ((best + 2 * error) / self.weight).astype(scores.dtype)
             row, slot = np.nonzero(scores <= np.nextafter(limit, np.inf)[:, None])
@@ -199,10 +199,6 @@ class Screen:
         row_bytes = self.clusters.operand.itemsize * self.clusters.operand.shape[0]
         return max(_MIN_BLOCK_ROWS, _BLOCK_BYTES_DEVICE // row_bytes)
 
-    def _padded(self, rows: np.ndarray) -> np.ndarray:
-        """`rows`, repeated up to one of a few lengths where few shapes pay."""
-        return np.resize(rows, _padded_size(rows.size, 4)) if self.few_shapes else rows
-
     def _to_device(self, a: np.ndarray) -> Array:
         if self.on_host:
             return a
@@ -213,22 +209,26 @@ class Screen:
 
 
 def _nearest_by_scores(
-    xp: Namespace, queries: Array, own: Array, points: Array, inverse_size: Array | None, k: int
+    xp: Namespace, own: Array, points: Array, inverse_size: Array | None, k: int
 ) -> tuple[Array, Array]:
     """Slots (R, k) of the least screened distances of rows, and these."""
-    scores = _scores(xp, queries, own, points, inverse_size)
+    scores = _scores(xp, own, points, inverse_size)
     at = _smallest(xp, scores, k)
     return at, xp.take_along_axis(scores, at, axis=1)
 
 
-def _scores(
-    xp: Namespace, queries: Array, own: Array, points: Array, inverse_size: Array | None
-) -> Array:
+def _scores(xp: Namespace, own: Array, points: Array, inverse_size: Array | None) -> Array:
     """Screened distances (R, slots) of rows `own`; ∞ to themselves."""
+    queries = _queries(xp, xp.take(points, own, axis=0))
     scores = queries @ xp.matrix_transpose(points)
     if inverse_size is not None:
         scores = scores / (xp.take(inverse_size, own, axis=0)[:, None] + inverse_size[None, :])
     return _exclude(xp, scores, own)
+
+
+def _queries(xp: Namespace, rows: Array) -> Array:
+    """Rows (−2u, 1, a_u) from (u, a_u, 1)."""
+    return xp.concat([-2 * rows[:, :-2], rows[:, -1:], rows[:, -2:-1]], axis=1)
 
 
 def _exclude(xp: Namespace, scores: Array, columns: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,59 @@ def cifar100_parents() -> dict[str, str]:
     lines = (line.split(": ") for line in _CIFAR100.strip().splitlines())
     pairs = ((name, superclass) for superclass, names in lines for name in names.split())
     return dict(sorted(pairs))
+
+
+def wordnet_paths(classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Paths of ImageNet's classes in WordNet, for `hierarchical_labels`.
+
+    Parameters
+    ----------
+    classes : sequence of str
+        WordNet ids, such as "n02084071", the names of ImageNet's directories; repeated ones count
+        once.
+
+    Returns
+    -------
+    list of tuple of str
+        For each class names of WordNet's synsets, such as "dog.n.01", from the root down, and last
+        the id itself. Of several paths the shortest, then the first by name, so that all are of
+        one tree.
+
+    Raises
+    ------
+    ImportError, LookupError
+        NLTK, or its WordNet data, are not installed.
+    ValueError
+        Ids that are none, or not of WordNet's version 3.0, which ImageNet's are of.
+
+    Notes
+    -----
+    On the host, from the data that ``python -m nltk.downloader wordnet`` installs.
+    """
+    try:
+        from nltk.corpus import wordnet
+    except ModuleNotFoundError:
+        raise ImportError("wordnet_paths needs NLTK: pip install nltk") from None
+    try:
+        version = wordnet.get_version()
+    except LookupError:
+        raise LookupError(
+            "expected NLTK's WordNet data; found none: python -m nltk.downloader wordnet"
+        ) from None
+    if version != "3.0":
+        raise ValueError(f"expected WordNet 3.0, of which ImageNet's ids are; found {version}")
+    paths = []
+    for name in dict.fromkeys(classes):
+        synset = None
+        if re.fullmatch(r"n\d{8}", name):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an unknown id, refused below
+                synset = wordnet.synset_from_pos_and_offset("n", int(name[1:]))
+        if synset is None:
+            raise ValueError(f"expected ids of WordNet's nouns, as 'n02084071'; found {name!r}")
+        named = ([node.name() for node in path[:-1]] for path in synset.hypernym_paths())
+        paths.append((*min(named, key=lambda path: (len(path), path)), name))
+    return paths
 
 
 def hierarchical_labels(classes: Sequence[Any], tree: ClassTree) -> np.ndarray:
