@@ -16,6 +16,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """The place of this process among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 class _Sum(Function):
     @staticmethod
     def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:

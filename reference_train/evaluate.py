@@ -2,6 +2,7 @@ r"""Evaluate what a run learned.
 
     python -m reference_train.evaluate table runs/digits
     python -m reference_train.evaluate probe runs/digits
+    python -m reference_train.evaluate multilabel runs/xray --labels train.npy test.npy
     python -m reference_train.evaluate knn runs/digits --k 5 20
     python -m reference_train.evaluate hierarchy runs/digits --class-tree tree.csv
     python -m reference_train.evaluate fewshot runs/digits --shots 1 5 10
@@ -31,11 +32,13 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
 
 from reference_train import loading
 from reference_train.config import Config
+from reference_train.crops_probe import probe_of_crops
 from reference_train.embedding import rank_of
 from reference_train.encoders import checked_layers
 from reference_train.environment import write_result
@@ -44,7 +47,7 @@ from reference_train.finetune import Protocol, finetune
 from reference_train.measure import Features, Measured, closing_table, rows_of, table
 from reference_train.model import Learner
 from reference_train.pictures import compare_patches
-from reference_train.probe import GRID, by_class_size, few_shot
+from reference_train.probe import GRID, by_class_size, few_shot, multilabel_probe
 from reference_train.splits import Splits, open_splits
 from visreg_core.metrics import (
     hierarchical_knn_accuracy,
@@ -93,11 +96,16 @@ class Evaluated(NamedTuple):
 def features(run: Loaded, layers: int | None = None) -> Evaluated:
     """Of the last `layers` layers; by default those of the table at a run's end."""
     measured = Measured(run.config, run.splits, run.device)
-    if layers is not None:
-        layers = checked_layers(layers, 1, run.learner.backbone.depth, "--layers")
-    layers = layers or measured.layers_of(run.learner)
+    layers = layers_in(run, layers) or measured.layers_of(run.learner)
     found = measured.features(measured.encoder(run.learner, layers))
     return Evaluated(measured, found, {"features": measured.protocol(layers)["features"]})
+
+
+def layers_in(run: Loaded, layers: int | None) -> int | None:
+    """What --layers asks for, if the model has as many."""
+    if layers is None:
+        return None
+    return checked_layers(layers, 1, run.learner.backbone.depth, "--layers")
 
 
 def table_of(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
@@ -116,11 +124,17 @@ def table_of(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def probe(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
-    """Linear probe with the papers' grid of learning rates, on features in memory."""
+    """Linear probe with the papers' grid of learning rates, on features in memory or on crops."""
     if given.epochs is not None:
         run.config.probe.epochs = given.epochs
     measured, f, about = features(run, given.layers)
-    probed = measured.probe(f)
+    options = {"rates": tuple(given.rates), "batch_size": given.batch}
+    if given.crops:
+        encoder = measured.encoder(run.learner, layers_in(run, given.layers))
+        epochs = run.config.probe.epochs
+        probed = probe_of_crops(measured, encoder, f, epochs=epochs, **options)
+    else:
+        probed = measured.probe(f, **options)
     found = {
         "accuracy": probed.accuracy,
         "learning rate": probed.best,
@@ -131,7 +145,34 @@ def probe(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
         found["by class size"] = sizes
     if probed.warning:
         found["warning"] = probed.warning
-    return {**found, **about, "epochs": run.config.probe.epochs}
+    trained_on = "random crops, all training images" if given.crops else "features in memory"
+    return {
+        **found, **about, "trained on": trained_on, "epochs": run.config.probe.epochs,
+        "batch": given.batch,
+    }  # fmt: skip
+
+
+def multilabel(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
+    """Mean AUROC of a linear probe on several labels an image, by --labels TRAIN.npy TEST.npy."""
+    _, f, about = features(run, given.layers)
+    sources = run.splits.bank, run.splits.test
+    train, test = (_labels(p, len(s)) for p, s in zip(given.labels, sources, strict=True))
+    if train.shape[1] != test.shape[1]:
+        raise TrainError(f"--labels: {train.shape[1]} and {test.shape[1]} labels an image")
+    found = multilabel_probe(
+        f.bank, train[f.bank_rows], f.test, test[f.test_rows],
+        epochs=run.config.probe.epochs, device=run.device,
+    )  # fmt: skip
+    best = max(found, key=found.get)
+    by_rate = {f"{rate:g}": value for rate, value in found.items()}
+    return {"AUROC": found[best], "learning rate": best, "by learning rate": by_rate, **about}
+
+
+def _labels(path: Path, n: int) -> np.ndarray:
+    labels = np.load(path, allow_pickle=False)
+    if labels.ndim != 2 or len(labels) != n or not np.isin(labels, (0, 1)).all():
+        raise TrainError(f"{path}: expected 0 and 1, ({n}, labels); found {labels.shape}")
+    return labels
 
 
 def knn(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
@@ -205,6 +246,7 @@ def pca(run: Loaded, given: argparse.Namespace) -> dict[str, Any]:
 COMMANDS = {
     "table": table_of,
     "probe": probe,
+    "multilabel": multilabel,
     "knn": knn,
     "hierarchy": hierarchy,
     "fewshot": fewshot,
@@ -238,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("settings", nargs="*", metavar="key=value")
         command.add_argument("--untrained", action="store_true")
         command.add_argument("--cpu", action="store_true")
-        if name in ("probe", "fewshot", "knn", "hierarchy"):
+        if name in ("probe", "multilabel", "fewshot", "knn", "hierarchy"):
             command.add_argument("--layers", type=positive, help="last layers, for probe.layers")
         if name in ("knn", "hierarchy"):
             command.add_argument("--k", type=positive, nargs="+", help="neighbours, for probe.k")
@@ -247,6 +289,12 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--epochs", type=positive, help=f"for probe.epochs; rates: {rates}"
             )
+        if name == "probe":
+            command.add_argument("--rates", type=float, nargs="+", default=GRID)
+            command.add_argument("--batch", type=positive, default=32)
+            command.add_argument("--crops", action="store_true", help="new random crops each epoch")
+        if name == "multilabel":
+            command.add_argument("--labels", type=Path, nargs=2, required=True, metavar="NPY")
         if name == "hierarchy":
             command.add_argument("--class-tree", required=True, metavar="CSV")
         if name == "fewshot":

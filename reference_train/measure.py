@@ -64,6 +64,7 @@ class Features(NamedTuple):
     bank_labels: np.ndarray
     test: np.ndarray  # (m, F)
     test_labels: np.ndarray
+    bank_rows: np.ndarray  # places in the training split
     test_rows: np.ndarray  # places in the test split
 
 
@@ -113,7 +114,7 @@ class Measured:
         bank, bank_rows = self.embed(encoder, splits.bank, self.bank_rows, shown="training images")
         test, test_rows = self.embed(encoder, splits.test, self.test_rows, shown="test images")
         labels = splits.bank.labels[bank_rows], splits.test.labels[test_rows]
-        return Features(bank, labels[0], test, labels[1], test_rows)
+        return Features(bank, labels[0], test, labels[1], bank_rows, test_rows)
 
     def knn(self, f: Features, k: int | None = None) -> float:
         """Accuracy of the nearest neighbours, on all classes; each process classifies a share."""
@@ -129,11 +130,11 @@ class Measured:
             right = round(found * len(labels))
         return self._total(right) / len(f.test_labels)
 
-    def probe(self, f: Features) -> Probed:
+    def probe(self, f: Features, rates: tuple[float, ...] = GRID, batch_size: int = 32) -> Probed:
         """The grid of linear probes on features that are in memory."""
         return linear_probe(
-            f.bank, f.bank_labels, f.test, f.test_labels,
-            epochs=self.config.probe.epochs, device=self.device,
+            f.bank, f.bank_labels, f.test, f.test_labels, epochs=self.config.probe.epochs,
+            rates=rates, batch_size=batch_size, device=self.device,
         )  # fmt: skip
 
     def online(self, learner: nn.Module) -> float:

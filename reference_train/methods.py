@@ -8,10 +8,7 @@ uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,8 +17,8 @@ import visreg_torch as vt
 from reference_train.baselines import DINO, Objective, SimCLR, Terms
 from reference_train.collectives import world_size
 from reference_train.config import Config, Method, rows_of_a_process
-from reference_train.errors import TrainError, one_line
 from reference_train.model import Learner, Outputs
+from reference_train.own_loss import draws_slices, own_loss
 
 SLICED = ("visreg", "sigreg", "swd")
 
@@ -45,7 +42,8 @@ def statistic_size(config: Config, world: int) -> StatisticSize:
     """
     m = config.method
     processes = world if m.scope == "global" else 1
-    slices = processes * m.n_slices if m.name in SLICED else None
+    sliced = draws_slices(m.name) if ":" in m.name else m.name in SLICED
+    slices = processes * m.n_slices if sliced else None
     return StatisticSize(processes * rows_of_a_process(config), slices)
 
 
@@ -57,7 +55,7 @@ def build(config: Config, learner: Learner) -> Objective:
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
     if ":" in m.name:
-        return Own(own_loss(m))
+        return Sketched(own_loss(m, config.run.seed), m.lam)
     if m.name in SLICED:
         n_slices = statistic_size(config, world_size()).slices
         return Sketched(sketch(m, n_slices, config.run.seed), m.lam)
@@ -112,44 +110,6 @@ class OfViews(Objective):
         if isinstance(self.loss, vt.SAGVICRegLoss):
             return named(self.loss(*views, step), "loss")
         return named(self.loss(views), "loss")
-
-
-class Own(Objective):
-    """A loss of the user's own: of embeddings (V, N, D), V crops of N images, the global first.
-
-    It returns a number, or named terms of which "total" or "loss" is minimised.
-    """
-
-    def __init__(self, loss: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
-        """Terms of a step."""
-        terms = self.loss(outputs.embeddings)
-        if not isinstance(terms, dict):
-            return named(terms, "loss")
-        if "loss" not in terms:
-            raise TrainError(f"your own loss: expected a term 'loss'; found {', '.join(terms)}")
-        return {"loss": terms["loss"], **terms}
-
-
-def own_loss(m: Method) -> Callable[[torch.Tensor], Any]:
-    """What ``MODULE:NAME`` or ``FILE.py:NAME`` names: a function, or a class that is made."""
-    where, _, name = m.name.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location("own_loss", where)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        found = getattr(module, name)
-        if isinstance(found, type):
-            return found(**m.options)
-        return functools.partial(found, **m.options)
-    except (ImportError, OSError, AttributeError, TypeError) as error:
-        raise TrainError(f"method.name={m.name}: {one_line(error)}") from None
 
 
 def named(terms: object, total: str) -> Terms:

@@ -167,20 +167,66 @@ def linear_probe(
     device: torch.device | None = None,
 ) -> Probed:
     """A linear classifier for each base learning rate, on features that are in memory."""
+    heads = fitted(
+        bank, bank_labels, int(bank_labels.max()) + 1,
+        epochs=epochs, rates=rates, batch_size=batch_size, seed=seed, device=device,
+    )  # fmt: skip
+    return tested(heads, rates, test, test_labels)
+
+
+def fitted(
+    bank: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    epochs: int,
+    rates: tuple[float, ...] = GRID,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Heads:
+    """Heads of this process's rates after `epochs` of the features."""
     generator = torch.Generator().manual_seed(seed)
     heads = Heads(
-        own_rates(rates),
-        bank.shape[1],
-        int(bank_labels.max()) + 1,
-        steps=epochs * max(1, len(bank) // batch_size),
-        batch_size=batch_size,
-        generator=generator,
-        device=device,
-    )
+        own_rates(rates), bank.shape[1], classes, steps=epochs * max(1, len(bank) // batch_size),
+        batch_size=batch_size, generator=generator, device=device,
+    )  # fmt: skip
     batches = shuffled(
-        bank, bank_labels, batch_size=batch_size, epochs=epochs, generator=generator, device=device
+        bank, labels, batch_size=batch_size, epochs=epochs, generator=generator, device=device
     )
-    return tested(trained(heads, batches), rates, test, test_labels)
+    return trained(heads, batches)
+
+
+def multilabel_probe(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    epochs: int,
+    rates: tuple[float, ...] = GRID,
+    device: torch.device | None = None,
+) -> dict[float, float]:
+    """AUROC for each base learning rate, labels (N, L) of 0 and 1.
+
+    The mean of scikit-learn's over the labels that some test images have and some have not.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    varied = (test_labels.min(0) == 0) & (test_labels.max(0) == 1)
+    if not varied.any():
+        raise TrainError("expected a label that some test images have and some have not")
+    labels = bank_labels.astype(np.float32)
+    heads = fitted(bank, labels, labels.shape[1], epochs=epochs, rates=rates, device=device)
+    scores = torch.cat(list(heads.scores(test))).cpu().numpy()  # (N, heads, L)
+    own = own_rates(rates)
+    found = {
+        rate: float(roc_auc_score(test_labels[:, varied], scores[:, i][:, varied]))
+        for i, rate in enumerate(own)
+    }
+    if world_size() > 1:
+        found = {rate: v for part in gather_object([found]) for rate, v in part.items()}
+    return {rate: found[rate] for rate in rates}
 
 
 SHOTS = {"many-shot": (101, math.inf), "medium-shot": (20, 100), "few-shot": (0, 19)}

@@ -180,7 +180,10 @@ class Method:
     options: dict[str, Any] = setting({}, "your own loss: the keywords it is made with")
     scope: str = setting("local", "statistics of each process's batch, or of the global one")
     lam: float = setting(
-        0.9, "visreg, sigreg, swd: (1 - lam) invariance + lam regularizer", least=0, most=1
+        0.9,
+        "visreg, sigreg, swd, your own: (1 - lam) invariance + lam regularizer",
+        least=0,
+        most=1,
     )
     n_slices: int = setting(
         4096, "K of a process; global scope: all processes together have that many each", least=1

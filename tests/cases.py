@@ -88,6 +88,7 @@ OTHER_FUNCTIONS = (
     "rectified_generalized_gaussian",
     "sample_random_walk",
     "slices_for",
+    "structured_slices",
     "subspace_slices",
     "transition_matrix",
     "value_and_grad",

@@ -8,6 +8,7 @@ from visreg_core.gaussian import normal_quantiles
 from visreg_core.losses import *  # noqa: F403  (its __all__ lists the losses, once)
 from visreg_core.rectified_gaussian import rectified_generalized_gaussian
 from visreg_core.slices import random_slices, slices_for
+from visreg_core.structured import structured_slices
 from visreg_core.subspaces import subspace_slices
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "random_slices",
     "rectified_generalized_gaussian",
     "slices_for",
+    "structured_slices",
     "subspace_slices",
 ]
 __all__ += losses.__all__

@@ -34,6 +34,7 @@ DOMAIN_SLICES = 0
 DOMAIN_WALKS = 1
 DOMAIN_ROWS = 2
 DOMAIN_TARGETS = 3
+DOMAIN_SIGNS = 4
 
 SAMPLERS = ("gaussian", "orthogonal")
 

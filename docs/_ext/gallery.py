@@ -29,13 +29,25 @@ def on_slices(name):
     return value_and_gradient
 
 
+def alone(name, **options):
+    loss = value_and_grad(getattr(visreg_core, name))
+    return lambda z: loss(z, **options)
+
+
 LOSSES = {
-    "visreg_loss": on_slices("visreg_loss"),
-    "sigreg_loss": on_slices("sigreg_loss"),
-    "gaussian_sliced_wasserstein": on_slices("gaussian_sliced_wasserstein"),
-    "gaussian_sliced_energy_distance": on_slices("gaussian_sliced_energy_distance"),
+    **{name: on_slices(name) for name in (
+        "visreg_loss",
+        "sigreg_loss",
+        "weak_sigreg_loss",
+        "gaussian_sliced_wasserstein",
+        "gaussian_sliced_energy_distance",
+        "sliced_statistic",
+    )},
+    **{name: alone(name) for name in (
+        "sigreg_limit", "gaussian_mmd", "gaussian_ksd", "spherical_mmd"
+    )},
     "VICReg's variance and covariance": regularizers_of_vicreg,
-}
+}  # fmt: skip
 
 
 class Flow(NamedTuple):

@@ -23,13 +23,14 @@ from visreg_core import (
     random_slices,
     sigreg_limit,
     sigreg_loss,
+    structured_slices,
     value_and_grad,
 )
 
 DIMS, QUICK_DIMS = (64, 256, 1024), (8,)
 ROWS = 512
 SHARES = (0.25, 0.5, 1, 2, 4)  # K / D
-SAMPLERS = ("gaussian", "orthogonal", "sobol")
+SAMPLERS = ("gaussian", "orthogonal", "structured", "sobol")
 LOSSES = {
     "SIGReg": (sigreg_loss, {"t_max": 6.0, "n_knots": 33}),
     "SWD": (gaussian_sliced_wasserstein, {}),
@@ -51,6 +52,8 @@ def embeddings(kind, dim):
 
 
 def directions(sampler, dim, count, step):
+    if sampler == "structured":
+        return structured_slices(dim, count, step=step, dtype=np.float32)
     if sampler != "sobol":
         return random_slices(dim, count, step=step, sampler=sampler, dtype=np.float32)
     points = qmc.Sobol(dim, seed=step).random(1 << (count - 1).bit_length())[:count]

@@ -13,6 +13,6 @@ def test_quick_run(tmp_path):
     content = json.loads(path.read_text())
     assert {"title", "about", "machine", "columns", "rows", "works"} <= set(content)
     assert content["columns"] == list(COLUMNS)
-    assert len(content["rows"]) == 3 * 2 * 3
+    assert len(content["rows"]) == 3 * 2 * 4
     assert figure.stat().st_size > 0
     assert "SIGReg" in printed

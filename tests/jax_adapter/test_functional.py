@@ -140,6 +140,7 @@ def test_names_and_signatures_are_the_core_s():
         "Execution",
         "rectified_generalized_gaussian",
         "slices_for",
+        "structured_slices",
         "subspace_slices",
         "value_and_grad",
         "value_and_vjp",

@@ -1,5 +1,6 @@
 """Evaluation of a checkpoint: the probes, the export, the pictures."""
 
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
-from reference_train import checkpoint, evaluate, loading, pictures, probe
+from reference_train import checkpoint, crops_probe, data, evaluate, loading, pictures, probe
 from reference_train.train import main
 from tests.train import runs
 from visreg_core import cli
@@ -140,6 +141,75 @@ def test_the_table_at_the_runs_end_is_that_of_its_checkpoint(run, capsys):
     other = result(capsys, "table", run, "probe.layers=1", "probe.k=1")
     assert other["protocol"]["features"] == "of the last 1 layer(s)"
     assert other["trained"]["kNN"] != at_end["trained"]["kNN"]
+
+
+def test_a_probe_on_crops_that_are_the_whole_image_is_that_on_features(run, capsys, monkeypatch):
+    """The same batches of the loader, on features that are in memory."""
+    told = result(capsys, "probe", run, "--crops", "--epochs", 1, "--rates", 0.1, "--batch", 64)
+    assert told["trained on"] == "random crops, all training images" and told["batch"] == 64
+    loaded = evaluate.load_run(run, ["probe.max_rows=2000"], untrained=False, cpu=True)
+    measured = evaluate.Measured(loaded.config, loaded.splits, loaded.device)
+    encoder = measured.encoder(loaded.learner)
+    f = measured.features(encoder)
+    whole = lambda images, sizes: [measured.resize(images)[None]]  # noqa: E731
+    whole.to = lambda device: whole
+    monkeypatch.setattr(crops_probe, "MultiCrop", lambda augment, data: whole)
+    rates = (0.05, 0.5)
+    found = crops_probe.probe_of_crops(measured, encoder, f, epochs=2, rates=rates, batch_size=64)
+    settings = dataclasses.replace(loaded.config.data, batch_size=64)
+    stream = data.batches(loaded.splits.bank, settings, seed=0, rank=0, world=1, start=0)
+    ids = [next(stream).ids for _ in range(2 * (1437 // 64))]
+    heads = probe.Heads(
+        rates, f.bank.shape[1], 10, steps=len(ids), batch_size=64, device=None,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    x, y = torch.from_numpy(f.bank), torch.from_numpy(f.bank_labels)
+    probe.trained(heads, ((x[i], y[i]) for i in ids))
+    expected = probe.tested(heads, rates, f.test, f.test_labels).accuracies
+    assert found.accuracies == pytest.approx(expected, abs=0.003)
+
+
+def test_several_labels_an_image(run, capsys, tmp_path):
+    """AUROC by its definition: the share of pairs of which the one with the label scores more."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "train.npy", tmp_path / "test.npy"]
+    for path, n in zip(paths, (1437, 360), strict=True):
+        np.save(path, rng.integers(0, 2, (n, 3)))
+    told = result(capsys, "multilabel", run, "--labels", *paths)
+    assert told["AUROC"] == max(told["by learning rate"].values())
+    labels = np.load(paths[1])[:40]
+    labels[:, 2] = 1  # a label that all have is left out
+    x = np.concatenate([labels[:, :2], rng.standard_normal((40, 2))], axis=1).astype(np.float32)
+    found = probe.multilabel_probe(x, labels, x, labels, epochs=2, rates=(0.1,))
+    heads = probe.fitted(x, labels.astype(np.float32), 3, epochs=2, rates=(0.1,))
+    (scores,) = heads.scores(x)
+    shares = []
+    for j in range(2):
+        s = scores[:, 0, j].numpy()
+        pairs = s[labels[:, j] == 1][:, None] - s[labels[:, j] == 0]
+        shares.append(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    assert found[0.1] == pytest.approx(np.mean(shares), abs=1e-6)
+    np.save(paths[1], np.ones((3, 3)))
+    with pytest.raises(SystemExit):
+        evaluate.main(["multilabel", str(run), "--labels", *map(str, paths), "--cpu"])
+    assert "expected 0 and 1, (360, labels); found (3, 3)" in capsys.readouterr().err
+
+
+def test_steps_on_several_labels_are_those_of_the_logistic_loss(rng):
+    x, y = rng.standard_normal((8, 5)), rng.integers(0, 2, (8, 3))
+    x, y = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+    generator = torch.Generator().manual_seed(1)
+    heads = probe.Heads((0.5,), 5, 3, steps=4, batch_size=8, generator=generator, device=None)
+    head = torch.nn.Linear(5, 3)
+    with torch.no_grad():
+        head.weight.copy_(heads.weight[:, 0].T)
+        head.bias.zero_()
+    logits = head(torch.nn.BatchNorm1d(5, affine=False)(x))
+    torch.nn.functional.binary_cross_entropy_with_logits(logits, y).backward()
+    before = heads.weight.clone()
+    heads.step(x, y)
+    moved = (before - heads.weight)[:, 0].T / (0.5 * 8 / 256)
+    torch.testing.assert_close(moved, head.weight.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_a_best_rate_at_an_end_of_the_grid_is_said():

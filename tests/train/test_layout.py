@@ -86,5 +86,21 @@ def test_mean_and_spread_over_seeds():
 def test_correlation_of_loss_and_accuracy(tmp_path):
     rows = [f'{{"step": {i}, "loss": {10 - i}, "probe_accuracy": {i / 10}}}' for i in range(10)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
-    found = experiments.loss_and_accuracy(tmp_path)
+    (found,) = experiments.loss_and_accuracy([tmp_path])
     assert list(found.values()) == pytest.approx([-1, -1])
+
+
+def test_stability_is_that_of_pairs_of_seeds(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12, 3))
+    folders = []
+    for i, embeddings in enumerate((x, x, rng.standard_normal((12, 3)))):
+        folder = tmp_path / str(i)
+        (folder / "embeddings").mkdir(parents=True)
+        (folder / "results.json").write_text('{"trained": {"kNN": 0.5}}')
+        np.save(folder / "embeddings" / "trained.npy", embeddings)
+        folders.append(folder)
+    first, second, third = (r["LCA stability"] for r in experiments.with_stability(folders))
+    assert first == pytest.approx(1)
+    assert second == pytest.approx(third)
+    assert second < 0.9

@@ -95,6 +95,52 @@ def test_sag_vicreg_walks_by_the_step():
     torch.testing.assert_close(method(outputs, crops, 7)["loss"], expected.total)
 
 
+def test_a_loss_by_its_import_name_is_joined_with_the_invariance():
+    views = torch.randn(3, 12, 8, dtype=torch.float64)
+    outputs, crops = outputs_of(views, n_global=2)
+    own = ["method.name=visreg_torch:sliced_statistic", "+method.options.statistic=watson"]
+    _, _, method = built(*own, "method.lam=0.3", "run.seed=4")
+    slices = vc.random_slices(8, 8, seed=4, step=5, xp=torch, dtype=torch.float64)
+    expected = vc.sliced_statistic(views, slices, statistic="watson")
+    terms = method(outputs, crops, 5)
+    torch.testing.assert_close(terms["regularizer"], expected)
+    torch.testing.assert_close(terms["loss"], 0.7 * terms["invariance"] + 0.3 * expected)
+
+
+def test_a_class_by_its_import_name_takes_the_runs_settings(monkeypatch):
+    class Loss(torch.nn.Module):
+        def __init__(self, n_slices, power, seed=9):
+            super().__init__()
+            self.given = n_slices, power, seed
+
+        def forward(self, z, step):
+            return (z**2).sum() * step
+
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Loss=Loss))
+    _, _, method = built("method.name=mine:Loss", "+method.options.power=3", "method.lam=1")
+    assert method.joint.regularizer.given == (8, 3, 0)
+    views = torch.randn(2, 12, 8)
+    torch.testing.assert_close(method(*outputs_of(views), 2)["loss"], 2 * (views**2).sum())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.name=visreg_torch:nope"], "no attribute 'nope'"),
+        (["method.name=no_such_package.losses:loss"], "No module named 'no_such_package'"),
+        (["method.name=math:pi"], "expected a function or class; found 3.14"),
+        (
+            ["method.name=visreg_torch:gaussian_mmd", "+method.options.kernl=imq"],
+            "visreg_torch:gaussian_mmd: .*'kernl'",
+        ),
+        (["+method.options.a=1"], "no effect without your own loss"),
+    ],
+)
+def test_wrong_losses_of_ones_own_are_named(overrides, message):
+    with pytest.raises(TrainError, match=message):
+        built(*overrides)
+
+
 def test_simclr_against_a_transcription():
     rng = np.random.default_rng(0)
     views = rng.standard_normal((3, 5, 4))

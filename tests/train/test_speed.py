@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from reference_train import config, data, evaluate, methods, optim, speed
+from reference_train import config, data, evaluate, optim, speed
 from reference_train.config import Data
 from reference_train.errors import TrainError
 from reference_train.model import Learner
+from reference_train.own_loss import own_loss
 from reference_train.sources import ImageArrays
 from reference_train.train import main
 from tests.train import runs
@@ -190,17 +191,23 @@ def test_counting_the_averages_waits_for_no_device():
 # --- recipes and losses of one's own --------------------------------------------------------------
 
 LOSS = """
+from typing import NamedTuple
+
 import torch
+
+class Terms(NamedTuple):
+    total: torch.Tensor
+    spread: torch.Tensor
 
 class Uniform(torch.nn.Module):
     def __init__(self, weight=1.0):
         super().__init__()
         self.weight = weight
 
-    def forward(self, embeddings):
+    def forward(self, embeddings, step):
         invariance = (embeddings - embeddings.mean(0)).square().mean()
         spread = embeddings.flatten(0, 1).std(0).sub(1).square().mean()
-        return {"loss": invariance + self.weight * spread, "spread": spread}
+        return Terms(invariance + self.weight * spread, spread)
 
 def norms(embeddings, power):
     return embeddings.norm(dim=-1).pow(power).mean()
@@ -228,13 +235,13 @@ def test_own_losses_are_functions_or_classes_with_options(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     embeddings = torch.arange(12.0).view(2, 3, 2)
     m = config.Method(name="losses_of_mine:norms", options={"power": 2})
-    assert methods.own_loss(m)(embeddings) == embeddings.square().sum(-1).mean()
+    assert own_loss(m, 0)(embeddings, 0) == embeddings.square().sum(-1).mean()
     for name, said in (
         ("losses_of_mine:nothing", "has no attribute 'nothing'"),
         ("not_there_at_all:x", "No module named 'not_there_at_all'"),
         (f"{tmp_path}/none.py:x", "No such file"),
     ):
         with pytest.raises(TrainError, match=said):
-            methods.own_loss(config.Method(name=name))
+            own_loss(config.Method(name=name), 0)
     with pytest.raises(TrainError, match="unexpected keyword argument 'wait'"):
-        methods.own_loss(config.Method(name="losses_of_mine:Uniform", options={"wait": 1}))
+        own_loss(config.Method(name="losses_of_mine:Uniform", options={"wait": 1}), 0)

@@ -14,7 +14,7 @@ from tests.train import runs
 @pytest.mark.filterwarnings("ignore:Graph is not fully connected")
 def test_numbers_by_level_of_embeddings_that_are_their_classes(rng):
     """Digits apart, and families farther: what can be perfect is."""
-    labels = np.arange(300) % 10
+    labels = rng.permutation(np.arange(300) % 10)
     centres = 30 * np.eye(3)[[structure.FAMILY[d] for d in range(10)]]
     x = np.concatenate([centres[labels], 10 * np.eye(10)[labels]], axis=1)
     x += 0.1 * rng.standard_normal(x.shape)
@@ -51,13 +51,13 @@ def test_the_spirals_table_and_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(structure, "RUNS", tmp_path)
     monkeypatch.setattr(structure, "STEPS", 5)
     monkeypatch.setattr(structure, "POINTS", 30)
-    table = structure.spiral(experiments.Runs(None, (0,), {}))
+    table = structure.spiral(experiments.Runs(None, (0, 1), {}))
     assert [r[0] for r in table.rows] == ["vicreg", "sag_vicreg"]
     assert all(len(r) == len(table.columns) == 5 for r in table.rows)
     assert (tmp_path / "spiral.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_quick_table_runs_one_seed_and_stores_nothing(tmp_path, capsys, monkeypatch):
+def test_a_quick_table_runs_two_seeds_and_stores_nothing(tmp_path, capsys, monkeypatch):
     (tmp_path / "results.json").write_text('{"trained": {"kNN": 0.5}}')
     given = []
 
@@ -78,6 +78,7 @@ def test_a_quick_table_runs_one_seed_and_stores_nothing(tmp_path, capsys, monkey
     monkeypatch.setattr(experiments, "ROOT", tmp_path)
     monkeypatch.setattr(experiments.concurrent.futures, "ProcessPoolExecutor", Here)
     experiments.main(["ablation", "--quick"])
-    assert capsys.readouterr().out == "one | 50.0 %\n"
-    assert given == [({"run.epochs": 1, "optim.warmup_epochs": 0.1}, 0)]
+    assert capsys.readouterr().out == "one | 50.0 ± 0.0 %\n"
+    short = {"run.epochs": 1, "optim.warmup_epochs": 0.1}
+    assert given == [(short, 0), (short, 1)]
     assert not (tmp_path / "docs").exists()

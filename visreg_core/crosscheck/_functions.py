@@ -96,6 +96,11 @@ FUNCTIONS: tuple[Check, ...] = (
         scale=lambda arrays: 30.0,
     ),
     _array(
+        "structured_slices",
+        "",
+        lambda c: visreg_core.structured_slices(24, 40, seed=7, step=8, **c.place.options),
+    ),
+    _array(
         "subspace_slices",
         "",
         lambda c: visreg_core.subspace_slices(
