@@ -75,7 +75,8 @@ def loss_of_views(m: Method, seed: int) -> nn.Module:
     """A loss of views that holds its own invariance."""
     weights = (m.invariance, m.variance, m.covariance)
     if m.name == "sag_vicreg":
-        return vt.SAGVICRegLoss(m.n_neighbors, weights=weights, seed=seed, scope=m.scope)
+        walk = {"percentile": m.percentile, "n_steps": m.walk_steps, "seed": seed}
+        return vt.SAGVICRegLoss(m.n_neighbors, weights=weights, scope=m.scope, **walk)
     if m.name == "vicreg":
         return vt.VICRegLoss(weights, scope=m.scope)
     return vt.BarlowTwinsLoss(m.off_diagonal, scope=m.scope)

@@ -196,6 +196,10 @@ class Method:
     variance: float = setting(25.0, "vicreg, sag_vicreg: weight", least=0)
     covariance: float = setting(1.0, "vicreg, sag_vicreg: weight", least=0)
     n_neighbors: int = setting(10, "sag_vicreg: neighbours of a row in the affinity", least=1)
+    percentile: float = setting(
+        20, "sag_vicreg: of a row's distances, the affinity's scale", least=0, most=100
+    )
+    walk_steps: int = setting(1, "sag_vicreg: steps of the walk to a row's pair", least=1)
     off_diagonal: float = setting(0.0051, "barlow_twins: weight", least=0)
     temperature: float = setting(0.1, "simclr, and dino's student", above=0)
     prototypes: int = setting(65536, "dino: width of the last layer", least=1)

@@ -15,12 +15,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from reference_train.checkpoint import of_tensors
+from reference_train.errors import TrainError
 from reference_train.model import Learner
 from reference_train.speed import blocks
 
 
 def share_out(learner: Learner, accelerator: Accelerator) -> None:
     """Each block's weights, and the rest, are gathered when they are needed."""
+    if accelerator.num_processes == 1:
+        raise TrainError("run.shard: expected several processes; found one")
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for block in blocks(learner):
         fully_shard(block, mesh=mesh)

@@ -89,3 +89,10 @@ def test_what_does_not_go_together_with_shards(given):
     key = given.partition("=")[0]
     with pytest.raises(TrainError, match=rf"{key}: does not go together with run\.shard"):
         config.load("digits", [*runs.TINY, "run.folder=unused", "run.shard=true", given])
+
+
+def test_one_process_has_no_shards(tmp_path):
+    command = runs.command(tmp_path / "run", "run.shard=true")
+    codes, printed = runs.run(main, command, output=tmp_path / "o")
+    assert codes == [1]
+    assert printed == "reference_train: run.shard: expected several processes; found one\n"

@@ -202,5 +202,5 @@ def svg_document(draw: Any, size: tuple[float, float]) -> str:
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # A page of many figures is a third smaller with hundredths of a point.
-    return re.sub(r"(?<![\d.])(\d{2,}\.\d\d)\d+", r"\1", buffer.getvalue())
+    # A page of many figures is much smaller with tenths of a point.
+    return re.sub(r"(?<![\d.])(\d{2,}\.\d)\d+", r"\1", buffer.getvalue())

@@ -58,6 +58,7 @@ def _report(r: Report, comparison: Comparison) -> dict[str, Any]:
             "rows": r.hierarchy.rows,
             **{name: _number(v) for name, v in r.geometry.items()},
         },
+        "gaussian": {name: _number(v) for name, v in r.gaussian.items()},
         "losses": {name: _fields(e) for name, e in r.losses.items()},
         "gaussianity": {name: _number(v) for name, v in r.gaussianity.items()},
         "hierarchy": {

@@ -257,6 +257,8 @@ class Report:
         Numbers of the rows left out because they hold NaN or Inf.
     dimensions, geometry, losses, gaussianity
         Measures by the names of `DIMENSIONS`, `GEOMETRY`, `LOSSES`, `GAUSSIANITY`.
+    gaussian
+        The measures of dimensions and geometry that as many rows of N(0, I) have.
     hierarchy, labelled
         The dendrogram, and agreement with labels (None without).
     findings
@@ -273,6 +275,7 @@ class Report:
     dropped: np.ndarray
     dimensions: dict[str, float]
     geometry: dict[str, float]
+    gaussian: dict[str, float]
     losses: dict[str, Measurement]
     gaussianity: dict[str, float]
     hierarchy: Hierarchy

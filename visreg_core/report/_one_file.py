@@ -11,16 +11,7 @@ import numpy as np
 
 from visreg_core.embeddings import Embeddings
 from visreg_core.losses import center_loss, covariance_loss, scale_loss, variance_loss
-from visreg_core.metrics import (
-    PowerLaw,
-    condition_number_from_singular_values,
-    hierarchical_linear_accuracy,
-    participation_ratio_from_singular_values,
-    power_law_fit,
-    rankme_from_singular_values,
-    stable_rank_from_singular_values,
-    triplet_accuracy,
-)
+from visreg_core.metrics import hierarchical_linear_accuracy, triplet_accuracy
 from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
 from visreg_core.report import _findings, _labelled
@@ -41,6 +32,7 @@ from visreg_core.report._model import (
     Report,
     TreeOptions,
 )
+from visreg_core.report._spectrum import Spectrum, gaussian_null, spectrum
 from visreg_core.report._streaming import (
     Counted,
     Exact,
@@ -56,7 +48,7 @@ from visreg_core.report._trees import TreeRows, hierarchy, rand_indices
 from visreg_core.statistics import Moments
 
 # Points of a quantile plot, and dimensions of a correlation picture.
-_QUANTILES = 400
+_QUANTILES = 120
 _DIMENSIONS = 256
 _FOLDS = 5
 
@@ -135,12 +127,8 @@ def report_of(file: File, plan: Plan) -> Report:
     assert projected is not None
     projected.finish()
     values, slices = projected.values(), file.first.slices
-    centred = of.singular_values(center=True)
-    # Singular values of float32 embeddings are known to float32's rounding only.
-    unit = 2.0**-52 if chosen.dtype == np.float64 else 2.0**-23
-    rtol = min(chosen.shape) * unit
-    fit = power_law_fit(centred / math.sqrt(of.n - 1), rtol=rtol)
-    dimensions = _dimensions(of.singular_values(center=False), centred, fit)
+    of_spectrum = spectrum(of, chosen.dtype)
+    dimensions = of_spectrum.measures
     plan.tick("neighbours of the rows drawn", 0, 1)
     pairs = geometry(file.rows.points)
     line = direction(file.rows.points, of.mean, of.sigma, slices, plan.seed)
@@ -168,13 +156,16 @@ def report_of(file: File, plan: Plan) -> Report:
             "uniformity": pairs.uniformity,
             "anti_hubs": pairs.anti_hubs,
         },
+        gaussian=gaussian_null(
+            *(chosen.shape[0], chosen.shape[1], len(file.rows.points)), seed=plan.seed
+        ),
         losses=_losses(of, values, file.summary.sigreg),
         gaussianity=_gaussianity(values, file.summary.sigreg, of.n, slices, line),
         hierarchy=found,
         labelled=labelled,
         findings=findings,
         notes=stored.notes,
-        pictures=_pictures(of, values, projected, centred, fit, drawn_rows),
+        pictures=_pictures(of, values, projected, of_spectrum, drawn_rows),
     )
 
 
@@ -259,18 +250,6 @@ def mean_of(values: np.ndarray, bounds: np.ndarray | None = None) -> Measurement
     return Measurement(float(values.mean()), error, bound)
 
 
-def _dimensions(plain: np.ndarray, centred: np.ndarray, fit: PowerLaw) -> dict[str, float]:
-    """The measures of `DIMENSIONS`: which of them centre is their public functions' default."""
-    return {
-        "rankme": rankme_from_singular_values(plain),
-        "participation_ratio": participation_ratio_from_singular_values(centred),
-        "stable_rank": stable_rank_from_singular_values(plain),
-        "alpha_req": fit.alpha,
-        "alpha_req_r_squared": fit.r_squared,
-        "condition_number": condition_number_from_singular_values(plain),
-    }
-
-
 def _gaussianity(
     values: SliceValues, sigreg: np.ndarray, n: int, slices: np.ndarray, line: Direction | None
 ) -> dict[str, float]:
@@ -284,8 +263,7 @@ def _pictures(
     of: Moments,
     values: SliceValues,
     projected: Exact | Counted,
-    centred: np.ndarray,
-    fit: PowerLaw,
+    found: Spectrum,
     drawn: Drawn,
 ) -> Pictures:
     shape = values.shape.value
@@ -298,8 +276,8 @@ def _pictures(
     norms = np.linalg.norm(rows, axis=0)
     rows = rows / np.where(norms > 0, norms, 1)  # a constant dimension correlates with none
     return Pictures(
-        eigenvalues=centred**2 / (of.n - 1),
-        fit=fit,
+        eigenvalues=found.centred**2 / (of.n - 1),
+        fit=found.fit,
         sigma=of.sigma,
         quantiles=quantiles,
         worst=projected.ordered(worst, ranks),

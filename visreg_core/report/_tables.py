@@ -110,15 +110,21 @@ def tables(comparison: Comparison) -> list[Table]:
     if reports[0].labelled is not None:
         made.append(one("Labels", _labels_note(comparison, drawn), _label_rows(reports)))
     made += [
-        one(
-            "Dimensions in use",
-            "* is the best of each row, here and below" if len(reports) > 1 else "",
-            [_row(n, [r.dimensions[n] for r in reports]) for n in DIMENSIONS],
+        _beside_gaussian(
+            one(
+                "Dimensions in use",
+                "* is the best of each row, here and below" if len(reports) > 1 else "",
+                [_row(n, [r.dimensions[n] for r in reports]) for n in DIMENSIONS],
+            ),
+            reports,
         ),
-        one(
-            "Geometry",
-            f"uniformity and anti_hubs of {drawn} rows drawn",
-            [_row(n, [r.geometry[n] for r in reports]) for n in GEOMETRY],
+        _beside_gaussian(
+            one(
+                "Geometry",
+                f"uniformity and anti_hubs of {drawn} rows drawn",
+                [_row(n, [r.geometry[n] for r in reports]) for n in GEOMETRY],
+            ),
+            reports,
         ),
         one(
             "Hierarchy",
@@ -134,6 +140,16 @@ def tables(comparison: Comparison) -> list[Table]:
         ),
     ]
     return made
+
+
+def _beside_gaussian(table: Table, reports: Sequence[Report]) -> Table:
+    """The table with what Gaussian rows have, where files have as many of one width."""
+    null = reports[0].gaussian
+    if not null or any(r.gaussian != null for r in reports):
+        return table
+    note = f"N(0, I): as many rows of that distribution{'; ' if table.note else ''}{table.note}"
+    rows = [row._replace(cells=[*row.cells, number(null[row.name])]) for row in table.rows]
+    return table._replace(note=note, heads=[*table.heads, "N(0, I)"], rows=rows)
 
 
 def _row(name: str, found: Sequence[float | Measurement | Interval | None]) -> Row:

@@ -36,7 +36,7 @@ _MAJORITY = 0.9
 # Classes with a colour each.
 _TOLD_APART = 40
 # Lines between two trees, one for each leaf or for evenly spread ones.
-_LINES = 600
+_LINES = 250
 # Rows of a branch up to which they are named beside it, by so many characters; and the fewest
 # that its height is made for.
 _NAMED = 40

@@ -40,10 +40,10 @@ def test_titles_say_what_is_drawn():
     assert "coloured" not in plain[0]
 
 
-def test_figures_have_hundredths_of_a_point():
+def test_figures_have_tenths_of_a_point():
     def draw(figure):
         figure.subplots().plot([0, 1 / 3, 2 / 7])
 
     drawn = _figures.svg_document(draw, (3, 2))
     assert "0.015625" in drawn  # the scale of letters is not a place
-    assert not re.search(r"[1-9]\d\.\d{3}", drawn)
+    assert not re.search(r"[1-9]\d\.\d{2}", drawn)

@@ -292,7 +292,7 @@ def test_html_is_self_contained_and_escaped(comparison):
     assert "&lt;script&gt;alert(1)&lt;script&gt;.npy" in html
     assert "[red]$x_1$ &amp; “b”.npy" in html
     assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html).replace("http-equiv", "")
-    assert html.count("<img") == 7  # a dendrogram each, and a tanglegram
+    assert html.count("<img") == 8  # a dendrogram each, a tanglegram, branches that differ
     for name in _conditions.known_names(pairs=True):
         if name not in _model.LABELLED:
             assert f"<th>{name}<small>" in html.replace("\u200b", "")
