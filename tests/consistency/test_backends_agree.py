@@ -124,10 +124,13 @@ def test_any_input_gives_one_result(case, n, d, k, scale, ties, seed):
         results.append((fields, [backend.to_numpy(g) for g in gradients]))
     (fields, gradients), *others = results
     scale_of_fields = max(1e-300, *(abs(f) for f in fields))
+    largest = max(np.max(np.abs(drawn[name])) for name in case.differentiated)
+    # Of two whitened rows no gradient is left but rounding, of terms of the size of value / z.
+    terms = scale_of_fields / max(largest, 1e-300) if case.loss.name == "wmse_loss" else 0.0
     for other_fields, other_gradients in others:
         assert np.allclose(other_fields, fields, rtol=1e-11, atol=1e-12 * max(1, scale_of_fields))
         for g, e in zip(other_gradients, gradients, strict=True):
-            assert np.max(np.abs(g - e)) <= 1e-9 * max(np.max(np.abs(e)), 1e-9)
+            assert np.max(np.abs(g - e)) <= 1e-9 * max(np.max(np.abs(e)), 1e-9, terms)
 
 
 # The lists themselves ----------------------------------------------------------------------------
