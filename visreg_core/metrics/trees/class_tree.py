@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from visreg_core.embeddings._table_index import RowNumbers, leading_index, left_out
+from visreg_core.optional import require
 
 # Krizhevsky 2009. CIFAR-100 numbers its superclasses and its classes in alphabetical order.
 _CIFAR100 = """
@@ -73,7 +74,7 @@ def wordnet_paths(classes: Sequence[str]) -> list[tuple[str, ...]]:
 
     Raises
     ------
-    ImportError, LookupError
+    MissingExtraError, LookupError
         NLTK, or its WordNet data, are not installed.
     ValueError
         Ids that are none, or not of WordNet's version 3.0, which ImageNet's are of.
@@ -82,10 +83,7 @@ def wordnet_paths(classes: Sequence[str]) -> list[tuple[str, ...]]:
     -----
     On the host, from the data that ``python -m nltk.downloader wordnet`` installs.
     """
-    try:
-        from nltk.corpus import wordnet
-    except ModuleNotFoundError:
-        raise ImportError("wordnet_paths needs NLTK: pip install nltk") from None
+    wordnet = require("nltk.corpus", extra="wordnet", purpose="wordnet_paths").wordnet
     try:
         version = wordnet.get_version()
     except LookupError:

@@ -77,7 +77,7 @@ def test_errors(monkeypatch):
         wordnet_paths(["n00000006"])
     monkeypatch.setitem(sys.modules, "nltk", None)
     monkeypatch.setitem(sys.modules, "nltk.corpus", None)
-    with pytest.raises(ImportError, match="pip install nltk"):
+    with pytest.raises(ImportError, match=r"pip install 'visreg-core\[wordnet\]'"):
         wordnet_paths(["n00000006"])
 
 
