@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from visreg_core import __version__
+from visreg_core import __version__, threads
 from visreg_core.embeddings._source import one_line
 from visreg_core.optional import MissingExtraError, require
 from visreg_core.report._figures import figures
@@ -22,6 +22,7 @@ from visreg_core.report._tree_figures import dendrogram, differing, legend, tang
 _PAIRS = 6
 
 
+@threads.blas_on_one_thread()
 def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
     """The page; names are escaped wherever they stand."""
     jinja2 = require("jinja2", extra="report", purpose="an HTML report")
