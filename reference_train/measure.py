@@ -138,14 +138,15 @@ class Measured:
         )  # fmt: skip
 
     def online(self, learner: nn.Module) -> float:
-        """Accuracy of the online probe on the test images."""
+        """Accuracy of the online probe on the test images of the classes that it is trained on."""
 
         def classify(images: torch.Tensor) -> torch.Tensor:
             with evaluating(learner):
                 features = learner.backbone(images.to(next(learner.parameters()).dtype))
                 return learner.probe(features).argmax(-1, keepdim=True)
 
-        found, rows = self.embed(classify, self.splits.test, self.test_rows)
+        known = self.test_rows[self._seen(self.splits.test.labels[self.test_rows])]
+        found, rows = self.embed(classify, self.splits.test, known)
         return float((found[:, 0] == self.splits.test.labels[rows]).mean())
 
     def all(self, encoder: Encoder) -> tuple[dict[str, float], Features, Probed]:

@@ -59,6 +59,7 @@ class Masks:
             lacks = f"no {missing[0]}" if missing else f"no image in {folder}"
             raise TrainError(f"expected images and masks of the same names; found {lacks}")
         self.size, self.channels, self.ignore = size, channels, ignore
+        self.classes: int | None = None  # where given, others are refused
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -73,6 +74,9 @@ class Masks:
                 raise TrainError(f"{self.pairs[index][1]}: expected a mask of one channel")
             numbers = torch.from_numpy(np.array(image).astype(np.int64))
         moved = torch.where(numbers > self.ignore, numbers - 1, numbers)
+        if self.classes is not None and int(moved.max()) >= self.classes:
+            found = f"{self.pairs[index][1]} has class {int(numbers.max())}"
+            raise TrainError(f"expected {self.classes} classes beside --ignore; found {found}")
         return torch.where(numbers == self.ignore, IGNORED, moved)
 
     def image(self, index: int) -> torch.Tensor:
@@ -105,6 +109,7 @@ def segment(
     if classes is None:
         masks = (m.mask(i) for m in (training, validation) for i in range(len(m)))
         classes = 1 + max(int(mask.max()) for mask in masks)
+    training.classes = validation.classes = classes
     accelerator = Accelerator(cpu=cpu)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     torch.manual_seed(seed)

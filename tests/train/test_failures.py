@@ -324,5 +324,5 @@ def test_a_finished_run_only_makes_its_table_again(tmp_path):
         codes, printed = runs.run(main, arguments, output=tmp_path / "output")
         assert codes == [0], printed
         results = json.loads((tmp_path / "run" / "results.json").read_text())
-        assert set(results) == {"trained", "untrained", "pixels", "provenance"}
+        assert set(results) == {"trained", "untrained", "pixels", "protocol", "provenance"}
         (tmp_path / "run" / "results.json").unlink()

@@ -53,6 +53,22 @@ def test_trees_are_of_two_views_of_the_same_images_by_class(measured):
     assert len(f.test) == 300
 
 
+def test_the_online_probe_is_judged_on_the_classes_that_it_is_trained_on(measured):
+    class Perfect(torch.nn.Module):  # on classes 0 ... 7, as if it had seen these images
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.unused = torch.nn.Flatten(), torch.nn.Linear(1, 1)
+            test = measured.splits.test
+            images = measured.embed(torch.nn.Flatten(), test, np.arange(len(test.labels)))[0]
+            self.images, self.labels = torch.from_numpy(images), torch.as_tensor(test.labels)
+
+        def probe(self, features):
+            nearest = torch.cdist(features, self.images).argmin(1)
+            return torch.nn.functional.one_hot(self.labels[nearest] % 8, 8)
+
+    assert measured.online(Perfect()) == 1
+
+
 def test_a_choice_of_rows_is_ordered_and_repeats():
     rows = measure.rows_of(range(1000), 20)
     assert len(set(rows)) == 20 and (np.diff(rows) > 0).all()

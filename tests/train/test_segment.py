@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from reference_train import segment
+from reference_train.errors import TrainError
 from reference_train.settings import Data
 from tests.train.test_finetune import tiny
 
@@ -92,3 +93,9 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         segment.main([*given[2:]])
     assert "expected either RUN or --model" in capsys.readouterr().err
+
+
+def test_a_class_too_many_is_named(folder):
+    splits = [segment.Masks(folder, s, 8, 1, 0) for s in ("training", "validation")]
+    with pytest.raises(TrainError, match=r"expected 1 classes .*found .*png has class 2"):
+        segment.segment(tiny()[1], Data(channels=1), *splits, classes=1, epochs=1, cpu=True)

@@ -74,7 +74,7 @@ def verdict(reports: Sequence[Report]) -> str:
     """The page's first sentence."""
     counts = {v: sum(f.verdict == v for r in reports for f in r.findings) for v in ("bad", "look")}
     if not any(counts.values()):
-        return "Nothing to look at was found."
+        return "No problem was found."
     said = [f"{counts[v]} {words}" for v, words in (("bad", "bad"), ("look", "to look at"))
             if counts[v]]  # fmt: skip
     return f"Findings: {', '.join(said)}."
