@@ -20,8 +20,8 @@ ROW_BYTES = 1 << 28
 CHUNK_BYTES = 1 << 28
 EXPANSION = 1100
 
-# Values of one block of rows: 16 MiB once they are float64.
-BLOCK_VALUES = 1 << 21
+# Values of one block of rows: 64 MiB once they are float64.
+BLOCK_VALUES = 1 << 23
 
 Pieces = Callable[[int], Iterable[np.ndarray]]
 
@@ -110,7 +110,7 @@ class Embeddings:
     def blocks(self, block_rows: int | None = None) -> Iterator[np.ndarray]:
         """Consecutive ``(block_rows, D)`` arrays; only the last may be shorter.
 
-        By default a block has about two million values. Do not write into them. Raises
+        By default a block has about eight million values. Do not write into them. Raises
         EmbeddingsError where the file turns out to be truncated or of another shape.
         """
         rows = self.default_block_rows if block_rows is None else block_rows
@@ -119,7 +119,7 @@ class Embeddings:
 
     @property
     def default_block_rows(self) -> int:
-        """Rows of about two million values, and at least one."""
+        """Rows of about eight million values, and at least one."""
         return max(1, BLOCK_VALUES // self.shape[1])
 
     def select(self, rows: np.ndarray) -> Embeddings:

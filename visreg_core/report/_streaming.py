@@ -103,7 +103,7 @@ def first_pass_together(stored: Sequence[Embeddings], firsts: Sequence[First], t
     """The same of files of the same items; a row that is bad in one is left out of all."""
     start = 0
     for blocks in _in_step(stored):
-        wrong = ~np.logical_and.reduce([finite(b) for b in blocks])
+        wrong = ~np.logical_and.reduce([finite(b.astype(np.float64)) for b in blocks])
         numbers = np.arange(start, start + len(wrong))
         for first, block in zip(firsts, blocks, strict=True):
             first.update(block[~wrong], numbers=numbers[~wrong])
@@ -113,8 +113,8 @@ def first_pass_together(stored: Sequence[Embeddings], firsts: Sequence[First], t
 
 
 def _in_step(stored: Sequence[Embeddings]):  # type: ignore[no-untyped-def]
-    """Blocks of the same rows of several files of one length."""
-    rows = min(s.default_block_rows for s in stored)
+    """Blocks of the same rows of several files of one length, together of one block's size."""
+    rows = max(1, min(s.default_block_rows for s in stored) // len(stored))
     return zip(*(s.blocks(rows) for s in stored), strict=True)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from visreg_core import threads
+
 # Fingerprints of rows are kept, and repeats counted exactly, up to this row (128 MiB).
 _KEPT_ROWS = 1 << 24
 _SHOWN = 5
+# Numbers that are worked on at once, for the cache.
+_AT_ONCE = 1 << 15
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -45,7 +50,9 @@ class Survey:
         direction = np.where(norms > 0, 1 / np.where(norms > 0, norms, 1), 0) @ z
         unit = float(norms.max()) or 1.0
         spread = float((norms / unit).mean() * unit), float((norms / unit).std() * unit)
-        top = np.argsort(-norms, kind="stable")[:_SHOWN]
+        fifth = max(len(norms) - _SHOWN, 0)
+        top = np.flatnonzero(norms >= np.partition(norms, fifth)[fifth])
+        top = top[np.argsort(-norms[top], kind="stable")[:_SHOWN]]
         self._add(len(z), len(zero), zero, spread, np.stack([norms[top], numbers[top]]), direction)
         early = numbers < _KEPT_ROWS
         if early.any():
@@ -80,11 +87,19 @@ class Survey:
 
     def _fingerprints(self, z: np.ndarray) -> np.ndarray:
         """64 bits of each row, equal for equal rows; ±0 are one number."""
-        bits = (z + 0.0).view(np.uint64)
-        bits ^= bits >> np.uint64(32)  # narrow floats have their bits on top
-        bits *= _MIX
-        bits ^= bits >> np.uint64(29)
-        return bits @ self._multipliers
+        step = max(1, _AT_ONCE // z.shape[1])
+
+        def of_rows(starts: Sequence[int]) -> np.ndarray:
+            prints = []
+            for start in starts:
+                bits = (z[start : start + step] + 0.0).view(np.uint64)
+                bits ^= bits >> np.uint64(32)  # narrow floats have their bits on top
+                bits *= _MIX
+                bits ^= bits >> np.uint64(29)
+                prints.append(bits @ self._multipliers)
+            return np.concatenate(prints)
+
+        return np.concatenate(threads.spread(of_rows, range(0, len(z), step), z.nbytes))
 
     @property
     def zero_rows(self) -> list[int]:

@@ -158,26 +158,33 @@ def shapes(tree: Layout, group: np.ndarray) -> Shapes:
     return out
 
 
+def _add(
+    ax: Any, pieces: Sequence[Any], colors: Sequence[str], *, filled: bool, **style: Any
+) -> None:
+    """Draw lines or filled triangles, corners (P, 2) each, as one path of each colour."""
+    path = _matplotlib("matplotlib.path").Path
+    kinds = list(dict.fromkeys(colors))
+    paths = [
+        path.make_compound_path(
+            *(path(np.asarray(p)) for p, c in zip(pieces, colors, strict=True) if c == kind)
+        )
+        for kind in kinds
+    ]
+    faces = kinds if filled else "none"
+    ax.add_collection(
+        _matplotlib("matplotlib.collections").PathCollection(
+            paths, facecolors=faces, edgecolors=kinds, **style
+        )
+    )
+
+
 def _draw(ax: Any, tree: Layout, group: np.ndarray, *, upright: bool) -> None:
-    collections = _matplotlib("matplotlib.collections")
     drawn = shapes(tree, group)
     turn = slice(None) if upright else slice(None, None, -1)
     triangles = [corners[:, turn] for corners in drawn.triangles]
-    ax.add_collection(
-        collections.PolyCollection(
-            triangles,
-            facecolors=drawn.triangle_colors,
-            edgecolors=drawn.triangle_colors,
-            linewidths=0.4,
-            alpha=0.55,
-        )
-    )
+    _add(ax, triangles, drawn.triangle_colors, filled=True, linewidths=0.4, alpha=0.55)
     lines = [line[:, turn] for line in drawn.lines]
-    ax.add_collection(
-        collections.LineCollection(
-            lines, colors=drawn.line_colors, linewidths=1.0, capstyle="projecting"
-        )
-    )
+    _add(ax, lines, drawn.line_colors, filled=False, linewidths=1.0, capstyle="projecting")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     finite = tree.height[np.isfinite(tree.height)].max()
@@ -304,7 +311,6 @@ def _head(axes: Sequence[Any], heads: Sequence[str]) -> None:
 def _face_to_face(
     axes: Sequence[Any], first: np.ndarray, second: np.ndarray, orders: Tanglegram
 ) -> None:
-    collections = _matplotlib("matplotlib.collections")
     left, middle, right = axes
     a, b = layout(first, orders.left), layout(second, orders.right)
     group = branches(a)
@@ -323,9 +329,7 @@ def _face_to_face(
     ends = other[orders.left[places]]
     lines = [[(0, p), (1, q)] for p, q in zip(places, ends, strict=True)]
     colors = [_COLORS[g] if g >= 0 else _PALE for g in group[places]]
-    middle.add_collection(
-        collections.LineCollection(lines, colors=colors, linewidths=0.5, alpha=0.6)
-    )
+    _add(middle, lines, colors, filled=False, linewidths=0.5, alpha=0.6)
     middle.set(xlim=(0, 1), ylim=(a.n - 0.5, -0.5), xticks=[], yticks=[])
     middle.spines[:].set_visible(False)
     some = f"lines of {len(places):,} of {a.n:,} rows" if len(places) < a.n else f"{a.n} rows"

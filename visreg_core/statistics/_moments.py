@@ -70,8 +70,10 @@ class MomentSums:
         """Add finite rows (B, D) in float64, whose memory is taken over."""
         if not len(z):
             return
+        mean = z.mean(axis=0)
         # The rounded mean of equal numbers may differ from them; a constant column has σ = 0.
-        mean = np.clip(z.mean(axis=0), z.min(axis=0), z.max(axis=0))
+        equal = np.flatnonzero(z[0] == z[-1])
+        mean[equal] = np.clip(mean[equal], z[:, equal].min(axis=0), z[:, equal].max(axis=0))
         z -= mean
         self._add(len(z), mean, [z])
 

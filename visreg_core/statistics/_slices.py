@@ -24,9 +24,11 @@ _T_MAX, _KNOTS = 3.0, 17
 # Points of the circle about which e^{ijθ} is expanded, and the order: (π j / 2048)⁴ / 4! = 1.5e-8
 # is the largest error of one value at the last knot, j = 16.
 _POINTS, _ORDER = 2048, 3
+# Larger places on the circle are brought back to its first turn: they are no 32-bit integers.
+_WHOLE = 1 << 30
 
-# Projections that are made at once, on each thread (2 MiB).
-_PROJECTED = 1 << 18
+# Projections of one product, and those of them that are worked on at once (512 KiB, for the cache).
+_PROJECTED, _AT_ONCE = 1 << 20, 1 << 16
 
 # Bins are equally wide in asinh(u), u a projection in standard deviations from its mean: no value
 # of fewer than 1e13 rows is beyond ±√N, and asinh(√1e13) < 16.
@@ -49,22 +51,25 @@ class CharacteristicSums:
 
     def update(self, z: np.ndarray, directions: np.ndarray) -> None:
         """Add the projections of float64 rows (B, D) on directions (D, K)."""
-        first = epps_pulley_knots(_T_MAX, _KNOTS)[0][1] / (2 * math.pi)
+        turn = epps_pulley_knots(_T_MAX, _KNOTS)[0][1] / (2 * math.pi)
+        on_circle = (_POINTS * turn) * directions
+        farthest = np.sqrt(
+            np.einsum("nd,nd->n", z, z).max() * np.einsum("dk,dk->k", *2 * [on_circle]).max()
+        )
 
         def count(rows: Sequence[int]) -> np.ndarray:
             grids = np.empty((len(rows), _ORDER + 1, _POINTS))
-            for powers, turns in zip(grids, _projections(z, directions, rows), strict=True):
-                turns *= first
-                turns -= np.rint(turns)
-                turns *= _POINTS
-                nearest = np.rint(turns)
-                turns -= nearest
-                index = nearest.astype(np.intp) & (_POINTS - 1)
-                powers[0] = np.bincount(index, minlength=_POINTS)
-                weight = turns
+            for some, off in _projections(z, on_circle, rows):
+                if farthest > _WHOLE:
+                    off -= _POINTS * np.rint(off / _POINTS)
+                nearest = np.rint(off)
+                off -= nearest
+                bins = _Bins(nearest.astype(np.int32) & (_POINTS - 1), _POINTS)
+                grids[some, 0] = bins.counts()
+                power = off
                 for order in range(1, _ORDER + 1):
-                    powers[order] = np.bincount(index, weight, minlength=_POINTS)
-                    weight = weight * turns
+                    grids[some, order] = bins.sums(power)
+                    power = power * off
             return grids.reshape(len(rows), -1) @ _expansion()
 
         parts = threads.spread(count, range(len(self.sums)), z.nbytes)
@@ -89,12 +94,42 @@ class CharacteristicSums:
 
 def _projections(
     z: np.ndarray, directions: np.ndarray, rows: Sequence[int]
-) -> Iterator[np.ndarray]:
-    """Projections (B,) on one direction after the other; some are made at once, for the cache."""
-    step = max(1, _PROJECTED // len(z))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        yield from directions[:, some[0] : some[-1] + 1].T @ z.T
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Projections (S, B) on some directions after others, and which of `rows` these are."""
+    product, few = (max(1, size // len(z)) for size in (_PROJECTED, _AT_ONCE))
+    for start in range(0, len(rows), product):
+        some = rows[start : start + product]
+        projected = directions[:, some[0] : some[-1] + 1].T @ z.T
+        for first in range(0, len(some), few):
+            part = projected[first : first + few]
+            yield slice(start + first, start + first + len(part)), part
+
+
+class _Bins:
+    """Bins of values (S, B), whose numbers `index` (S, B) has and which are added up by row.
+
+    As a product with a sparse matrix: it takes less time than `np.bincount`, which also makes other
+    threads wait.
+    """
+
+    def __init__(self, index: np.ndarray, bins: int) -> None:
+        from scipy.sparse import csc_array
+
+        count, values = len(index), index.size
+        index += np.arange(0, count * bins, bins, dtype=np.int32)[:, None]
+        places = np.arange(values + 1, dtype=np.int32)
+        self._matrix = csc_array(
+            (np.ones(values), index.ravel(), places), shape=(count * bins, values)
+        )
+        self._shape = count, bins
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sum of the values in each bin, (S, bins)."""
+        return np.asarray(self._matrix @ values.ravel()).reshape(self._shape)
+
+    def counts(self) -> np.ndarray:
+        """How many values there are in each bin, (S, bins)."""
+        return self.sums(self._matrix.data)
 
 
 @functools.cache
@@ -133,14 +168,16 @@ class Histograms:
         """Add the projections of float64 rows (B, D) on directions (D, K)."""
 
         def count(rows: Sequence[int]) -> None:
-            for k, u in zip(rows, _projections(z, directions, rows), strict=True):
-                place = np.arcsinh(u)
+            for some, u in _projections(z, directions, rows):
+                # In float32, whose rounding moves the ends of bins but no value.
+                place = np.arcsinh(u.astype(np.float32))
                 place *= _PER_UNIT
                 place += BINS // 2
-                index = np.clip(place, 0, BINS - 1, out=place).astype(np.intp)
-                self.counts[k] += np.bincount(index, minlength=BINS)
-                self.sums[k] += np.bincount(index, u, minlength=BINS)
-                self.squares[k] += u @ u
+                bins = _Bins(np.clip(place, 0, BINS - 1, out=place).astype(np.int32), BINS)
+                which = slice(rows[some.start], rows[some.stop - 1] + 1)
+                self.counts[which] += bins.counts().astype(np.int64)
+                self.sums[which] += bins.sums(u)
+                self.squares[which] += np.einsum("kn,kn->k", u, u)
 
         threads.spread(count, range(len(self.counts)), z.nbytes)
 
