@@ -14,6 +14,7 @@ import torch
 import visreg_core
 from tests.cases import CASES, each
 from visreg_core import _xp, metrics
+from visreg_core._xp import of_jax
 from visreg_core.cli import main
 from visreg_core.crosscheck import (
     _compare,
@@ -207,6 +208,26 @@ def test_a_constant_of_float32_in_a_compiled_value_is_caught(monkeypatch):
     (bad,) = _bad_on_jax("center_loss")
     assert (bad.backend, bad.of) == ("jax", "value")
     assert 1e-10 < bad.error <= abs(rounding - 1) * (1 + 1e-6)
+
+
+def test_only_float32_is_compiled_as_for_others_on_a_cpu(monkeypatch):
+    options = []
+    compile_ = jax.stages.Lowered.compile
+
+    def told(lowered, given=None):
+        options.append(given)
+        return compile_(lowered, given)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", told)
+    # an option of another version of JAX: compiled without any
+    monkeypatch.setattr(of_jax, "QUICKLY", {"xla_no_such_option": 1})
+    records = crosscheck(["jax"], dtypes=["float64", "float32"], only=["center_loss"])
+    assert all(r.agrees for r in records)
+    assert {(r.dtype, r.note) for r in records if r.backend == "jax"} == {
+        ("float64", "compiled quickly"),
+        ("float32", ""),
+    }
+    assert sorted(map(str, options)) == ["None", "None", "{'xla_no_such_option': 1}"]
 
 
 @pytest.mark.parametrize(

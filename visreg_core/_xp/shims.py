@@ -223,3 +223,11 @@ def compiled(xp: Namespace, function: Callable[..., Any], *static: str) -> Calla
     Programs are kept for the function, so that it should be one of a module.
     """
     return room(xp).compiled(function, static)
+
+
+def run_program(xp: Namespace, function: Callable[[Any], Any], given: Any, *, quickly: bool) -> Any:
+    """`function` of `given`, arrays in any containers, as a program that is not kept.
+
+    `quickly`: for a CPU, and compiled without the optimisations that take most of the time.
+    """
+    return room(xp).run_program(function, given, quickly)

@@ -92,6 +92,9 @@ class Standard:
     def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
         return function
 
+    def run_program(self, function: Callable[[Any], Any], given: Any, quickly: bool) -> Any:
+        return function(given)
+
     # --- float64 ---
 
     def float64_inside(self) -> contextlib.AbstractContextManager[None]:

@@ -25,7 +25,8 @@ class CheckRecord(NamedTuple):
         Of the first call, compilation included. Checks that were compiled as one program share its
         time equally.
     note
-        A remark: "on the host", or why there is no number.
+        A remark: "on the host", "compiled quickly" (with few optimisations), or why there is no
+        number.
     """
 
     backend: str
