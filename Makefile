@@ -50,6 +50,8 @@ bench: $(VENV)/.installed-test
 	$(RUN) tests.benchmarks.bench_slices --json docs/benchmarks/slices.json --figure docs/_static/slices.png $(ARGS)
 	$(RUN) tests.benchmarks.bench_cost --json docs/benchmarks/cost.json --figure docs/_static/cost.png $(ARGS)
 	$(RUN) tests.benchmarks.bench_kernels --json docs/benchmarks/kernels.json
+	$(RUN) tests.benchmarks.bench_reports --json docs/benchmarks/reports.json $(ARGS)
+	$(RUN) tests.benchmarks.bench_reports --parts 100000000 --json docs/benchmarks/parts.json $(ARGS)
 
 # With whatever Python holds the machine's CUDA build of torch: no environment is made for it.
 bench-gpu:

@@ -1,7 +1,8 @@
 """Findings: judgements of one file, each with its normal range, likely cause and next step.
 
-The ranges are rules of thumb, one constant each; they are not tests. Where a judgement rests on a
-test, its p-value has Bonferroni's correction for the directions tried.
+The ranges are rules of thumb, one constant each; they are not tests. Those of collapse, cones and
+hubs hold what trained encoders have (`encoders.json`). Where a judgement rests on a test, its
+p-value has Bonferroni's correction for the directions tried.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _VERDICTS = ("bad", "look", "good")
 _SHOWN = 5
 
 # Shares of the dimensions (participation ratio), and mean cosines.
-_COLLAPSED, _FEW = 0.02, 0.1
-_NARROW, _CONE = 0.3, 0.7
+_COLLAPSED, _FEW = 0.01, 0.02
+_NARROW, _CONE = 0.4, 0.7
 _ROGUE = 0.5  # of all variance, where D > 3
 _UNEVEN = 100.0  # largest over smallest standard deviation
 _NORMS = 0.5

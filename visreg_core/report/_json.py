@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from visreg_core import __version__
+from visreg_core.report._encoders import standings
 from visreg_core.report._measures import trends
 from visreg_core.report._model import SAME_ITEMS, Comparison, Interval, Measurement, Pair, Report
 
@@ -59,6 +60,16 @@ def _report(r: Report, comparison: Comparison) -> dict[str, Any]:
             **{name: _number(v) for name, v in r.geometry.items()},
         },
         "gaussian": {name: _number(v) for name, v in r.gaussian.items()},
+        "encoders": {
+            name: {
+                "value": _number(s.value),
+                "lower": s.lower and s.lower[0],
+                "higher": s.higher and s.higher[0],
+                "n_lower": s.n_lower,
+                "n": s.n,
+            }
+            for name, s in standings(r).items()
+        },
         "losses": {name: _fields(e) for name, e in r.losses.items()},
         "gaussianity": {name: _number(v) for name, v in r.gaussianity.items()},
         "hierarchy": {

@@ -22,7 +22,7 @@ NEIGHBORS = 20
 _PRODUCTS = 3e11
 _FEWEST_CLASSIFIED = 1000
 # Values of a block of rows among which neighbours are searched.
-_BLOCK_VALUES = 1 << 23
+_BLOCK_VALUES = 1 << 22
 # Largest size of the classes' means.
 _MEANS = 1 << 26
 _Z = 1.959963984540054  # of a 95 % interval

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core.embeddings._source import one_line
+from visreg_core.report import _encoders
 from visreg_core.report._labelled import NEIGHBORS
 from visreg_core.report._measures import best, trends
 from visreg_core.report._model import (
@@ -73,6 +74,10 @@ MEANINGS: dict[str, str] = {
 }
 _CHANCE = "by_chance"
 MEANINGS[_CHANCE] = "that distance of two files of these sizes from one distribution"
+_ENCODERS_NOTE = (
+    "where the file stands among embeddings of text, images and a graph by public encoders, which "
+    "report/encoders.json lists: some 2,000 rows each"
+)
 _NAME = 24  # letters of a file's name in a table
 _ROWS_NAMED = 5  # rows and classes of a branch that are named
 _CLASSES_NAMED = 3
@@ -126,6 +131,7 @@ def tables(comparison: Comparison) -> list[Table]:
             ),
             reports,
         ),
+        one("Beside public encoders", _ENCODERS_NOTE, _encoder_rows(reports)),
         one(
             "Hierarchy",
             f"dendrogram of {drawn} rows drawn; {comparison.tree}",
@@ -140,6 +146,21 @@ def tables(comparison: Comparison) -> list[Table]:
         ),
     ]
     return made
+
+
+def _encoder_rows(reports: Sequence[Report]) -> list[Row]:
+    rows = []
+    each = [_encoders.standings(r) for r in reports]
+    for name, is_share in _encoders.MEASURES.items():
+        found = [standings.get(name) for standings in each]
+        cells = [
+            "–" if s is None
+            else str(s) if len(reports) == 1
+            else f"{s.value:.3g} ({s.n_lower} of {s.n} lower)"
+            for s in found
+        ]  # fmt: skip
+        rows.append(Row(name, cells, "as a share of min(N, D)" if is_share else ""))
+    return rows
 
 
 def _beside_gaussian(table: Table, reports: Sequence[Report]) -> Table:

@@ -1,5 +1,6 @@
 """Vectors of FAISS, Lance and SQLite, written by these libraries."""
 
+import contextlib
 import sqlite3
 
 import numpy as np
@@ -48,6 +49,25 @@ def test_sqlite_of_something_else(tmp_path, rows, kind, found):
     with pytest.raises(EmbeddingsError, match=found) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_tables_of_sqlite_vec(tmp_path):
+    vec = pytest.importorskip("sqlite_vec")
+    path = tmp_path / "x.db"
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        if not hasattr(made, "enable_load_extension"):
+            pytest.skip("this Python's sqlite3 loads no extensions")
+        made.enable_load_extension(True)
+        vec.load(made)
+        made.execute("CREATE VIRTUAL TABLE items USING vec0(v FLOAT[6], b bit[8], +note text)")
+        for i in reversed(range(len(X))):
+            made.execute(
+                "INSERT INTO items(rowid, v, b, note) VALUES (?, ?, vec_bit(?), 'a')",
+                (7 * i + 1, X[i], b"1"),
+            )
+        made.commit()
+    assert np.array_equal(read(path), X)
+    assert np.array_equal(read(f"{path}::items.v"), X)
 
 
 def test_sqlite_that_is_none(tmp_path):
