@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from visreg_core import metrics, report
 from visreg_core.embeddings import load
-from visreg_core.report import _conditions, _labelled, _model
+from visreg_core.report import _conditions, _labelled, _model, _nearest
 from visreg_core.report._labelled import Levels
 
 
@@ -27,7 +27,7 @@ def test_neighbours_are_those_of_all_rows_however_the_file_is_cut(tmp_path, monk
     whole = report.report(load(tmp_path / "x.npy"), labels=codes, tree=tree, n_slices=2)
     found = whole.labelled.measures["hierarchical_knn_accuracy"]
     assert found[0].value == metrics.hierarchical_knn_accuracy(x, codes, metric=metric)[0]
-    monkeypatch.setattr(_labelled, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(_nearest, "_BLOCK_VALUES", 1)
     cut = report.report(load(tmp_path / "x.npy"), labels=codes, tree=tree, n_slices=2)
     assert cut.labelled == whole.labelled
 
