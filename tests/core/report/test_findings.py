@@ -267,3 +267,15 @@ def test_recall_of_an_index():
 def test_wrong_searches(options, message):
     with pytest.raises(ValueError, match=message):
         report.report(gaussian(), n_slices=2, **options)
+
+
+def test_the_largest_rows():
+    """Of equal norms those that come first, however rows are divided."""
+    x = np.random.default_rng(0).integers(1, 4, (400, 1)).astype(float)
+    x[[200, 350]] = 9
+    expected = np.lexsort((np.arange(400), -x[:, 0]))[:5]
+    whole, other = Survey(1), Survey(1)
+    whole.update(x[:3], np.arange(3))
+    other.update(x[3:], np.arange(3, 400))
+    whole.merge(other)
+    assert whole.largest.tolist() == expected.tolist()
