@@ -401,7 +401,7 @@ def test_unknown_scopes_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@each(named("visreg_loss", "vicreg_loss"))
+@each(PRIMARY)
 def test_a_traced_loss_computes_what_it_is_given(case, rng):
     """Not the first batch's loss for ever, and its gradient, though the example asked for none."""
     first, second = (tensors(case, rng) for _ in range(2))
@@ -414,6 +414,26 @@ def test_a_traced_loss_computes_what_it_is_given(case, rng):
     assert_all_close(
         torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves), rtol=0, atol=0
     )
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", [n for n in dir(visreg_torch) if n.endswith("Loss")])
+def test_a_traced_module_computes_what_it_is_given(name, rng):
+    """With the slices or pairs of each step."""
+    loss = getattr(visreg_torch, name)()
+    first, second = (torch.from_numpy(rng.normal(size=(2, 12, 6))) for _ in range(2))
+    given = [tuple(views) if name == "SAGVICRegLoss" else (views,) for views in (first, second)]
+    traced = torch.jit.trace(loss, given[0], check_trace=False)
+    for step in (5, 6):
+        found = []
+        for module in (traced, loss):
+            if hasattr(loss, "step"):
+                loss.step.fill_(step)
+            result = module(*given[1])
+            found.append(result[0] if isinstance(result, tuple) else result)
+            assert int(getattr(loss, "step", step + 1)) == step + 1
+        torch.testing.assert_close(*found)
 
 
 def test_an_exported_model_has_its_loss():

@@ -122,10 +122,9 @@ def barlow_twins_loss(
     -----
     Source: Zbontar et al. 2021, eq. 1 and 2. Where N < D it is computed through the N × N Gram
     matrices of the views, ‖ââᵀ‖‖b̂b̂ᵀ‖/N² times the rounding exact; where the term is less than a
-    quarter of that, from N rows of C at a time. With CuPy's and torch's arrays it is the former
-    always, unless `visreg_torch` is given tensors on a CPU, or its CUDA kernels compute the loss,
-    which decide on the device: the total is exact to N times the rounding, `off_diagonal` alone
-    may be noise near 0, on either side.
+    quarter of that, from N rows of C at a time. With CuPy's and torch's arrays it is the latter
+    always, in D/N times the time, because the decision would wait for the device; except where
+    `visreg_torch` is given tensors on a CPU, or its CUDA kernels compute the loss.
 
     Examples
     --------
@@ -164,13 +163,12 @@ def barlow_twins_loss(
         # Rounding is of the size of ‖ââᵀ‖ ‖b̂b̂ᵀ‖, whatever their scalar product is.
         size = xp.sqrt(sums[:, 1, ...] * sums[:, 2, ...])
         cancels, by_gram = xp.any(size > _MOST_CANCELLED * off), off
-        if _xp.branches(xp):
-            off = _xp.either(
-                xp,
-                cancels,
-                lambda: xp.stack([_in_tiles(xp, standard, p, n, shards)[0] for p in pairs]),
-                lambda: by_gram,
-            )
+        tiled = execution.kernels.get("barlow_tiles", _in_tiles)
+
+        def in_tiles() -> Array:
+            return xp.stack([tiled(xp, standard, p, n, shards)[0] for p in pairs])
+
+        off = _xp.either(xp, cancels, in_tiles, lambda: by_gram) if _xp.branches(xp) else in_tiles()
         grams, every = own, nothing if shards.size == 1 else gathered
     else:
         others = _stacked(
@@ -269,7 +267,7 @@ def _products(
         _, of_a, of_b = _in_tiles(xp, standard, pair, n, shards)
         return (of_a * factor, of_b * factor), xp.zeros_like(saved.diagonal[p, ...])
 
-    return _xp.either(xp, saved.cancels, in_tiles, by_gram) if _xp.branches(xp) else by_gram()
+    return _xp.either(xp, saved.cancels, in_tiles, by_gram) if _xp.branches(xp) else in_tiles()
 
 
 def _in_tiles(

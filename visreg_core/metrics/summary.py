@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from visreg_core import checks
+from visreg_core.metrics._inputs import plain
 from visreg_core.metrics.similarity import mutual_knn
 from visreg_core.metrics.spectrum import (
     effective_rank_from_singular_values,
@@ -42,6 +43,8 @@ def summary(z: Array, *, n_neighbors: int = 10) -> dict[str, float]:
     ------
     ValueError
         For another shape, fewer than two rows, or numbers that are not finite.
+    TypeError
+        For what is no dense array of floating numbers.
 
     Examples
     --------
@@ -52,6 +55,7 @@ def summary(z: Array, *, n_neighbors: int = 10) -> dict[str, float]:
     (8, 0.0)
     """
     checks.positive_int("n_neighbors", n_neighbors)
+    z = plain("z", z)
     if z.ndim not in (2, 3):
         raise ValueError(f"expected z (N, D) or (V, N, D); found shape {tuple(z.shape)}")
     x = z if z.ndim == 2 else z[0, ...]

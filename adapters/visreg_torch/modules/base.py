@@ -109,10 +109,12 @@ class SlicedLoss(DrawingLoss):
 
     def slices(self, z: Tensor, step: Step = None) -> Tensor:
         """Directions (D, n_slices) for z (..., N, D), on its device."""
+        # torch.jit.trace records sizes as tensors
+        dim = int(z.shape[-1]) if torch.jit.is_tracing() else z.shape[-1]
 
         def draw(now: int | Tensor) -> Tensor:
             return functional.random_slices(
-                z.shape[-1],
+                dim,
                 self.n_slices,
                 seed=self.seed,
                 step=now,

@@ -39,3 +39,5 @@ def test_collapse_and_scales(scale):
 def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"expected z \(N, D\) or \(V, N, D\); found shape \(4,\)"):
         metrics.summary(np.zeros(4))
+    with pytest.raises(TypeError, match=r"expected an array of numpy, .*; found builtins\.list"):
+        metrics.summary([[0.0, 1.0], [1.0, 0.0]])
