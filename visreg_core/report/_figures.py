@@ -206,9 +206,9 @@ def svg_document(draw: Any, size: tuple[float, float]) -> str:
 
 
 def _short(svg: str) -> str:
-    """The same picture in half the letters: tenths of a point, no comments, no indentation."""
+    """The same picture in half the letters: tenths of a point, no metadata, no indentation."""
     svg = re.sub(
-        r"<\?.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
+        r"<\?.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
     )
     svg = re.sub(r"(?<![\d.])(\d{2,}\.\d)\d+", r"\1", svg).replace('"', "'")
     svg = re.sub(r"(?<=\d)\.0(?!\d)", "", re.sub(r"\s+", " ", svg))
