@@ -77,8 +77,8 @@ def test_outputs(files):
         "rows": 50, "drop_bad_rows": False, "slices": 8, "seed": 7, "tree_rows": 2000,
         "linkage": "average", "metric": "cosine", "labels": None, "ids": None,
         "class_tree": None, "label_rows": None, "probe": "discriminant", "paired": False,
+        "trend": False, "clustering": "dendrogram", "backend": "numpy", "device": None,
         "engine": "local", "scheduler": None, "queries": None, "neighbors": None,
-        "engine": "local", "scheduler": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
     assert (files / "o.html").read_text().startswith("<!doctype html>")
