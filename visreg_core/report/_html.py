@@ -9,10 +9,12 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from visreg_core import __version__, threads
 from visreg_core.embeddings._source import one_line
 from visreg_core.optional import MissingExtraError, require
-from visreg_core.report._figures import figures
+from visreg_core.report._figures import confusion, figures, matrices
 from visreg_core.report._map import maps
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables
@@ -20,6 +22,7 @@ from visreg_core.report._tree_figures import dendrogram, differing, legend, tang
 
 # Pairs of trees that are drawn: all of four files; of more, neighbours in their order.
 _PAIRS = 6
+_IN_MATRICES = ("sliced_wasserstein", "linear_cka", "mutual_knn", "lca_similarity_pearson")
 _UNESCAPED = " !$()*+,-./:;=?@[]^_`{|}~'<>"
 
 
@@ -52,9 +55,11 @@ def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         tables=tables(comparison),
         maps=maps(reports, names),
         figures=[
-            _figure(title, svg, "wide" if several and i >= 2 else "")
+            _figure(title, svg, "wide" if several and i >= 3 else "")
             for i, (title, svg) in enumerate(drawn.items())
         ]
+        + _confusions(comparison, names)
+        + _matrices(comparison, names)
         + _trees(comparison, names),
         settings={k: v for k, v in settings.items() if v is not None and v is not False},
     )
@@ -89,6 +94,36 @@ def _figure(
     source = "data:image/svg+xml," + quote(svg, safe=_UNESCAPED)
     named = [[(color, one_line(name, 60)) for color, name in level] for level in key]
     return {"title": title, "source": source, "shape": shape, "legend": named}
+
+
+def _confusions(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Which classes are taken for which, of the finest level of few enough classes, by file."""
+    drawn = []
+    for name, r in zip(names, comparison.reports, strict=True):
+        each = () if r.labelled is None else r.labelled.confusion
+        shown = [(level, found) for level, found in enumerate(each, 1) if found is not None]
+        for level, found in shown[-1:]:
+            which = f" of {name}" if len(names) > 1 else ""
+            title = f"Classes by the neighbours{which}" + (f", level {level}" if each[1:] else "")
+            drawn.append(_figure(title, confusion(found), ""))
+    return drawn
+
+
+def _matrices(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Measures of every pair of three files or more."""
+    count = len(names)
+    found = {}
+    for measure in _IN_MATRICES:
+        values = np.full((count, count), np.nan)
+        for pair, (i, j) in zip(
+            comparison.pairs, itertools.combinations(range(count), 2), strict=True
+        ):
+            one = pair.measure(measure)
+            if one is not None:
+                values[i, j] = values[j, i] = one.value
+        if count > 2 and np.isfinite(values).any():
+            found[measure] = values
+    return [_figure("Pairs of files", matrices(found, names), "wide")] if found else []
 
 
 def _trees(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:

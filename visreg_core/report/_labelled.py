@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core.metrics import _discriminant, lidar
-from visreg_core.report._model import Interval
+from visreg_core.report._model import Confusion, Interval
 from visreg_core.report._nearest import Nearest
 from visreg_core.statistics import Moments
 
@@ -27,6 +27,8 @@ _Z = 1.959963984540054  # of a 95 % interval
 _SURE = 0.9
 # Fewest rows that make a confusion of two classes.
 _FEWEST_CONFUSED = 5
+# Most classes whose confusions are shown.
+_SHOWN_CLASSES = 40
 
 
 class Levels(NamedTuple):
@@ -171,6 +173,17 @@ def sure_of_another(answers: Answers, level: int) -> np.ndarray:
     if line is not None:
         other &= line == predicted
     return np.flatnonzero(other)
+
+
+def confusion(
+    predicted: np.ndarray | None, true: np.ndarray, classes: tuple[str, ...]
+) -> Confusion | None:
+    """Which classes are taken for which; None where they are not asked for, or too many to show."""
+    count = len(classes)
+    if predicted is None or count > _SHOWN_CLASSES:
+        return None
+    pairs = np.bincount(true * count + predicted, minlength=count**2)
+    return Confusion(tuple(map(tuple, pairs.reshape(count, count).tolist())), classes)
 
 
 def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:

@@ -252,6 +252,10 @@ def _agreement(
         len(answers.rows),
         n,
         rules[probe],
+        tuple(
+            _labelled.confusion(p, true, names)
+            for p, true, names in zip(answers.neighbors, answers.true, levels.names, strict=True)
+        ),
     )
     return labelled, _findings.of_labels(levels, labelled, answers, chosen)
 
