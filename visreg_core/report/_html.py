@@ -20,8 +20,9 @@ from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables
 from visreg_core.report._tree_figures import dendrogram, differing, legend, tanglegram
 
-# Pairs of trees that are drawn: all of four files; of more, neighbours in their order.
-_PAIRS = 6
+# Pairs of trees that are drawn: all of four files; of more, up to so many neighbours in their
+# order, evenly spread.
+_PAIRS, _NEIGHBORS = 6, 4
 _IN_MATRICES = ("sliced_wasserstein", "linear_cka", "mutual_knn", "lca_similarity_pearson")
 _UNESCAPED = " !$()*+,-./:;=?@[]^_`{|}~'<>"
 
@@ -135,14 +136,17 @@ def _trees(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]
         title = f"{which}: {comparison.tree}, {r.hierarchy.rows:,} rows"
         drawn.append(_figure(title, dendrogram(r.hierarchy), "page", legend(r.hierarchy)))
     few = len(comparison.pairs) <= _PAIRS
+    last = len(reports) - 2
+    chosen = set(np.linspace(0, last, min(_NEIGHBORS, last + 1)).round().astype(int).tolist())
     for pair, (i, j) in zip(
         comparison.pairs, itertools.combinations(range(len(reports)), 2), strict=True
     ):
-        if pair.trees is not None and (few or j == i + 1):
+        if pair.trees is not None and (few or (j == i + 1 and i in chosen)):
             first, second = reports[i].hierarchy.linkage, reports[j].hierarchy.linkage
             which = f"Tanglegram of {names[i]} and {names[j]}"
             if not few:
                 which += " (neighbours in the order given)"
+                which += f", {_NEIGHBORS} of {last + 1} such pairs" * (last >= _NEIGHBORS)
             title = f"{which}: {comparison.tree}, {len(first) + 1:,} rows"
             svg = tanglegram(first, second, pair.trees, (names[i], names[j]))
             drawn.append(_figure(title, svg, "page"))
