@@ -305,3 +305,11 @@ def test_rows_far_from_finite():
     z = rows(10)
     z[3, 2], z[4, 1], z[5, 0] = np.inf, -1e200, 1e149
     assert _state.finite(z).tolist() == [i not in (3, 4) for i in range(10)]
+
+
+def test_a_constant_column_has_no_deviation():
+    z = rows()
+    z[:, 2] = 0.3
+    assert z.mean(axis=0)[2] != 0.3  # rounding
+    sigma = first_of(z).result().moments.sigma
+    assert sigma[2] == 0 and (np.delete(sigma, 2) > 0).all()

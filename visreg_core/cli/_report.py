@@ -60,6 +60,17 @@ def add_report(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="FILE",
         help="write the rows drawn (--tree-rows) to FILE, a .parquet for embedding-atlas",
     )
+    parser.add_argument(
+        "--queries",
+        metavar="FILE",
+        help="embeddings that are searched for: adds which are far from all rows, and which rows "
+        "answer too many",
+    )
+    parser.add_argument(
+        "--neighbors",
+        metavar="FILE",
+        help="what an index returns for each row, row numbers (N, k), -1 for none: adds its recall",
+    )
     parser.set_defaults(run=run_report)
 
 
@@ -248,9 +259,10 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     tree = TreeOptions(
         arguments.tree_rows, arguments.linkage, arguments.metric, arguments.clustering
     )
-    beside = [path for path in (arguments.labels, arguments.class_tree) if path is not None]
-    if beside == [arguments.class_tree]:
+    if arguments.labels is None and arguments.class_tree is not None:
         raise UsageError("--class-tree: expected --labels, too; found none")
+    inputs = ("labels", "class_tree", "queries", "neighbors")  # the last two are of `report` alone
+    beside = [path for name in inputs if (path := getattr(arguments, name, None)) is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmbeddingsWarning)  # the report has them as notes
         stored = [open_embeddings(file) for file in files]
@@ -274,7 +286,9 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         _outputs.check(wanted, [file.split("::", 1)[0] for file in files + beside])
         with ProgressBar() as bar:
             if len(stored) == 1:
-                comparison = Comparison([report(stored[0], tick=bar, **options)], [], tree)
+                searches = {"queries": arguments.queries, "neighbors": arguments.neighbors}
+                found = report(stored[0], tick=bar, **options, **searches)
+                comparison = Comparison([found], [], tree)
             else:
                 steps = [step_of(s.name) for s in stored] if arguments.trend else None
                 comparison = compare(
@@ -285,7 +299,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
             "ids", "class_tree", "label_rows", "probe", "paired", "trend", "clustering", "backend",
-            "device", "engine", "scheduler",
+            "device", "engine", "scheduler", "queries", "neighbors",
         )
     }  # fmt: skip
     contents: dict[str, str | bytes] = {}

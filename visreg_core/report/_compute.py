@@ -17,7 +17,7 @@ import numpy as np
 
 from visreg_core import checks, threads
 from visreg_core._xp import as_namespace, works_in_tiles
-from visreg_core.embeddings import Embeddings
+from visreg_core.embeddings import Embeddings, EmbeddingsError
 from visreg_core.report._dask import Cluster, cluster
 from visreg_core.report._drift import drift_rows
 from visreg_core.report._ids import join, with_ids
@@ -53,6 +53,8 @@ def report(
     *,
     labels: Any = None,
     ids: Any = None,
+    queries: Any = None,
+    neighbors: Any = None,
     rows: int | None = None,
     seed: int = 0,
     n_slices: int = 256,
@@ -77,6 +79,12 @@ def report(
     ids : array, list or str, optional
         Names of the rows, each once, by which findings call them: integers or strings (N,), a file
         of them, or the column or array of this name in the file.
+    queries : array, path, table or Embeddings, optional
+        What is searched for among the rows (Q, D): adds which are far from all rows, and rows that
+        answer too many.
+    neighbors : array or path, optional
+        What an index returns for each row, row numbers (N, k), −1 for none: adds its recall, on
+        1,000 rows whose neighbours among all, by the tree's metric, are found exactly.
     rows : int, optional
         Draw this many rows (`Embeddings.sample`) instead of reading all.
     seed : int
@@ -135,9 +143,34 @@ def report(
     plan = _plan(
         levels, False, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick
     )
+    plan = plan._replace(
+        queries=None if queries is None else _queries(queries, stored),
+        neighbors=None if neighbors is None else _neighbors(neighbors, stored, rows),
+    )
     with _engine(plan, engine, scheduler) as plan:
         (file,), _ = _read([stored], plan)
     return report_of(file, plan)
+
+
+def _queries(queries: Any, stored: Embeddings) -> Embeddings:
+    found = embeddings_of(queries)
+    if found.shape[1] != stored.shape[1]:
+        expected = f"queries of {stored.shape[1]:,} dimensions, as {stored.name}"
+        raise EmbeddingsError(found.name, f"{found.shape[1]:,}", expected)
+    if not all(np.isfinite(block).all() for block in found.blocks()):
+        raise EmbeddingsError(found.name, "NaN or Inf", "finite queries")
+    return found
+
+
+def _neighbors(neighbors: Any, stored: Embeddings, rows: int | None) -> np.ndarray:
+    if rows is not None:
+        raise ValueError("expected all rows beside neighbours of an index; found rows drawn")
+    n = stored.shape[0]
+    found = labels_of(neighbors, n, stored.name)
+    if found.dtype.kind not in "iu" or found.min() < -1 or found.max() >= n:
+        kind = "no integers" if found.dtype.kind not in "iu" else f"{found.min()} … {found.max()}"
+        raise EmbeddingsError("neighbors", kind, f"row numbers from 0 to {n - 1:,}, −1 for none")
+    return found
 
 
 @threads.blas_on_one_thread()
@@ -268,6 +301,7 @@ def _engine(plan: Plan, engine: str, scheduler: str | None) -> Iterator[Plan]:
         for name, given in (
             ("labels", plan.levels is not None),
             ("paired files", plan.paired),
+            ("neighbours of an index", plan.neighbors is not None),
             ("rows drawn", plan.rows is not None),
             ("a backend", not works_in_tiles(plan.place.xp)),
         )

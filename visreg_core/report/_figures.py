@@ -1,4 +1,4 @@
-"""Figures of a report, as self-contained SVG: spectrum, deviations, quantiles, correlation.
+"""Figures of a report, as self-contained SVG: of dimensions, hubs, classes, and pairs of files.
 
 Names of files are drawn as they are: nothing in them is taken for mathematics.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from visreg_core.embeddings._source import one_line
 from visreg_core.optional import require
-from visreg_core.report._model import Pictures
+from visreg_core.report._model import Confusion, Pictures
 
 _COLORS = ("#1f5fa8", "#c8553d", "#3f7d4e", "#8457a6", "#b8862b", "#4a4a4a")
 # R² from which on a power law is drawn.
 _FITS = 0.9
+# Letters of a class; files up to which numbers are written into matrices of pairs.
+_LETTERS, _NUMBERED = 24, 10
 # Share of the largest eigenvalue below which others would only stretch the axis.
 _LEAST = 1e-10
 _STYLE = {
@@ -49,6 +52,7 @@ def figures(pictures: Sequence[Pictures], names: Sequence[str]) -> dict[str, str
     return {
         "Eigenvalues of the covariance": _spectrum(pictures, heads),
         "Standard deviation of each dimension": _deviations(pictures, heads),
+        "How many rows each row drawn is near to": _hubs(pictures, heads),
         "Projections against the Gaussian": _quantiles(pictures, heads),
         "Correlation of the dimensions": _correlation(pictures, heads),
     }
@@ -177,6 +181,66 @@ def _correlation(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
     return svg_document(draw, _panel_size(len(pictures)))
 
 
+def _hubs(pictures: Sequence[Pictures], heads: Sequence[str]) -> str:
+    """Histogram of the rows among whose nearest each is: 0 is an anti-hub, the far end a hub."""
+
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        for i, p in enumerate(pictures):
+            near = p.drawn.neighbors
+            counts = np.bincount(np.bincount(near.ravel(), minlength=len(near)))
+            ax.step(np.arange(len(counts)), counts, where="mid", color=_color(i), linewidth=1.2)
+            if len(pictures) > 1:
+                ax.lines[-1].set_label(heads[i].removesuffix(": "))
+        k = pictures[0].drawn.neighbors.shape[1]
+        ax.axvline(k, color="#8a8f98", linewidth=1)
+        ax.set(xlabel=f"rows among whose {k} nearest it is", ylabel="rows", yscale="log")
+        if len(pictures) > 1:
+            figure.legend(loc="outside lower left")
+
+    return svg_document(draw, _below(len(pictures) if len(pictures) > 1 else 1))
+
+
+def confusion(found: Confusion) -> str:
+    """Shares of the rows of each class that their neighbours take for each class."""
+    counts = np.array(found.counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [one_line(c, _LETTERS).replace("$", r"\$") for c in found.classes]
+
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        ax.set(xlabel="class by its neighbours", ylabel="class")
+        ax.set_xticks(range(len(names)), names, rotation=90)
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(visible=False)
+        figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
+
+    side = 2.6 + 0.17 * len(names)
+    return svg_document(draw, (max(side, 4.4) + 0.8, max(side, 4.0)))
+
+
+def matrices(measures: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """A matrix (F, F) of each measure of pairs of F files, its numbers in its cells."""
+    heads = [name.replace("$", r"\$") for name in names]
+
+    def draw(figure: Any) -> None:
+        panels = _panels(figure, len(measures))
+        for (title, values), ax in zip(measures.items(), panels, strict=False):
+            ax.imshow(values, cmap="Blues", interpolation="nearest")
+            middle = (np.nanmin(values) + np.nanmax(values)) / 2
+            for i, j in np.ndindex(*values.shape):
+                if len(names) <= _NUMBERED and np.isfinite(values[i, j]):
+                    ink = "white" if values[i, j] > middle else "#20242b"
+                    ax.text(j, i, f"{values[i, j]:.2g}", ha="center", va="center", color=ink)
+            ax.set_xticks(range(len(heads)), heads, rotation=90)
+            ax.set_yticks(range(len(heads)), heads)
+            ax.grid(visible=False)
+            ax.set_title(title, loc="left")
+
+    return svg_document(draw, _panel_size(len(measures)))
+
+
 def _panel_size(count: int) -> tuple[float, float]:
     columns = min(count, 3)
     return (4.4 * columns + 1.2 * (columns == 1), 4.2 * -(-count // columns))
@@ -206,10 +270,8 @@ def svg_document(draw: Any, size: tuple[float, float]) -> str:
 
 
 def _short(svg: str) -> str:
-    """The same picture in half the letters: tenths of a point, no comments, no indentation."""
-    svg = re.sub(
-        r"<\?.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
-    )
+    """The same picture in half the letters: tenths of a point, no metadata, no indentation."""
+    svg = re.sub(r"<\?.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(?<![\d.])(\d{2,}\.\d)\d+", r"\1", svg).replace('"', "'")
     svg = re.sub(r"(?<=\d)\.0(?!\d)", "", re.sub(r"\s+", " ", svg))
     return re.sub(r" ?([MLQCz<>]) ?", r"\1", svg)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from visreg_core.embeddings import Embeddings
-from visreg_core.report._geometry import Direction, Geometry, varies
+from visreg_core.report._geometry import Direction, Geometry, Searched, varies
 from visreg_core.report._labelled import Answers, Levels, confused, sure_of_another
 from visreg_core.report._model import Finding, Interval, Labelled
 from visreg_core.report._survey import Survey
@@ -28,6 +28,10 @@ _UNEVEN = 100.0  # largest over smallest standard deviation
 _NORMS = 0.5
 _ANTI_HUBS, _HUB = 0.2, 10.0
 _OVERLAP = 0.2
+_CONTRAST = 1.1  # distance of two rows over that of the nearest
+_FAR_QUERIES, _FOREIGN = 0.05, 0.2  # shares of the queries, of which 1 % is expected
+_FEW_QUERIES = 5  # that one row may be near to
+_RECALL, _LOST_RECALL = 0.95, 0.85
 _REPEATED = 0.01
 _P = 0.01
 _UNIT = 0.1  # median distance of the standard deviations from 1, of embeddings meant to be N(0, I)
@@ -269,6 +273,15 @@ def _pairs(geometry: Geometry, rows: np.ndarray) -> Iterator[Finding]:
             "look at these rows before data are split",
             _shown(rows[geometry.near_duplicates]),
         )
+    if geometry.contrast < _CONTRAST:
+        yield Finding(
+            "look",
+            "concentrated distances",
+            f"two rows are {geometry.contrast:.3g} times as far from each other as nearest ones",
+            f"at least {_CONTRAST:g} times",
+            "many dimensions of noise, or rows that differ in nothing that was learned",
+            "neighbours say little here: use fewer dimensions, or another layer",
+        )
     if geometry.overlap < _OVERLAP:
         yield Finding(
             "look",
@@ -306,6 +319,74 @@ def _shape(direction: Direction | None, sigma: np.ndarray) -> Iterator[Finding]:
                 "compare shape_loss and sigreg_loss with those at the end of the training",
             )
             if meant
+            else ()
+        ),
+    )
+
+
+# --- searches -----------------------------------------------------------------------------------
+
+
+def of_queries(found: Searched, queries: Numbers, rows: np.ndarray) -> Iterator[Finding]:
+    """Judgements of queries by the rows drawn, whose names are `rows`."""
+    far, n = len(found.far) / found.queries, len(rows)
+    yield Finding(
+        "bad" if far > _FOREIGN else "look" if far > _FAR_QUERIES else "good",
+        "queries far from all rows",
+        f"{far:.1%} of {found.queries:,} queries are farther from the nearest of {n:,} rows than "
+        "99 % of these are from theirs",
+        f"at most {_FAR_QUERIES:.0%}",
+        *(
+            (
+                "another model, prefix or pooling than the rows', or subjects that they lack",
+                "embed some rows the way queries are, and look whether they find themselves",
+                _shown(queries(found.far)),
+            )
+            if far > _FAR_QUERIES
+            else ()
+        ),
+    )
+    top = int(np.argmax(found.occurrences))
+    most, mean = int(found.occurrences[top]), found.occurrences.mean()
+    is_hub = most > max(_HUB * mean, _FEW_QUERIES)
+    reached = np.mean(found.occurrences > 0)
+    yield Finding(
+        "look" if is_hub else "good",
+        "hubs among answers",
+        f"one of {n:,} rows is among the nearest of {most:,} of {found.queries:,} queries; "
+        f"{reached:.0%} of the rows are near to any",
+        f"below {_HUB:g} times the mean of {mean:.2g}",
+        *(
+            (
+                "a row near the mean of the queries",
+                "subtract the mean of rows and queries, or rank neighbours mutually",
+                _shown(rows[np.argsort(-found.occurrences, kind="stable")]),
+            )
+            if is_hub
+            else ()
+        ),
+    )
+
+
+def of_index(given: np.ndarray, true: np.ndarray, names: np.ndarray) -> Finding:
+    """Judgement of an index: what is `given` for rows of these names, and the truth, (M, k)."""
+    right = (given[:, :, None] == true[:, None, :]).any(axis=2)
+    recall = right.sum(axis=1) / true.shape[1]
+    mean = float(recall.mean())
+    least = np.argsort(recall, kind="stable")
+    return Finding(
+        "bad" if mean < _LOST_RECALL else "look" if mean < _RECALL else "good",
+        "recall of the index",
+        f"{mean:.1%} of the {true.shape[1]} nearest of {len(true):,} rows are among what it "
+        f"returns; of {np.mean(recall < _RECALL):.0%} of the rows less than {_RECALL:.0%}",
+        f"at least {_RECALL:.0%}",
+        *(
+            (
+                "an index that searches too little, or by another distance (--metric)",
+                "let it search more (efSearch, nprobe), or give it more links or lists",
+                _shown(names[least]),
+            )
+            if mean < _RECALL
             else ()
         ),
     )

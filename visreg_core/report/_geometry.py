@@ -26,7 +26,8 @@ class Geometry(NamedTuple):
     `occurrences`: how often each is among another's ten nearest; `outliers` and `near_duplicates`;
     `overlap`: the share of neighbours by cosine that are neighbours by Euclidean distance, too;
     `islands`: groups that no neighbour joins to the largest or to another, the smallest first;
-    `neighbors` (T, k) by cosine, the nearest first, and their `distances`.
+    `neighbors` (T, k) by cosine, the nearest first, and their `distances`; `contrast`: the mean
+    distance of two rows over the median one to the nearest.
     """
 
     uniformity: float
@@ -37,6 +38,7 @@ class Geometry(NamedTuple):
     islands: tuple[np.ndarray, ...]
     neighbors: np.ndarray
     distances: np.ndarray
+    contrast: float
 
     @property
     def anti_hubs(self) -> float:
@@ -52,7 +54,8 @@ def geometry(points: np.ndarray) -> Geometry:
         nearest(points, points, k, metric=m, leave_one_out=True)[0] for m in ("cosine", "euclidean")
     )
     common = np.sum(by_cosine[:, :, None] == by_distance[:, None, :])
-    apart = _cosine_distances(points, by_cosine)
+    unit = _unit(points)
+    apart = _cosine_distances(unit, unit, by_cosine)
     mean = apart.mean(axis=1)
     middle = float(np.median(mean))
     spread = 1.4826 * float(np.median(np.abs(mean - middle)))
@@ -69,6 +72,31 @@ def geometry(points: np.ndarray) -> Geometry:
         _islands(by_cosine) if points.shape[1] > 1 else (),  # two directions are no islands
         by_cosine,
         apart,
+        _mean_distance(unit) / typical if typical > 0 else np.inf,
+    )
+
+
+class Searched(NamedTuple):
+    """Queries among the rows drawn.
+
+    `far`, the farthest first, are farther from their nearest row than 99 % of the rows are from
+    theirs; `occurrences` of each row among the queries' ten nearest.
+    """
+
+    far: np.ndarray
+    occurrences: np.ndarray
+    queries: int
+
+
+def searched(points: np.ndarray, distances: np.ndarray, queries: np.ndarray) -> Searched:
+    """Queries (Q, D) among rows (T, D), whose `distances` (T, k) to their nearest are known."""
+    index = nearest(queries, points, distances.shape[1], metric="cosine")[0]
+    first = _cosine_distances(_unit(queries), _unit(points), index[:, :1])[:, 0]
+    far = np.flatnonzero(first > np.quantile(distances[:, 0], 0.99))
+    return Searched(
+        far[np.argsort(-first[far], kind="stable")],
+        np.bincount(index.ravel(), minlength=len(points)),
+        len(queries),
     )
 
 
@@ -85,16 +113,27 @@ def _islands(index: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(np.flatnonzero(of == c) for c in np.argsort(sizes, kind="stable")[:-1])
 
 
-def _cosine_distances(points: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Cosine distances (T, k) by differences of unit rows."""
+def _unit(points: np.ndarray) -> np.ndarray:
+    """Rows of norm 1 in float64; zeros stay."""
     unit = points.astype(np.float64)
     norms = np.linalg.norm(unit, axis=1, keepdims=True)
     unit /= np.where(norms > 0, norms, 1)
+    return unit
+
+
+def _cosine_distances(queries: np.ndarray, unit: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Cosine distances (Q, k) of unit rows to those of these numbers, by differences."""
     out = np.empty(index.shape)
     for j in range(index.shape[1]):
-        difference = unit - unit[index[:, j]]
+        difference = queries - unit[index[:, j]]
         out[:, j] = np.einsum("nd,nd->n", difference, difference) / 2
     return out
+
+
+def _mean_distance(unit: np.ndarray) -> float:
+    """Mean cosine distance of two different unit rows."""
+    n, total = len(unit), unit.sum(axis=0)
+    return float((n * n - total @ total) / (n * (n - 1)))
 
 
 class Direction(NamedTuple):

@@ -9,17 +9,21 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from visreg_core import __version__, threads
 from visreg_core.embeddings._source import one_line
 from visreg_core.optional import MissingExtraError, require
-from visreg_core.report._figures import figures
+from visreg_core.report._figures import confusion, figures, matrices
 from visreg_core.report._map import maps
 from visreg_core.report._model import Comparison, Report
 from visreg_core.report._tables import facts, short_names, tables
 from visreg_core.report._tree_figures import dendrogram, differing, legend, tanglegram
 
-# Pairs of trees that are drawn: all of four files; of more, neighbours in their order.
-_PAIRS = 6
+# Pairs of trees that are drawn: all of four files; of more, up to so many neighbours in their
+# order, evenly spread.
+_PAIRS, _NEIGHBORS = 6, 4
+_IN_MATRICES = ("sliced_wasserstein", "linear_cka", "mutual_knn", "lca_similarity_pearson")
 _UNESCAPED = " !$()*+,-./:;=?@[]^_`{|}~'<>"
 
 
@@ -52,9 +56,11 @@ def to_html(comparison: Comparison, settings: Mapping[str, Any]) -> str:
         tables=tables(comparison),
         maps=maps(reports, names),
         figures=[
-            _figure(title, svg, "wide" if several and i >= 2 else "")
+            _figure(title, svg, "wide" if several and i >= 3 else "")
             for i, (title, svg) in enumerate(drawn.items())
         ]
+        + _confusions(comparison, names)
+        + _matrices(comparison, names)
         + _trees(comparison, names),
         settings={k: v for k, v in settings.items() if v is not None and v is not False},
     )
@@ -91,6 +97,36 @@ def _figure(
     return {"title": title, "source": source, "shape": shape, "legend": named}
 
 
+def _confusions(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Which classes are taken for which, of the finest level of few enough classes, by file."""
+    drawn = []
+    for name, r in zip(names, comparison.reports, strict=True):
+        each = () if r.labelled is None else r.labelled.confusion
+        shown = [(level, found) for level, found in enumerate(each, 1) if found is not None]
+        for level, found in shown[-1:]:
+            which = f" of {name}" if len(names) > 1 else ""
+            title = f"Classes by the neighbours{which}" + (f", level {level}" if each[1:] else "")
+            drawn.append(_figure(title, confusion(found), ""))
+    return drawn
+
+
+def _matrices(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Measures of every pair of three files or more."""
+    count = len(names)
+    found = {}
+    for measure in _IN_MATRICES:
+        values = np.full((count, count), np.nan)
+        for pair, (i, j) in zip(
+            comparison.pairs, itertools.combinations(range(count), 2), strict=True
+        ):
+            one = pair.measure(measure)
+            if one is not None:
+                values[i, j] = values[j, i] = one.value
+        if count > 2 and np.isfinite(values).any():
+            found[measure] = values
+    return [_figure("Pairs of files", matrices(found, names), "wide")] if found else []
+
+
 def _trees(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
     """Dendrogram of every file and tanglegrams of pairs of the same items."""
     reports = comparison.reports
@@ -100,14 +136,17 @@ def _trees(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]
         title = f"{which}: {comparison.tree}, {r.hierarchy.rows:,} rows"
         drawn.append(_figure(title, dendrogram(r.hierarchy), "page", legend(r.hierarchy)))
     few = len(comparison.pairs) <= _PAIRS
+    last = len(reports) - 2
+    chosen = set(np.linspace(0, last, min(_NEIGHBORS, last + 1)).round().astype(int).tolist())
     for pair, (i, j) in zip(
         comparison.pairs, itertools.combinations(range(len(reports)), 2), strict=True
     ):
-        if pair.trees is not None and (few or j == i + 1):
+        if pair.trees is not None and (few or (j == i + 1 and i in chosen)):
             first, second = reports[i].hierarchy.linkage, reports[j].hierarchy.linkage
             which = f"Tanglegram of {names[i]} and {names[j]}"
             if not few:
                 which += " (neighbours in the order given)"
+                which += f", {_NEIGHBORS} of {last + 1} such pairs" * (last >= _NEIGHBORS)
             title = f"{which}: {comparison.tree}, {len(first) + 1:,} rows"
             svg = tanglegram(first, second, pair.trees, (names[i], names[j]))
             drawn.append(_figure(title, svg, "page"))

@@ -12,17 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from visreg_core.metrics import _discriminant, lidar
-from visreg_core.metrics._inputs import unit_rows
-from visreg_core.metrics.similarity import nearest
-from visreg_core.report._model import Interval
+from visreg_core.report._model import Confusion, Interval
+from visreg_core.report._nearest import Nearest
 from visreg_core.statistics import Moments
 
 NEIGHBORS = 20
 # Multiplications for all classified rows: some ten seconds.
 _PRODUCTS = 3e11
 _FEWEST_CLASSIFIED = 1000
-# Values of a block of rows among which neighbours are searched.
-_BLOCK_VALUES = 1 << 22
 # Largest size of the classes' means.
 _MEANS = 1 << 26
 _Z = 1.959963984540054  # of a 95 % interval
@@ -30,6 +27,8 @@ _Z = 1.959963984540054  # of a 95 % interval
 _SURE = 0.9
 # Fewest rows that make a confusion of two classes.
 _FEWEST_CONFUSED = 5
+# Most classes whose confusions are shown.
+_SHOWN_CLASSES = 40
 
 
 class Levels(NamedTuple):
@@ -84,9 +83,8 @@ def asked_rows(n: int, d: int) -> int:
 class Asking:
     """What the second pass over all rows answers; shown each block of rows with their places.
 
-    `rows` are the places of the `queries` (M, D) among all n rows. Neighbours are found block by
-    block; what the blocks offer is ordered by distances from differences, in float64. The linear
-    rule needs the sums of the classes' rows.
+    `rows` are the places of the `queries` (M, D) among all n rows. The linear rule needs the sums
+    of the classes' rows.
     """
 
     def __init__(
@@ -100,70 +98,35 @@ class Asking:
         *,
         linear: bool,
     ) -> None:
-        self.n, self.of, self.levels, self.metric = n, of, levels, metric
+        self.of, self.levels = of, levels
         self.rows, self.queries = rows, queries
         self.known = [k for k in range(len(levels.codes)) if levels.has_classes(k)]
         d = queries.shape[1]
         lines = [k for k in self.known if linear and len(levels.names[k]) * d <= _MEANS]
         self.sums = {k: np.zeros((len(levels.names[k]), d)) for k in lines}
-        self.k = min(NEIGHBORS, n - 1)
-        self._best = np.full((len(rows), self.k), np.inf)
-        self._index = np.zeros((len(rows), self.k), np.intp)
-        self._held: list[tuple[slice, np.ndarray]] = []
+        self.near = Nearest(rows, queries, min(NEIGHBORS, n - 1), metric)
 
     def update(self, places: slice, block: np.ndarray) -> None:
         """Let these rows of all answer."""
         if not self.known:
             return
-        # Blocks are searched together: the more rows, the fewer offers there are to order.
-        if self._held and self._held[-1][0].stop != places.start:
-            self._search()
-        self._held.append((places, block))
-        if (places.stop - self._held[0][0].start) * block.shape[1] >= _BLOCK_VALUES:
-            self._search()
+        self.near.update(places, block)
         if self.sums:
             z = block.astype(np.float64) - self.of.mean
             for level, sums in self.sums.items():
                 codes = self.levels.codes[level][places]
                 sums += _discriminant.class_sums(z, codes, len(sums))
 
-    def _search(self) -> None:
-        if not self._held:
-            return
-        start = self._held[0][0].start
-        block = np.concatenate([b for _, b in self._held]).astype(self.queries.dtype, copy=False)
-        self._held = []
-        few = min(len(block), self.k + 1)  # one may be the row itself
-        found = nearest(self.queries, block, few, metric=self.metric)[0]
-        distance = _distances(self.queries, block, found, self.metric)
-        found = found + start
-        distance[found == self.rows[:, None]] = np.inf
-        self._keep(distance, found)
-
-    def _keep(self, distance: np.ndarray, found: np.ndarray) -> None:
-        both = np.concatenate([self._best, distance], axis=1)
-        places = np.concatenate([self._index, found], axis=1)
-        order = np.lexsort((places, both), axis=1)[:, : self.k]
-        self._best = np.take_along_axis(both, order, axis=1)
-        self._index = np.take_along_axis(places, order, axis=1)
-
-    def merge(self, other: Asking) -> None:
-        """Let the rows that answered to another state of the same queries answer here, too."""
-        other._search()
-        self._keep(other._best, other._index)
-        for level, sums in self.sums.items():
-            sums += other.sums[level]
-
     def answers(self) -> Answers:
         """What all rows say."""
-        self._search()
+        index = self.near.places()
         true = tuple(c[self.rows] for c in self.levels.codes)
         predicted: list[np.ndarray | None] = []
         votes: list[np.ndarray | None] = []
         lines: list[np.ndarray | None] = []
         for level, codes in enumerate(self.levels.codes):
             known = level in self.known
-            answer, share = majority(codes[self._index]) if known else (None, None)
+            answer, share = majority(codes[index]) if known else (None, None)
             predicted.append(answer)
             votes.append(share)
             line = None
@@ -212,6 +175,17 @@ def sure_of_another(answers: Answers, level: int) -> np.ndarray:
     return np.flatnonzero(other)
 
 
+def confusion(
+    predicted: np.ndarray | None, true: np.ndarray, classes: tuple[str, ...]
+) -> Confusion | None:
+    """Which classes are taken for which; None where they are not asked for, or too many to show."""
+    count = len(classes)
+    if predicted is None or count > _SHOWN_CLASSES:
+        return None
+    pairs = np.bincount(true * count + predicted, minlength=count**2)
+    return Confusion(tuple(map(tuple, pairs.reshape(count, count).tolist())), classes)
+
+
 def confused(answers: Answers, level: int) -> tuple[int, int, float] | None:
     """The class most often taken for one other class, that class, and the share of its rows."""
     predicted, true = answers.neighbors[level], answers.true[level]
@@ -243,20 +217,3 @@ def majority(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         predicted.append(np.take_along_axis(c, top, axis=1)[:, 0])
         share.append(np.take_along_axis(counts, top, axis=1)[:, 0] / c.shape[1])
     return np.concatenate(predicted), np.concatenate(share)
-
-
-def _distances(queries: np.ndarray, x: np.ndarray, index: np.ndarray, metric: str) -> np.ndarray:
-    """Squared distances (M, k), of unit rows for the cosine; a zero row is at 1 from all others."""
-    q, p = queries.astype(np.float64), x.astype(np.float64)
-    if metric == "cosine":
-        q, p = unit_rows(np, q), unit_rows(np, p)
-        lonely_q, lonely_p = ~q.any(axis=1), ~p.any(axis=1)
-    out = np.empty(index.shape)
-    step = max(1, (1 << 21) // (index.shape[1] * x.shape[1]))
-    for start in range(0, len(q), step):
-        part = slice(start, start + step)
-        difference = p[index[part]] - q[part, None, :]
-        out[part] = np.einsum("qkd,qkd->qk", difference, difference)
-        if metric == "cosine":
-            out[part][lonely_p[index[part]] | lonely_q[part, None]] = 2.0
-    return out

@@ -159,12 +159,19 @@ class Hierarchy(NamedTuple):
         return len(self.linkage) + 1
 
 
+class Confusion(NamedTuple):
+    """`counts` (C, C): how many rows of each class (a row) their neighbours give each class."""
+
+    counts: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+
+
 class Labelled(NamedTuple):
     """Agreement with labels, level by level.
 
     `n_classes` of all rows; `measures` by the names of `LABELLED`, one for each level, None where
     a level has no such measure; `asked` of `among` rows were classified, each by all other rows;
-    `probe` is the linear rule.
+    `probe` is the linear rule; `confusion` by the neighbours, None of more than 40 classes.
     """
 
     n_classes: tuple[int, ...]
@@ -172,6 +179,7 @@ class Labelled(NamedTuple):
     asked: int
     among: int
     probe: str
+    confusion: tuple[Confusion | None, ...] = ()
 
 
 class TreePair(NamedTuple):

@@ -16,7 +16,7 @@ from visreg_core.metrics._discriminant import SHRINKAGE
 from visreg_core.metrics.gaussianity import mean_p_value, mean_z_scores
 from visreg_core.report import _findings, _labelled
 from visreg_core.report._dask import Cluster
-from visreg_core.report._geometry import Direction, direction, geometry
+from visreg_core.report._geometry import Direction, direction, geometry, searched
 from visreg_core.report._labelled import Asking, Levels
 from visreg_core.report._model import (
     GAUSSIANITY,
@@ -32,6 +32,7 @@ from visreg_core.report._model import (
     Report,
     TreeOptions,
 )
+from visreg_core.report._nearest import Nearest
 from visreg_core.report._spectrum import Spectrum, gaussian_null, spectrum
 from visreg_core.report._streaming import (
     Counted,
@@ -51,6 +52,8 @@ from visreg_core.statistics import Moments
 _QUANTILES = 120
 _DIMENSIONS = 256
 _FOLDS = 5
+# Rows of which an index's answers are checked, and queries that are looked at.
+_CHECKED, _QUERIES = 1000, 2000
 
 
 class Plan(NamedTuple):
@@ -68,6 +71,8 @@ class Plan(NamedTuple):
     place: Place
     tick: Tick
     cluster: Cluster | None = None
+    queries: Embeddings | None = None
+    neighbors: np.ndarray | None = None
 
     def asked(self, n: int, d: int) -> int:
         """How many rows are asked for their class."""
@@ -92,22 +97,33 @@ class File:
         self.drawn, points = first.sample.result(plan.tree.rows)
         self.rows = TreeRows(points, source.names(self.drawn), plan.tree, plan.seed)
         self.projected: Exact | Counted | None = None
+        self.index: Nearest | None = None
+        metric = "cosine" if plan.tree.metric == "cosine" else "euclidean"
+        if plan.neighbors is not None:
+            numbers, rows = first.sample.result(_CHECKED)
+            places = numbers - np.searchsorted(first.bad, numbers)
+            k = min(_answers(plan.neighbors, numbers).shape[1], self.chosen.shape[0] - 1)
+            self.index = Nearest(places, rows, k, metric)
         self.asking: Asking | None = None
         if plan.levels is not None:
             numbers, queries = first.sample.result(plan.asked(*source.shape))
             self.asking = Asking(
                 self.chosen.shape[0], self.moments, self.levels(plan.levels),
                 numbers - np.searchsorted(first.bad, numbers), queries,
-                "cosine" if plan.tree.metric == "cosine" else "euclidean",
+                metric,
                 linear=plan.probe == "discriminant",
             )  # fmt: skip
 
     def levels(self, of_stored: Levels) -> Levels:
         """Labels of the rows kept, of those of all rows."""
+        return of_stored.at(self.numbers(np.arange(self.chosen.shape[0])))
+
+    def numbers(self, places: np.ndarray) -> np.ndarray:
+        """Numbers among all rows of these of the rows kept."""
         kept, within = self.chosen.selection, self.stored.selection
         if kept is None or kept is within:
-            return of_stored
-        return of_stored.at(kept if within is None else np.searchsorted(within, kept))
+            return places
+        return kept[places] if within is None else np.searchsorted(within, kept[places])
 
     def second(self, plan: Plan, *, exact: bool) -> list[Visit]:
         """What the second pass shows the rows to."""
@@ -118,6 +134,8 @@ class File:
             made = Counted(self.first.distributions())
         self.projected = made
         visits: list[Visit] = [lambda _, block: made.update(block)]
+        if self.index is not None:
+            visits.append(self.index.update)
         return visits if self.asking is None else [*visits, self.asking.update]
 
 
@@ -137,6 +155,13 @@ def report_of(file: File, plan: Plan) -> Report:
     findings = _findings.findings(
         file.source, of.sigma, dimensions, survey, pairs, file.drawn, line
     )
+    if plan.queries is not None:
+        queries = plan.queries.sample(_QUERIES, seed=plan.seed)
+        answered = searched(file.rows.points, pairs.distances, queries.to_numpy())
+        findings += _findings.of_queries(answered, queries.names, file.rows.names)
+    if file.index is not None and plan.neighbors is not None:
+        findings.append(_of_index(file, file.index, plan.neighbors))
+    findings = _findings.ordered(findings)
     asking, labelled = file.asking, None
     drawn = file.drawn - np.searchsorted(file.summary.bad, file.drawn)
     found = hierarchy(file.rows, None if asking is None else asking.levels.at(drawn))
@@ -167,6 +192,22 @@ def report_of(file: File, plan: Plan) -> Report:
         notes=stored.notes,
         pictures=_pictures(of, values, projected, of_spectrum, drawn_rows),
     )
+
+
+def _of_index(file: File, index: Nearest, neighbors: np.ndarray) -> Finding:
+    """What the index returns for some rows, beside their neighbours among all."""
+    given, true = _answers(neighbors, file.numbers(index.rows)), file.numbers(index.places())
+    return _findings.of_index(given, true, file.chosen.names(index.rows))
+
+
+def _answers(neighbors: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """What an index returns for rows of these numbers, without the rows themselves."""
+    given = neighbors[numbers].astype(np.int64)
+    own = given == numbers[:, None]
+    if not own.any():
+        return given
+    order = np.argsort(own, axis=1, kind="stable")  # own numbers last
+    return np.take_along_axis(np.where(own, -1, given), order, axis=1)[:, :-1]
 
 
 def _agreement(
@@ -211,6 +252,10 @@ def _agreement(
         len(answers.rows),
         n,
         rules[probe],
+        tuple(
+            _labelled.confusion(p, true, names)
+            for p, true, names in zip(answers.neighbors, answers.true, levels.names, strict=True)
+        ),
     )
     return labelled, _findings.of_labels(levels, labelled, answers, chosen)
 

@@ -131,7 +131,11 @@ def tables(comparison: Comparison) -> list[Table]:
             ),
             reports,
         ),
-        one("Beside public encoders", _ENCODERS_NOTE, _encoder_rows(reports)),
+        one(
+            "Beside public encoders",
+            _ENCODERS_NOTE + ("; of how many the value is lower" if len(reports) > 1 else ""),
+            _encoder_rows(reports),
+        ),
         one(
             "Hierarchy",
             f"dendrogram of {drawn} rows drawn; {comparison.tree}",
@@ -156,7 +160,7 @@ def _encoder_rows(reports: Sequence[Report]) -> list[Row]:
         cells = [
             "–" if s is None
             else str(s) if len(reports) == 1
-            else f"{s.value:.3g} ({s.n_lower} of {s.n} lower)"
+            else f"{s.value:.3g} ({s.n_lower}/{s.n})"
             for s in found
         ]  # fmt: skip
         rows.append(Row(name, cells, "as a share of min(N, D)" if is_share else ""))

@@ -197,3 +197,85 @@ def test_columns_that_vary():
     sigma = np.array([1.0, 2.0, 1e-9, 0.0, 0.1])
     assert _geometry.varies(sigma).tolist() == [True, True, False, False, True]
     assert not _geometry.varies(np.zeros(3)).any()
+
+
+# --- searches -------------------------------------------------------------------------------------
+
+
+def test_concentrated_distances():
+    found = judged(gaussian(300, 3000))
+    assert "concentrated distances" in found
+    unit = (x := gaussian(300, 3000)) / np.linalg.norm(x, axis=1, keepdims=True)
+    apart = 1 - unit @ unit.T
+    others = apart[~np.eye(300, dtype=bool)].reshape(300, -1)
+    ratio = others.mean() / np.median(others.min(axis=1))
+    assert f"{ratio:.3g} times" in found["concentrated distances"].value
+
+
+def test_queries():
+    x = gaussian(600, 12) + 3 * np.eye(12)[0]
+    same = {f.subject: f for f in report.report(x, queries=gaussian(200, 12, 1) + 3 * np.eye(12)[0],
+                                                 n_slices=2).findings}  # fmt: skip
+    assert same["queries far from all rows"].verdict == "good"
+    assert same["hubs among answers"].verdict == "good"
+    away = -5 * np.eye(12)[0] + 0.01 * gaussian(100, 12, 2)
+    found = judged(x, queries=np.concatenate([x[:100], away]))
+    far = found["queries far from all rows"]
+    unit, rows = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (away, x))
+    first, own = 1 - (unit @ rows.T).max(axis=1), 1 - np.sort(rows @ rows.T, axis=1)[:, -2]
+    assert (first > np.quantile(own, 0.99)).all()
+    assert far.verdict == "bad" and far.value.startswith("50.0% of 200 queries")
+    assert set(far.rows) <= set(range(100, 200))
+    hub = found["hubs among answers"]
+    nearest = np.argsort(-(np.concatenate([rows[:100], unit]) @ rows.T), axis=1)[:, :10]
+    counts = np.bincount(nearest.ravel(), minlength=600)
+    assert f"nearest of {counts.max()} of 200" in hub.value and hub.rows[0] == counts.argmax()
+
+
+def test_recall_of_an_index():
+    x = gaussian(300, 12)
+    x[[4, 9]] = np.nan
+    good = np.flatnonzero(np.isfinite(x[:, 0]))
+    unit = x[good] / np.linalg.norm(x[good], axis=1, keepdims=True)
+    order = good[np.argsort(-(unit @ unit.T), axis=1)[:, :11]]  # the row itself first
+    index = np.full((300, 11), -1)
+    index[good] = order
+
+    def said(neighbors):
+        found = report.report(x, neighbors=neighbors, drop_bad_rows=True, n_slices=2).findings
+        return next(f for f in found if f.subject == "recall of the index")
+
+    assert said(index).value.startswith("100.0% of the 10 nearest of 298 rows")
+    assert said(index[:, 1:]).verdict == "good"
+    index[good[:149], 6:] = -1
+    bad = said(index)
+    assert bad.verdict == "bad" and bad.value.startswith("75.0% of the 10 nearest")
+    assert "of 50% of the rows less than" in bad.value and bad.rows[0] == good[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries": gaussian(5, 3)}, "found 3; expected queries of 12 dimensions"),
+        ({"queries": np.full((5, 12), np.nan)}, "found NaN or Inf; expected finite queries"),
+        ({"neighbors": np.full((600, 2), 600)}, "found 600 … 600; expected row numbers"),
+        ({"neighbors": np.ones((600, 2))}, "found no integers; expected row numbers"),
+        ({"neighbors": np.ones((5, 2), int)}, "found 5; expected 600"),
+        ({"neighbors": np.ones((600, 2), int), "rows": 50}, "expected all rows"),
+    ],
+)
+def test_wrong_searches(options, message):
+    with pytest.raises(ValueError, match=message):
+        report.report(gaussian(), n_slices=2, **options)
+
+
+def test_the_largest_rows():
+    """Of equal norms those that come first, however rows are divided."""
+    x = np.random.default_rng(0).integers(1, 4, (400, 1)).astype(float)
+    x[[200, 350]] = 9
+    expected = np.lexsort((np.arange(400), -x[:, 0]))[:5]
+    whole, other = Survey(1), Survey(1)
+    whole.update(x[:3], np.arange(3))
+    other.update(x[3:], np.arange(3, 400))
+    whole.merge(other)
+    assert whole.largest.tolist() == expected.tolist()

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from visreg_core import metrics, report
 from visreg_core.embeddings import load
-from visreg_core.report import _conditions, _labelled, _model
+from visreg_core.report import _conditions, _labelled, _model, _nearest
 from visreg_core.report._labelled import Levels
 
 
@@ -27,7 +27,7 @@ def test_neighbours_are_those_of_all_rows_however_the_file_is_cut(tmp_path, monk
     whole = report.report(load(tmp_path / "x.npy"), labels=codes, tree=tree, n_slices=2)
     found = whole.labelled.measures["hierarchical_knn_accuracy"]
     assert found[0].value == metrics.hierarchical_knn_accuracy(x, codes, metric=metric)[0]
-    monkeypatch.setattr(_labelled, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(_nearest, "_BLOCK_VALUES", 1)
     cut = report.report(load(tmp_path / "x.npy"), labels=codes, tree=tree, n_slices=2)
     assert cut.labelled == whole.labelled
 
@@ -147,3 +147,21 @@ def test_levels_keep_rows_and_names():
     assert levels.names == (("a", "b"), ("x", "y", "z"))
     assert levels.at(np.array([2, 0])).codes[1].tolist() == [2, 0]
     assert levels.sizes(0).tolist() == [1, 2]
+
+
+def test_confusions_by_the_neighbours():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(3, size=200)
+    x = rng.standard_normal((3, 5))[codes] + 0.7 * rng.standard_normal((200, 5))
+    names = np.array(["a", "b", "c"])[codes]
+    fine, coarse = np.arange(200) // 2, names
+    found = report.report(x, labels=np.stack([coarse, fine], axis=1), n_slices=2).labelled
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    near = np.argsort(-(unit @ unit.T) + 9 * np.eye(200), axis=1)[:, :20]
+    counts = np.zeros((3, 3), int)
+    for own, others in zip(codes, codes[near], strict=True):
+        counts[own, np.bincount(others, minlength=3).argmax()] += 1
+    assert found.confusion[0].classes == ("a", "b", "c")
+    assert np.array_equal(found.confusion[0].counts, counts)
+    assert found.confusion[1] is None  # 100 classes
+    assert counts.trace() < 200

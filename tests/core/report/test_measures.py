@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from visreg_core import report
 from visreg_core.cli import main
-from visreg_core.report import _json, _measures
+from visreg_core.report import _html, _json, _measures
 from visreg_core.report._model import TreeOptions
 from visreg_core.report._tables import tables
 
@@ -118,3 +118,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     ):
         assert main(["compare", *files, "--trend", "--slices", "4"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_matrices_of_pairs(monkeypatch):
+    files = checkpoints()[:3]
+    found = report.compare(files, paired=True, **OPTIONS)
+    drawn = {}
+    monkeypatch.setattr(
+        _html, "matrices", lambda measures, names: drawn.update(measures) or "<svg></svg>"
+    )
+    _html.to_html(found, {})
+    assert set(drawn) == set(_html._IN_MATRICES)
+    for (i, j), pair in zip(((0, 1), (0, 2), (1, 2)), found.pairs, strict=True):
+        assert drawn["linear_cka"][i, j] == drawn["linear_cka"][j, i] == pair.linear_cka
+        assert np.isnan(drawn["linear_cka"][i, i])

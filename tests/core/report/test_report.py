@@ -260,7 +260,7 @@ def test_pictures(saved):
 def test_figures_of_every_kind_of_data(saved, z):
     p = report.report(saved(z), n_slices=2).pictures
     for drawn in (_figures.figures([p], ["a"]), _figures.figures([p] * 4, list("abcd"))):
-        assert len(drawn) == 4
+        assert len(drawn) == 5
         assert all(ElementTree.fromstring(svg).tag.endswith("svg") for svg in drawn.values())
     assert _figures.figures([p], ["a"]) == _figures.figures([p], ["a"])
 
@@ -311,7 +311,7 @@ def test_html_is_self_contained_and_escaped(comparison):
     assert "[red]$x_1$ &amp; “b”.npy" in html
     shown = re.sub(r'src="data:[^"]*"', "", html)  # with the namespaces of SVG
     assert "http" not in shown.replace("http-equiv", "")
-    assert html.count("<img") == 8  # a dendrogram each, a tanglegram, branches that differ
+    assert html.count("<img") == 9  # a dendrogram each, a tanglegram, branches that differ
     for name in _conditions.known_names(pairs=True):
         if name not in _model.LABELLED:
             assert f"<th>{name}<small>" in html.replace("\u200b", "")
