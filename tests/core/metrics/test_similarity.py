@@ -253,7 +253,7 @@ def test_neighbours_of_wide_rows(rng, metric, make, dtype):
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("k", [3, 4, 5])
 def test_the_last_of_the_neighbours_may_be_one_of_close_rows(rng, metric, k):
-    """Rows in pairs, whose distances from all others float32 cannot tell apart, a few in clusters."""
+    """Rows in pairs, whose distances from others float32 cannot tell apart, a few in clusters."""
     x, y = (
         np.concatenate([tight(rng, 20, 400, 0.2, 2), rng.standard_normal((90, 400))])
         for _ in range(2)
