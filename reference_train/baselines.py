@@ -77,28 +77,47 @@ class Prototypes(nn.Module):
         return F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=-1).T
 
 
-class DINO(Objective):
-    """Cross-entropy of all crops with an EMA teacher's distributions of the global crops."""
+class WithTeacher(Objective):
+    """A method with an EMA of the learner."""
 
     def __init__(self, config: Config, learner: Learner) -> None:
         super().__init__()
-        m = config.method
-        self.student_temperature, self.teacher_temperature = m.temperature, m.teacher_temperature
-        self.momentum, self.center_momentum = m.teacher_momentum, m.center_momentum
-        self.freeze_epochs = m.freeze_epochs
+        self.momentum = config.method.teacher_momentum
         self.teacher = copy.deepcopy(learner)
         self.teacher.probe = None
         self.teacher.requires_grad_(False)
         self.half = config.run.precision == "bfloat16"
+
+    @torch.no_grad()
+    def taught(self, crops: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """What the teacher makes of the global crops (G, N, D)."""
+        device = crops[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.half):
+            return self.teacher(crops[:1]).embeddings.to(dtype)
+
+    @torch.no_grad()
+    def after_step(self, learner: Learner, progress: float) -> None:
+        """Move the teacher towards the student; the momentum rises to 1 by a cosine."""
+        keep = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        moved = dict(learner.named_parameters())
+        for name, parameter in self.teacher.named_parameters():
+            parameter.lerp_(moved[name], 1 - keep)
+
+
+class DINO(WithTeacher):
+    """Cross-entropy of all crops with an EMA teacher's distributions of the global crops."""
+
+    def __init__(self, config: Config, learner: Learner) -> None:
+        super().__init__(config, learner)
+        m = config.method
+        self.student_temperature, self.teacher_temperature = m.temperature, m.teacher_temperature
+        self.center_momentum, self.freeze_epochs = m.center_momentum, m.freeze_epochs
         self.register_buffer("center", torch.zeros(m.prototypes))
 
     def forward(self, outputs: Outputs, crops: list[torch.Tensor], step: int) -> Terms:
         """Terms of a step."""
+        logits = self.taught(crops, outputs.embeddings.dtype)
         with torch.no_grad():
-            device = crops[0].device.type
-            with torch.autocast(device, torch.bfloat16, enabled=self.half):
-                logits = self.teacher(crops[:1]).embeddings
-            logits = logits.to(outputs.embeddings.dtype)
             target = torch.softmax((logits - self.center) / self.teacher_temperature, dim=-1)
             mean = all_sum(logits.mean(dim=(0, 1))) / world_size()
             self.center.lerp_(mean.to(self.center.dtype), 1 - self.center_momentum)
@@ -116,11 +135,3 @@ class DINO(Objective):
         """Without a gradient the prototypes neither move nor decay."""
         if epoch < self.freeze_epochs:
             learner.projector[-1].weight.grad = None
-
-    @torch.no_grad()
-    def after_step(self, learner: Learner, progress: float) -> None:
-        """Move the teacher towards the student; the momentum rises to 1 by a cosine."""
-        keep = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
-        moved = dict(learner.named_parameters())
-        for name, parameter in self.teacher.named_parameters():
-            parameter.lerp_(moved[name], 1 - keep)

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from reference_train.errors import TrainError, choice, did_you_mean
 from reference_train.settings import (
     METHODS,
+    TAUGHT,
     Augment,
     Config,
     Data,
@@ -152,8 +153,10 @@ def check(config: Config) -> None:
             f"data.batch_size: expected at least {least}"
             f"{', method.n_neighbors' if least > 2 else ''}; found {rows}"
         )
-    if config.run.statistics == "batch" and config.method.name == "dino":
-        raise TrainError("dino is a mean over samples: run.statistics=micro gives the same")
+    if config.run.statistics == "batch" and config.method.name in (*TAUGHT, "simsiam"):
+        raise TrainError(
+            f"{config.method.name} is a mean over samples: run.statistics=micro gives the same"
+        )
     for key, amiss, where in (
         ("optim.fused", config.optim.fused and config.optim.name != "adamw", "optim.name=adamw"),
         ("data.prefetch", config.data.prefetch != 2 and not config.data.workers, "data.workers"),
@@ -172,7 +175,7 @@ def check(config: Config) -> None:
             raise TrainError(f"{key}: has no effect without {where}")
     if config.run.shard:
         for key, amiss in (
-            ("method.name", config.method.name == "dino"),
+            ("method.name", config.method.name in TAUGHT),
             ("optim.name", config.optim.name != "adamw"),
             ("optim.ema", config.optim.ema is not None),
             ("run.evaluate_every", config.run.evaluate_every is not None),

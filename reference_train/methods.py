@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 import visreg_torch as vt
-from reference_train.baselines import DINO, Objective, SimCLR, Terms
+from reference_train.baselines import DINO, Objective, Prototypes, SimCLR, Terms
 from reference_train.collectives import world_size
 from reference_train.config import Config, Method, rows_of_a_process
 from reference_train.model import Learner, Outputs
 from reference_train.own_loss import draws_slices, own_loss
+from reference_train.siamese import BYOL, NNCLR, PREDICTED, MoCo, Predictor, SimSiam
 
 SLICED = ("visreg", "sigreg", "swd")
+WITH_TEACHER = {"dino": DINO, "byol": BYOL, "moco": MoCo}
 
 
 class StatisticSize(NamedTuple):
@@ -48,18 +50,29 @@ def statistic_size(config: Config, world: int) -> StatisticSize:
 
 
 def build(config: Config, learner: Learner) -> Objective:
-    """The objective of ``method.name``; `learner` is what dino's teacher is a copy of."""
+    """The objective of ``method.name``; `learner` is what a teacher is a copy of."""
     m = config.method
-    if m.name == "dino":
-        return DINO(config, learner)
+    if m.name in WITH_TEACHER:
+        return WITH_TEACHER[m.name](config, learner)
     if m.name == "simclr":
         return SimCLR(m.temperature, m.scope)
+    if m.name == "simsiam":
+        return SimSiam()
+    if m.name == "nnclr":
+        return NNCLR(config)
     if ":" in m.name:
         return Sketched(own_loss(m, config.run.seed), m.lam)
     if m.name in SLICED:
         n_slices = statistic_size(config, world_size()).slices
         return Sketched(sketch(m, n_slices, config.run.seed), m.lam)
     return OfViews(loss_of_views(m, config.run.seed))
+
+
+def last_layer(config: Config) -> nn.Module | None:
+    """What the projector ends with, where the method has a layer of its own."""
+    if config.method.name == "dino":
+        return Prototypes(config.model.dim, config.method.prototypes)
+    return Predictor(config) if config.method.name in PREDICTED else None
 
 
 def sketch(m: Method, n_slices: int, seed: int) -> nn.Module:

@@ -8,7 +8,11 @@ from typing import Any
 from omegaconf import MISSING
 
 INF = float("inf")
-METHODS = ("visreg", "sigreg", "swd", "vicreg", "barlow_twins", "sag_vicreg", "simclr", "dino")
+TAUGHT = ("dino", "byol", "moco")  # by a moving average of the model
+METHODS = (
+    *("visreg", "sigreg", "swd", "vicreg", "barlow_twins", "sag_vicreg", "simclr"),
+    *(*TAUGHT, "simsiam", "nnclr"),
+)
 
 
 def setting(
@@ -201,11 +205,12 @@ class Method:
     )
     walk_steps: int = setting(1, "sag_vicreg: steps of the walk to a row's pair", least=1)
     off_diagonal: float = setting(0.0051, "barlow_twins: weight", least=0)
-    temperature: float = setting(0.1, "simclr, and dino's student", above=0)
+    temperature: float = setting(0.1, "simclr, moco, nnclr, and dino's student", above=0)
+    queue: int = setting(65536, "moco, nnclr: embeddings of earlier batches", least=1)
     prototypes: int = setting(65536, "dino: width of the last layer", least=1)
     teacher_temperature: float = setting(0.04, "dino", above=0)
     teacher_momentum: float = setting(
-        0.996, "dino: at the start; it goes to 1 by a cosine", least=0, most=1
+        0.996, "dino, byol, moco: at the start; it goes to 1 by a cosine", least=0, most=1
     )
     freeze_epochs: float = setting(1, "dino: epochs before the last layer moves", least=0)
     center_momentum: float = setting(0.9, "dino", least=0, most=1)

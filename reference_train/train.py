@@ -26,7 +26,6 @@ from accelerate.utils import set_seed
 
 from reference_train import data, methods, optim, shard, speed
 from reference_train.augment import MultiCrop
-from reference_train.baselines import Prototypes
 from reference_train.config import RECIPES, Config, documented, load, to_dict
 from reference_train.curves import draw_curves
 from reference_train.environment import environment, write_result
@@ -190,10 +189,7 @@ def start(config: Config) -> Accelerator:
 
 def new_learner(config: Config, n_classes: int) -> Learner:
     """The untrained model; the same weights for the same seed."""
-    head = None
-    if config.method.name == "dino":
-        head = Prototypes(config.model.dim, config.method.prototypes)
-    return Learner(config, n_classes, head)
+    return Learner(config, n_classes, methods.last_layer(config))
 
 
 def due(epochs: float | None, done: int, steps: int, steps_per_epoch: float) -> bool:

@@ -27,6 +27,7 @@ SMALL = [
     "method.n_slices=8",
     "method.n_neighbors=4",
     "method.prototypes=16",
+    "method.queue=20",
 ]
 
 
@@ -184,6 +185,85 @@ def test_dino_against_a_transcription():
     assert loss == pytest.approx(expected, rel=1e-5)
     moved = 0.9 * center + 0.1 * teacher.mean((0, 1))
     np.testing.assert_allclose(method.center.numpy(), moved, atol=1e-6)
+
+
+def both(method, learner, crops):
+    """Embeddings of the learner and of the teacher, each (V, N, D or 2 D), and the loss."""
+    with torch.no_grad():
+        outputs = learner(crops)
+        teacher = getattr(method, "teacher", learner)(crops[:1]).embeddings
+        loss = method(outputs, crops, 0)["loss"].item()
+    return outputs.embeddings.double().numpy(), teacher.double().numpy(), loss
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["simsiam", "byol", "moco", "nnclr"])
+def test_predicted_views_against_a_transcription(name):
+    settings, learner, method = built(f"method.name={name}", "augment.n_global=3")
+    if name in ("byol", "moco"):  # a teacher that is another network
+        with torch.no_grad():
+            for p in method.teacher.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    crops = MultiCrop(settings.augment, settings.data)(images)
+    before = method.queue.rows.double().numpy().copy() if hasattr(method, "queue") else None
+    student, teacher, loss = both(method, learner, crops)
+    z, p = (student, student) if name == "moco" else np.split(student, 2, axis=-1)
+    target = teacher if name == "moco" else np.split(teacher, 2, axis=-1)[0]
+    total, count = 0.0, 0
+    for g in range(3):
+        for v in range(3):
+            if v == g:
+                continue
+            for n in range(6):
+                q, t = unit(p[v, n]), unit(target[g, n])
+                if name == "simsiam":
+                    total -= q @ t
+                elif name == "byol":
+                    total += np.sum((q - t) ** 2)
+                elif name == "moco":
+                    scores = np.exp(np.array([q @ t, *(q @ k for k in before)]) / 0.1)
+                    total -= np.log(scores[0] / scores.sum())
+                else:
+                    near = max(before, key=lambda k: k @ unit(z[g, n]))
+                    scores = np.exp([near @ unit(p[v, m]) / 0.1 for m in range(6)])
+                    total -= np.log(scores[n] / scores.sum())
+                count += 1
+    assert loss == pytest.approx(total / count, rel=1e-4)
+    if before is not None:
+        new = unit(target if name == "moco" else z[:1]).reshape(-1, 8)
+        kept = np.concatenate([new, before])[:20]
+        np.testing.assert_allclose(method.queue.rows.numpy(), kept, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["simsiam", "byol", "moco", "nnclr"])
+def test_no_gradient_goes_through_targets(name):
+    """That of the loss is the one through the views alone: against central differences."""
+    _, _, method = built(f"method.name={name}")
+    method.double()
+    torch.manual_seed(1)
+    fixed, views = (torch.randn(2, 5, 8 if name == "moco" else 16).double() for _ in range(2))
+    if hasattr(method, "teacher"):
+        method.taught = lambda crops, dtype: fixed
+
+    def loss(predicted, embedded):
+        z, p = embedded.chunk(2, -1)[0], predicted.chunk(2, -1)[1]
+        given = predicted if name == "moco" else torch.cat([z, p], -1)
+        rows = method.queue.rows if hasattr(method, "queue") else None
+        found = method(*outputs_of(given), 0)["loss"]
+        if rows is not None:
+            method.queue.rows = rows
+        return found
+
+    views.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(views, views), views)
+    step = 1e-6 * torch.randn_like(views)
+    with torch.no_grad():  # moved where views predict, not where they are targets
+        difference = loss(views + step, views) - loss(views - step, views)
+    assert difference.item() == pytest.approx(2 * (gradient * step).sum().item(), rel=1e-5)
 
 
 def test_dinos_last_layer_is_fixed_for_an_epoch():
