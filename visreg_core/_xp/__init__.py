@@ -21,7 +21,14 @@ from visreg_core._xp.detection import (
     on_device,
 )
 from visreg_core._xp.dtypes import FLOATING, cast, compute_dtype, dtype_name
-from visreg_core._xp.host import fixed_number, fixed_size, from_numpy, host_constants, to_numpy
+from visreg_core._xp.host import (
+    fixed_number,
+    fixed_size,
+    from_numpy,
+    host_constants,
+    seen,
+    to_numpy,
+)
 from visreg_core._xp.of_torch import bits, load_torch_file
 from visreg_core._xp.shims import (
     accumulate,
@@ -119,6 +126,7 @@ __all__ = [
     "put_last",
     "requires_grad",
     "run_program",
+    "seen",
     "sign",
     "smallest",
     "sorted_rows",

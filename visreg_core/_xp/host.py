@@ -19,6 +19,11 @@ def to_numpy(x: Array) -> np.ndarray:
     return room_of(x).to_numpy(x)
 
 
+def seen(x: Array) -> np.ndarray | None:
+    """The same, unless that would wait for a device or stop a tracer: then None."""
+    return room_of(x).seen(x)
+
+
 def from_numpy(
     xp: Namespace, a: np.ndarray, *, device: Device = None, dtype: DType = None
 ) -> Array:

@@ -29,6 +29,9 @@ _BLOCK = 1 << 22
 _BLOCK_DEVICE = 1 << 24
 _MIN_ROWS = 64
 
+# Multiplications from which on all threads have a block.
+_SHARED = 1 << 26
+
 # Rows of so few numbers are multiplied in float64 from the first, in no more time than it takes to
 # look closer at clusters.
 _SMALL = 1 << 16
@@ -78,6 +81,9 @@ class Search:
         The queries are the rows, and none is its own neighbour.
     directions : bool
         Rows and queries have length 1, or 0: such are at distance 1 from everything.
+    ordered : bool
+        Neighbours in the order of their distances, equal ones by index, as far as differences tell;
+        else by products, where these tell which the neighbours are.
     exact : bool
         All distances by differences; else those that products give to 2⁻¹² or better are as exact
         as float32.
@@ -93,10 +99,12 @@ class Search:
         *,
         own: bool = False,
         directions: bool = False,
+        ordered: bool = True,
         exact: bool = False,
         place: tuple[Namespace, Device] | None = None,
     ) -> None:
         self.k, self.own, self.exact, self.directions = k, own, exact, directions
+        self.ordered = ordered
         self.queries = queries
         first, self.members = rows.distinct()
         self.rows = rows if self.members is None else rows.only(first)
@@ -105,8 +113,9 @@ class Search:
         )
         # The own row is found like any other, at distance 0, and left out at the end.
         self.wanted = min(k + own, len(self.rows))
-        self.middle = self.rows.middle()
         wide = rows.x.size < _SMALL or place is not None
+        # In float64 the middle of directions may be 0: products resolve angles of 1e-6.
+        self.middle = np.zeros(rows.dim) if wide and directions else self.rows.middle()
         self.unit, self.longest = float(directions), 0.0  # which the first operand tells
         self.operand = self._multiplied(np.dtype(np.float64 if wide else np.float32))
         self.on_device: tuple[Namespace, Device, Array] | None = None
@@ -139,8 +148,12 @@ class Search:
     @property
     def block_rows(self) -> int:
         """Queries to ask for at a time."""
-        block = _BLOCK if self.on_device is None else _BLOCK_DEVICE
-        return max(_MIN_ROWS, block // len(self.rows))
+        if self.on_device is not None:
+            return max(_MIN_ROWS, _BLOCK_DEVICE // len(self.rows))
+        block, queries = _BLOCK // len(self.rows), len(self.queries)
+        if queries * self.rows.x.size >= _SHARED:
+            block = min(block, -(-queries // threads.available_threads()))
+        return max(_MIN_ROWS, block)
 
     def block(self, start: int, stop: int) -> Near:
         """What the queries start … stop − 1 have near them."""
@@ -259,9 +272,15 @@ class Search:
         finite = distance < np.inf
         gap = 2 * wide + self._rounding((limit[:, None] + squares[:, None] / 2) * unit**2)
         close = (distance[:, 1:] <= distance[:, :-1] + gap) & finite[:, 1:]
+        if not self.ordered and self.members is None:
+            last = self.wanted - 1
+            close &= close[:, last : last + 1].any(axis=1, keepdims=True)
         unsure = finite if self.exact else distance < wide / _SHARE
         unsure[:, 1:] |= close
         unsure[:, :-1] |= close
+        if self.own and self.members is None:
+            itself = (name == queries[:, None]) & finite
+            distance[itself], unsure[itself] = 0.0, False
         query, place = np.nonzero(unsure)
         if query.size:
             distance[query, place] = self._distances(queries[query], name[query, place])
@@ -334,10 +353,12 @@ class Search:
         """Entries, of all rows instead of distinct ones, without the queries' own."""
         if self.members is not None:
             return self._with_members(queries, name, distance)
-        last = distance[:, self.k - 1]
+        # The largest of them: where the order does not matter, some distances are more exact.
+        last = distance[:, : self.k].max(axis=1)
         if self.own:
             others = name != queries[:, None]
-            last = np.where(np.all(others[:, : self.k], axis=1), last, distance[:, self.k])
+            all_others = np.all(others[:, : self.k], axis=1)
+            last = np.where(all_others, last, np.maximum(last, distance[:, self.k]))
         some = distance <= last[:, None]
         if self.own:
             some &= others

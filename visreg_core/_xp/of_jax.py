@@ -46,6 +46,10 @@ class JAXRoom(Standard):
     def to_numpy(self, x: Array) -> np.ndarray:
         return np.asarray(x)
 
+    def seen(self, x: Array) -> np.ndarray | None:
+        where = self.device(x)
+        return None if where is None or where.platform != "cpu" else self.to_numpy(x)
+
     def device_names(self, xp: Namespace) -> tuple[str, ...]:
         jax = sys.modules["jax"]
         return tuple(dict.fromkeys(d.platform for d in (*jax.devices("cpu"), *jax.devices())))

@@ -29,6 +29,9 @@ class NumPyRoom(Standard):
     def to_numpy(self, x: Array) -> np.ndarray:
         return np.asarray(x)
 
+    def seen(self, x: Array) -> np.ndarray | None:
+        return np.asarray(x)
+
     def special(self, xp: Namespace, function: str, x: Array) -> Array:
         import scipy.special  # which takes a while
 

@@ -42,6 +42,15 @@ class TorchRoom(Standard):
         x = x.detach().cpu()
         return (x.float() if dtype_name(x) == "bfloat16" else x).numpy()
 
+    def seen(self, x: Array) -> np.ndarray | None:
+        if self.is_compiling():
+            return None
+        c = sys.modules["torch"]._C
+        traced = c._len_torch_dispatch_stack() > 0 or c._get_tracing_state() is not None
+        if traced or not x.is_cpu or c._functorch.is_functorch_wrapped_tensor(x):
+            return None
+        return self.to_numpy(x.resolve_conj().resolve_neg())
+
     def device_names(self, xp: Namespace) -> tuple[str, ...]:
         return ("cpu", "cuda") if xp.cuda.is_available() else ("cpu",)
 

@@ -11,7 +11,7 @@ import numpy as np
 _TILE = 1 << 13
 
 # Rows that a middle is chosen from.
-_SAMPLE = 64
+_SAMPLE = 16
 
 
 class Points:
@@ -35,13 +35,15 @@ class Points:
         x = _float(x)
         if x.dtype == np.float64:  # of float32 no square overflows or vanishes
             largest = np.abs(x).max(axis=1, keepdims=True)
-            x = x / np.where(largest > 0, largest, 1.0)
-        square = np.empty(len(x))
-        for tile in _tiles(*x.shape):
-            wide = x[tile].astype(np.float64, copy=False)
-            np.einsum("nd,nd->n", wide, wide, out=square[tile])
+            with np.errstate(invalid="ignore"):  # of infinity
+                x = x / np.where(largest > 0, largest, 1.0)
+        square = np.einsum("nd,nd->n", x, x, dtype=np.float64)
         zero = square == 0
         return cls(x, np.sqrt(np.where(zero, 1.0, square))[:, None], zero)
+
+    def are_finite(self) -> bool:
+        """Of directions: whether no row has NaN or infinity."""
+        return bool(np.all(np.isfinite(self.divisor)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -62,6 +64,10 @@ class Points:
 
     def less(self, middle: np.ndarray, out: np.ndarray, negative: bool = False) -> None:
         """Write what the rows are apart from `middle`, in float32 or float64, or minus that."""
+        if not middle.any():
+            divisor = self.divisor.astype(np.result_type(self.x, out))
+            np.divide(self.x, -divisor if negative else divisor, out=out, casting="same_kind")
+            return
         for tile in _tiles(*self.x.shape):
             rows = self[tile]
             pair = (middle, rows) if negative else (rows, middle)
@@ -69,8 +75,7 @@ class Points:
 
     def middle(self) -> np.ndarray:
         """A row near the mean, or 0 where rows are nearer to that: whole numbers stay whole."""
-        some = np.flatnonzero(~self.zero)
-        some = self[some[:: -(-some.size // _SAMPLE)]] if some.size else self[:1]
+        some = self[:: max(1, len(self) // _SAMPLE)]
         mean = some.mean(axis=0)
         squares = np.einsum("nd,nd->n", some, some)
         row = some[np.argmin(squares / 2 - some @ mean)]

@@ -41,7 +41,7 @@ class Error:
         info = np.finfo(dtype)
         self.dtype = dtype
         self.c = min((dim + 16) * float(info.eps) / 2, 0.04)
-        self.squares = squares
+        self.squares, self.own = squares, np.sqrt(squares)
         self.longest = longest
         self.tiny = (dim + 16) * float(info.tiny)
 
@@ -49,9 +49,8 @@ class Error:
         """Of products up to t."""
         slack = 6 * self.c
         squares = (t + (0.5 + slack) * self.squares) / (0.5 - slack)
-        own = np.sqrt(self.squares)
-        length = np.minimum(own + np.sqrt(np.maximum(squares, 0)), self.longest)
-        return self.c * (own + length / 2) * length + self.tiny
+        length = np.minimum(self.own + np.sqrt(np.maximum(squares, 0)), self.longest)
+        return self.c * (self.own + length / 2) * length + self.tiny
 
     def limit(self, t: np.ndarray) -> np.ndarray:
         """Up to which products are candidates, when so many as are wanted are up to t."""

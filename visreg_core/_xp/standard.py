@@ -67,6 +67,9 @@ class Standard:
         # The standard has no name for the host: this is the one of array-api-strict.
         return np.asarray(x.to_device(sys.modules[self.name].Device("CPU_DEVICE")))
 
+    def seen(self, x: Array) -> np.ndarray | None:
+        return None
+
     # --- start-up ---
 
     def device_names(self, xp: Namespace) -> tuple[str, ...]:

@@ -199,7 +199,7 @@ def check_percentile(percentile: float) -> None:
 
 
 class Nearest(NamedTuple):
-    """The rows of one view nearest to each row of the other, nearest first.
+    """The rows of one view nearest to each row of the other, nearest first but for rounding.
 
     index, distance : (M, n_neighbors), the latter less the row's smallest; n : rows of that view.
     """
@@ -218,15 +218,28 @@ def nearest(a: Array, b: Array, n_neighbors: int) -> Nearest:
         nothing = xp.zeros((0, n_neighbors), dtype=dtype, **_xp.on_device(a))
         return Nearest(xp.astype(nothing, xp.int64), nothing, n)
     a, b = _xp.stop_gradient(a), _xp.stop_gradient(b)
-    if isinstance(a, np.ndarray) and np.all(np.isfinite(a)) and np.all(np.isfinite(b)):
-        rows, columns = Points.directions(a), Points.directions(b)
-        exact = dtype == np.float64
-        search = Search(rows, columns, n_neighbors, directions=True, exact=exact)
-        index, kept = neighbours.nearest(search)
-        kept = kept.astype(dtype)
-    else:
+    found = _nearest_by_differences(_xp.seen(a), _xp.seen(b), n_neighbors)
+    if found is None:
         index, kept = _nearest_by_products(xp, a, b, n_neighbors, dtype)
+    else:
+        where = _xp.device(a)
+        index, kept = (_xp.from_numpy(xp, x, device=where) for x in found)
+        kept = _xp.cast(xp, kept, dtype)
     return Nearest(index, kept - kept[:, :1], n)
+
+
+def _nearest_by_differences(
+    a: np.ndarray | None, b: np.ndarray | None, n_neighbors: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """On the host; None where rows cannot be seen there, or have NaN or infinity."""
+    if a is None or b is None:
+        return None
+    rows, columns = Points.directions(a), Points.directions(b)
+    if not (rows.are_finite() and columns.are_finite()):
+        return None
+    exact = a.dtype == np.float64
+    search = Search(rows, columns, n_neighbors, directions=True, ordered=False, exact=exact)
+    return neighbours.nearest(search)
 
 
 def _nearest_by_products(

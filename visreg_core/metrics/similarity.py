@@ -189,7 +189,7 @@ def mutual_knn(
 def shared_neighbors(x: Array, y: Array, k: int, metric: str = "cosine") -> np.ndarray:
     """How many of its k nearest others each row has in both sets, (N,), of checked arguments."""
     n = x.shape[0]
-    first, second = (_search(z, z, k, metric, own=True) for z in (x, y))
+    first, second = (_search(z, z, k, metric, own=True, ordered=False) for z in (x, y))
 
     def work(blocks: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         near = ((first.block(*block), second.block(*block)) for block in blocks)
@@ -264,7 +264,9 @@ def nearest(
     return neighbours.nearest(_search(queries, x, k, metric, own=leave_one_out))
 
 
-def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Search:
+def _search(
+    queries: Array, x: Array, k: int, metric: str, *, own: bool, ordered: bool = True
+) -> Search:
     cosine = metric == "cosine"
     p = _xp.to_numpy(x)
     q = p if own else _xp.to_numpy(queries)
@@ -275,7 +277,8 @@ def _search(queries: Array, x: Array, k: int, metric: str, *, own: bool) -> Sear
         unit = power_of_two(q, p)
         rows = Points.in_units(p, unit)
         asked = rows if own else Points.in_units(q, unit)
-    return Search(asked, rows, k, own=own, directions=cosine, place=_elsewhere(x))
+    place = _elsewhere(x)
+    return Search(asked, rows, k, own=own, directions=cosine, ordered=ordered, place=place)
 
 
 def _elsewhere(x: Array) -> tuple[Namespace, Device] | None:

@@ -110,7 +110,8 @@ class SlicedLoss(DrawingLoss):
     def slices(self, z: Tensor, step: Step = None) -> Tensor:
         """Directions (D, n_slices) for z (..., N, D), on its device."""
         # torch.jit.trace records sizes as tensors
-        dim = int(z.shape[-1]) if torch.jit.is_tracing() else z.shape[-1]
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        dim = int(z.shape[-1]) if traced else z.shape[-1]
 
         def draw(now: int | Tensor) -> Tensor:
             return functional.random_slices(

@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from visreg_core import metrics
 from visreg_core._xp import neighbours
+from visreg_core.losses.random_walk import nearest
 from visreg_core.metrics import similarity
 
 
@@ -247,6 +248,27 @@ def test_neighbours_of_wide_rows(rng, metric, make, dtype):
     found, _ = similarity.nearest(x, x, 10, metric=metric, leave_one_out=True)
     whole = np.array_equal(abs(x), np.ones_like(x))  # whose ties are exact if they stay whole
     np.testing.assert_array_equal(found, naive_neighbours(x, 10, "euclidean" if whole else metric))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_the_last_of_the_neighbours_may_be_one_of_close_rows(rng, metric, k):
+    """Rows in pairs, whose distances from others float32 cannot tell apart, a few in clusters."""
+    x, y = (
+        np.concatenate([tight(rng, 20, 400, 0.2, 2), rng.standard_normal((90, 400))])
+        for _ in range(2)
+    )
+    x, y = (z.repeat(2, axis=0) for z in (x, y))
+    x, y = ((z + 1e-6 * rng.standard_normal(z.shape)).astype(np.float32) for z in (x, y))
+    expected = naive_mutual_knn(x, y, k, metric)
+    assert metrics.mutual_knn(x, y, k, metric=metric) == pytest.approx(expected, rel=1e-9)
+    if metric == "cosine":
+        a, b = (
+            z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x.astype(float), y.astype(float))
+        )
+        near = np.argsort(-a @ b.T, axis=1)[:, :k]
+        found = nearest(x, y, k).index
+        np.testing.assert_array_equal(np.sort(found, axis=1), np.sort(near, axis=1))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
