@@ -78,7 +78,7 @@ def test_outputs(files):
         "linkage": "average", "metric": "cosine", "labels": None, "ids": None,
         "class_tree": None, "label_rows": None, "probe": "discriminant", "paired": False,
         "trend": False, "clustering": "dendrogram", "backend": "numpy", "device": None,
-        "engine": "local", "scheduler": None, "queries": None, "neighbors": None,
+        "engine": "local", "scheduler": None, "text": None, "queries": None, "neighbors": None,
     }  # fmt: skip
     assert read["embeddings"][0]["rows_read"] == 50
     assert (files / "o.html").read_text().startswith("<!doctype html>")

@@ -61,6 +61,11 @@ def add_report(commands: argparse._SubParsersAction[Parser]) -> None:
         help="write the rows drawn (--tree-rows) to FILE, a .parquet for embedding-atlas",
     )
     parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="one text for each row, as --labels reads classes: shown on the map",
+    )
+    parser.add_argument(
         "--queries",
         metavar="FILE",
         help="embeddings that are searched for: adds which are far from all rows, and which rows "
@@ -261,7 +266,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
     )
     if arguments.labels is None and arguments.class_tree is not None:
         raise UsageError("--class-tree: expected --labels, too; found none")
-    inputs = ("labels", "class_tree", "queries", "neighbors")  # the last two are of `report` alone
+    inputs = ("labels", "class_tree", "text", "queries", "neighbors")  # some of `report` alone
     beside = [path for name in inputs if (path := getattr(arguments, name, None)) is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmbeddingsWarning)  # the report has them as notes
@@ -286,8 +291,8 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         _outputs.check(wanted, [file.split("::", 1)[0] for file in files + beside])
         with ProgressBar() as bar:
             if len(stored) == 1:
-                searches = {"queries": arguments.queries, "neighbors": arguments.neighbors}
-                found = report(stored[0], tick=bar, **options, **searches)
+                more = {name: getattr(arguments, name) for name in ("queries", "neighbors")}
+                found = report(stored[0], texts=arguments.text, tick=bar, **options, **more)
                 comparison = Comparison([found], [], tree)
             else:
                 steps = [step_of(s.name) for s in stored] if arguments.trend else None
@@ -299,7 +304,7 @@ def _run(files: list[str], arguments: argparse.Namespace) -> int:
         for name in (
             "rows", "drop_bad_rows", "slices", "seed", "tree_rows", "linkage", "metric", "labels",
             "ids", "class_tree", "label_rows", "probe", "paired", "trend", "clustering", "backend",
-            "device", "engine", "scheduler", "queries", "neighbors",
+            "device", "engine", "scheduler", "text", "queries", "neighbors",
         )
     }  # fmt: skip
     contents: dict[str, str | bytes] = {}

@@ -15,8 +15,9 @@ def to_parquet(r: Report) -> bytes:
     """A Parquet file of the rows drawn.
 
     Columns: ``row``, its number or id; ``projection_x`` and ``projection_y``, two principal
-    components; ``level1`` and on, its classes; ``neighbors``, places in this table and cosine
-    distances of its nearest others; ``neighbor_of``, how many it is near to; ``vector``.
+    components; ``text`` and ``level1`` and on, its text and classes; ``neighbors``, places in this
+    table and cosine distances of its nearest others; ``neighbor_of``, how many it is near to;
+    ``vector``.
     """
     pyarrow = require("pyarrow", extra="io", purpose="a table for embedding-atlas")
     parquet = require("pyarrow.parquet", extra="io", purpose="a table for embedding-atlas")
@@ -27,6 +28,8 @@ def to_parquet(r: Report) -> bytes:
         "projection_x": xy[:, 0],
         "projection_y": xy[:, 1],
     }
+    if drawn.texts is not None:
+        columns["text"] = drawn.texts.astype(np.str_)
     if found.labels is not None:
         for k, (codes, classes) in enumerate(zip(found.labels.T, found.classes, strict=True)):
             columns[f"level{k + 1}"] = np.asarray(classes, np.str_)[codes]

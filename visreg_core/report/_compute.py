@@ -53,6 +53,7 @@ def report(
     *,
     labels: Any = None,
     ids: Any = None,
+    texts: Any = None,
     queries: Any = None,
     neighbors: Any = None,
     rows: int | None = None,
@@ -79,6 +80,8 @@ def report(
     ids : array, list or str, optional
         Names of the rows, each once, by which findings call them: integers or strings (N,), a file
         of them, or the column or array of this name in the file.
+    texts : sequence or path, optional
+        One text for each row, which the map of the HTML shows.
     queries : array, path, table or Embeddings, optional
         What is searched for among the rows (Q, D): adds which are far from all rows, and rows that
         answer too many.
@@ -144,6 +147,7 @@ def report(
         levels, False, rows, seed, n_slices, tree, label_rows, probe, drop_bad_rows, place, tick
     )
     plan = plan._replace(
+        texts=None if texts is None else labels_of(texts, stored.shape[0], stored.name)[:, 0],
         queries=None if queries is None else _queries(queries, stored),
         neighbors=None if neighbors is None else _neighbors(neighbors, stored, rows),
     )

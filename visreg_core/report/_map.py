@@ -17,7 +17,7 @@ from visreg_core.report._model import Report
 from visreg_core.report._tree_figures import class_colors
 
 _ONE_COLOR = "#1f5fa8"
-_LETTERS = 60  # of an id or a class
+_LETTERS, _TEXT = 60, 200  # of an id or a class, and of a text
 
 
 class Maps(NamedTuple):
@@ -105,6 +105,9 @@ def _figure(r: Report, xy: np.ndarray) -> Any:
         "row": [one_line(str(name), _LETTERS) for name in r.pictures.drawn.names.tolist()],
         "color": [_ONE_COLOR] * len(xy),
     }
+    if r.pictures.drawn.texts is not None:
+        data["text"] = [one_line(str(text), _TEXT) for text in r.pictures.drawn.texts.tolist()]
+        shown.append(("text", "@text"))
     if found.labels is not None:
         to_hex = require("matplotlib.colors", extra="report", purpose="an HTML report").to_hex
         level = _level(r)

@@ -221,13 +221,14 @@ class Drawn(NamedTuple):
     """The rows drawn from a file for measures of pairs.
 
     `points` (T, D); `names` (T,), numbers in the file or ids; `neighbors` (T, k), the nearest
-    others of each as places among them, and their cosine `distances`.
+    others of each as places among them, and their cosine `distances`; their `texts` (T,), or None.
     """
 
     points: np.ndarray
     names: np.ndarray
     neighbors: np.ndarray
     distances: np.ndarray
+    texts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Plan(NamedTuple):
     cluster: Cluster | None = None
     queries: Embeddings | None = None
     neighbors: np.ndarray | None = None
+    texts: np.ndarray | None = None
 
     def asked(self, n: int, d: int) -> int:
         """How many rows are asked for their class."""
@@ -95,6 +96,8 @@ class File:
         self.summary = first.result()
         self.moments = self.summary.moments
         self.drawn, points = first.sample.result(plan.tree.rows)
+        # Places among the rows kept.
+        self.kept = self.drawn - np.searchsorted(first.bad, self.drawn)
         self.rows = TreeRows(points, source.names(self.drawn), plan.tree, plan.seed)
         self.projected: Exact | Counted | None = None
         self.index: Nearest | None = None
@@ -150,7 +153,8 @@ def report_of(file: File, plan: Plan) -> Report:
     plan.tick("neighbours of the rows drawn", 0, 1)
     pairs = geometry(file.rows.points)
     line = direction(file.rows.points, of.mean, of.sigma, slices, plan.seed)
-    drawn_rows = Drawn(file.rows.points, file.rows.names, pairs.neighbors, pairs.distances)
+    texts = None if plan.texts is None else plan.texts[file.numbers(file.kept)]
+    drawn_rows = Drawn(file.rows.points, file.rows.names, pairs.neighbors, pairs.distances, texts)
     survey = file.first.survey
     findings = _findings.findings(
         file.source, of.sigma, dimensions, survey, pairs, file.drawn, line
@@ -163,8 +167,7 @@ def report_of(file: File, plan: Plan) -> Report:
         findings.append(_of_index(file, file.index, plan.neighbors))
     findings = _findings.ordered(findings)
     asking, labelled = file.asking, None
-    drawn = file.drawn - np.searchsorted(file.summary.bad, file.drawn)
-    found = hierarchy(file.rows, None if asking is None else asking.levels.at(drawn))
+    found = hierarchy(file.rows, None if asking is None else asking.levels.at(file.kept))
     if asking is not None:
         labelled, judged = _agreement(file, asking, found, plan)
         findings = _findings.ordered(findings + judged)

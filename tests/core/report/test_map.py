@@ -47,3 +47,22 @@ def test_figures_have_tenths_of_a_point():
     drawn = _figures.svg_document(draw, (3, 2))
     assert "0.015625" in drawn  # the scale of letters is not a place
     assert not re.search(r"[1-9]\d\.\d{2}", drawn)
+
+
+def test_texts_are_those_of_the_rows(tmp_path):
+    x = np.random.default_rng(0).standard_normal((90, 4))
+    x[[3, 50]] = np.nan
+    texts = np.array([f"<b>{i}</b>" for i in range(90)])
+    found = report.report(
+        x, texts=texts, drop_bad_rows=True, tree=report.TreeOptions(rows=30), n_slices=2
+    )
+    drawn = found.pictures.drawn
+    assert drawn.texts.tolist() == [f"<b>{i}</b>" for i in drawn.names]
+    figure = _map._figure(found, _map.plane(drawn.points)[0])
+    (source,) = (r.data_source for r in figure.renderers)
+    assert source.data["text"] == drawn.texts.tolist()
+    found.to_atlas(tmp_path / "rows.parquet")
+    read = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "rows.parquet")
+    assert read.column("text").to_pylist() == drawn.texts.tolist()
+    with pytest.raises(ValueError, match="found 3; expected 90"):
+        report.report(x, texts=texts[:3], n_slices=2)
