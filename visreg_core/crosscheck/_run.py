@@ -107,8 +107,8 @@ def crosscheck(
     While it runs, matrix products are pinned to full precision (no TF32), and JAX makes 64-bit
     arrays for float64 only; both are restored afterwards. CuPy uses TF32 only where the
     environment variable ``CUPY_TF32`` requested it before CuPy was imported; that is not changed.
-    On JAX the checks of a function that returns arrays are one compiled program, made while other
-    libraries run; afterwards JAX's caches are empty, also of other programs. On a CPU those of
+    On JAX value and gradient of a function that returns arrays are one compiled program, made while
+    other libraries run; afterwards JAX's caches are empty, also of other programs. On a CPU those of
     float64, bfloat16 and float16 are compiled with few optimisations, which takes a third of the
     time ("compiled quickly"); those of float32 are compiled as for any other caller.
 
@@ -285,14 +285,17 @@ def _trim() -> None:
 
 
 def _groups(functions: Iterable[Check], *, together: bool) -> Iterator[list[Check]]:
-    """Each check alone, or all of a function, values and gradients, which share a program.
+    """Each check alone, or a function's value and gradient, which share a program.
 
-    Metrics go to the host and back, and are no programs.
+    Programs of more, as of three views of 256 rows, can wait for each other's threads for ever in
+    XLA on two cores. Metrics go to the host and back, and are no programs.
     """
-    for (_, shared), group in itertools.groupby(
-        functions, lambda c: (c.function, together and c.result != "host")
-    ):
-        if shared:
+
+    def shared(check: Check) -> tuple[str, str, bool]:
+        return check.function, check.variant, together and check.result != "host"
+
+    for (*_, one), group in itertools.groupby(functions, shared):
+        if one:
             yield list(group)
         else:
             yield from ([check] for check in group)
