@@ -109,8 +109,8 @@ def crosscheck(
     environment variable ``CUPY_TF32`` requested it before CuPy was imported; that is not changed.
     On JAX value and gradient of a function that returns arrays are one compiled program, made while
     other libraries run; afterwards JAX's caches are empty, also of other programs. On a CPU
-    programs of float64, bfloat16 and float16 are compiled with few optimisations, which takes a third of the
-    time ("compiled quickly"); those of float32 are compiled as for any other caller.
+    programs of float64, bfloat16 and float16 are compiled with few optimisations, which takes a
+    third of the time ("compiled quickly"); those of float32 as for any other caller.
 
     The reference shares its formulas with what it checks. Its gradients are therefore compared
     with central differences of its values (records of "difference").
