@@ -73,15 +73,15 @@ class JAXRoom(Standard):
     def compiled(self, function: Callable[..., Any], static: tuple[str, ...]) -> Any:
         return sys.modules["jax"].jit(function, static_argnames=static)
 
-    def run_program(self, function: Callable[[Any], Any], given: Any, quickly: bool) -> Any:
+    def program(self, function: Callable[[Any], Any], given: Any, quickly: bool) -> Any:
         jax = sys.modules["jax"]
         lowered = jax.jit(function).lower(given)
         try:
-            return lowered.compile(QUICKLY if quickly else None)(given)
+            return lowered.compile(QUICKLY if quickly else None)
         except jax.errors.JaxRuntimeError as error:
             if "No such compile option" not in str(error):  # another version's
                 raise
-            return lowered.compile()(given)
+            return lowered.compile()
 
     def float64_inside(self) -> contextlib.AbstractContextManager[None]:
         return sys.modules["jax"].enable_x64(True)  # traced or not

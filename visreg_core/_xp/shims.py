@@ -225,9 +225,12 @@ def compiled(xp: Namespace, function: Callable[..., Any], *static: str) -> Calla
     return room(xp).compiled(function, static)
 
 
-def run_program(xp: Namespace, function: Callable[[Any], Any], given: Any, *, quickly: bool) -> Any:
-    """`function` of `given`, arrays in any containers, as a program that is not kept.
+def program(
+    xp: Namespace, function: Callable[[Any], Any], given: Any, *, quickly: bool
+) -> Callable[[Any], Any]:
+    """`function` as a program for arrays such as `given`, in any containers; it is not kept.
 
     `quickly`: for a CPU, and compiled without the optimisations that take most of the time.
     """
-    return room(xp).run_program(function, given, quickly)
+    found: Callable[[Any], Any] = room(xp).program(function, given, quickly)
+    return found

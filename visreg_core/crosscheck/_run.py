@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -213,6 +215,8 @@ def _chosen(only: Sequence[str] | None) -> tuple[list[Check], list[LossExample]]
 
 # Programs that are compiled at once.
 _COMPILERS = 2
+# Two programs of XLA that run at once on two cores may wait for each other's threads for ever.
+_EXECUTING = threading.Lock()
 
 
 def _run(
@@ -325,17 +329,16 @@ def _outcomes(
 
     whole = _xp.compiles(place.xp) and functions[0].result != "host"
     try:
-        if whole:
-            found = _xp.run_program(place.xp, program, given, quickly=_quickly(place))
-        else:
-            found = fields(given)
-        return [
-            (
-                [on_host(f) / reference.upstream for f in result],  # waits for the device
-                wrong_kind(check, place, result, reference),
-            )
-            for check, result, reference in zip(functions, found, references, strict=True)
-        ]
+        run = _xp.program(place.xp, program, given, quickly=_quickly(place)) if whole else fields
+        with _EXECUTING if _xp.compiles(place.xp) else contextlib.nullcontext():
+            found = run(given)
+            return [
+                (
+                    [on_host(f) / reference.upstream for f in result],  # waits for the device
+                    wrong_kind(check, place, result, reference),
+                )
+                for check, result, reference in zip(functions, found, references, strict=True)
+            ]
     except Exception as failed:  # a library may raise anything; that is the finding
         if len(functions) == 1:
             return [failed]
